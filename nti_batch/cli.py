@@ -1,0 +1,181 @@
+"""The command line: `nti-batch invert`, `nti-batch status`.
+
+Exit codes: 0 every input image is committed as done; 3 finished, but some images are committed as failed; 75 stopped
+early by a signal, run the same command again; 2 the settings are wrong; 1 anything else.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+    from nti_batch.datamodule import InversionDataModule
+    from nti_batch.module import NullTextInversion
+    from nti_batch.writer import InversionWriter
+
+DONE, ERROR, WRONG_SETTINGS, SOME_FAILED, STOPPED = 0, 1, 2, 3, 75
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; return its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="nti-batch", description="Null-text inversion of image collections: real images become editable ones."
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    invert_parser = commands.add_parser("invert", help="invert the images of WebDataset shards", add_help=False)
+    invert_parser.set_defaults(run=lambda arguments, rest: invert(rest))
+    status_parser = commands.add_parser("status", help="say how far a run is")
+    status_parser.add_argument("out", metavar="OUT", help="output folder of the run")
+    status_parser.add_argument("--json", action="store_true", help="print one JSON object")
+    status_parser.set_defaults(run=lambda arguments, rest: status(arguments.out, arguments.json))
+
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and arguments.command != "invert":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    code: int = arguments.run(arguments, rest)
+    return code
+
+
+def refuse(error: Exception) -> int:
+    """Say in one line what is wrong with the settings."""
+    print(f"nti-batch: {' '.join(str(error).split())}", file=sys.stderr)
+    return WRONG_SETTINGS
+
+
+def status(out: str, as_json: bool) -> int:
+    """Print how far a run is."""
+    from nti_batch.status import run_status
+
+    try:
+        report = run_status(out)
+    except ValueError as error:
+        return refuse(error)
+    print(json.dumps(report.as_json()) if as_json else "\n".join(report.lines()))
+    return DONE
+
+
+def invert(argv: Sequence[str]) -> int:
+    """Invert what is not committed yet: the main job."""
+    from jsonargparse import ArgumentError
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    quiet()
+
+    try:
+        trainer, module, data, writer = prepare(argv)
+    except (ValueError, ArgumentError, MisconfigurationException) as error:
+        return refuse(error)
+    trainer.predict(module, data, return_predictions=False)
+    return conclude(trainer, module, data, writer)
+
+
+def quiet() -> None:
+    """Silence what Lightning says to people who train networks."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for text in (
+        # reading an image takes milliseconds, inverting it a minute
+        ".*does not have many workers.*",
+        # the arguments are those of the command line, without the command
+        "LightningCLI's args parameter is intended to run from within Python.*",
+        ".*GPU available but not used.*",
+        # records carry shard and key themselves
+        "Couldn't infer the batch indices.*",
+        # Lightning 2.6 with torch 2.13
+        ".*treespec, LeafSpec.*",
+    ):
+        warnings.filterwarnings("ignore", text)
+
+
+def prepare(
+    argv: Sequence[str],
+) -> "tuple[Trainer, NullTextInversion, InversionDataModule, InversionWriter]":
+    """Everything that can be refused, before any weights are loaded.
+
+    Raises:
+        ValueError: If the user's settings are wrong.
+    """
+    from lightning.pytorch import Callback
+    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+    from nti_batch.datamodule import InversionDataModule
+    from nti_batch.module import NullTextInversion
+    from nti_batch.progress import ProgressLine
+    from nti_batch.signals import StopOnSignal
+    from nti_batch.stable_diffusion import ModelDescription
+    from nti_batch.writer import InversionWriter
+
+    class InvertCLI(LightningCLI):
+        """Lightning's command line with the key `output`."""
+
+        def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+            parser.add_lightning_class_args(InversionWriter, "output")
+
+    cli = InvertCLI(
+        NullTextInversion,
+        InversionDataModule,
+        args=list(argv),
+        run=False,
+        save_config_callback=None,
+        seed_everything_default=False,
+        parser_kwargs={"prog": "nti-batch invert", "exit_on_error": False},
+        trainer_defaults={
+            "inference_mode": False,
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "use_distributed_sampler": False,
+        },
+    )
+    module, data = cli.model, cli.datamodule
+    callbacks: list[Callback] = cli.trainer.callbacks  # type: ignore[attr-defined]
+    writer = next(callback for callback in callbacks if isinstance(callback, InversionWriter))
+    description = ModelDescription.of(module.source)
+    data.attach(writer.run, description.size)
+    description.check_size(data.height, data.width)
+    writer.run.create({**module.result_settings, **data.result_settings}, data.urls)
+    data.stop_requested = lambda: module.stop_requested
+    waiting = [
+        u for u in data.units_of(cli.trainer.global_rank, cli.trainer.world_size) if not writer.run.is_complete(u)
+    ]
+    callbacks += [StopOnSignal(), ProgressLine(writer, data.count(waiting))]
+    return cli.trainer, module, data, writer
+
+
+def conclude(
+    trainer: "Trainer", module: "NullTextInversion", data: "InversionDataModule", writer: "InversionWriter"
+) -> int:
+    """Draw the preview, print the summary and find the exit code in what is committed."""
+    from nti_batch.preview import draw_preview
+    from nti_batch.status import run_status
+
+    children = getattr(trainer.strategy.launcher, "procs", [])
+    started_by_us = not children and "LOCAL_RANK" in os.environ and "SLURM_PROCID" not in os.environ
+    if started_by_us:
+        # a code other than 0 makes the process that started this one kill itself
+        return DONE
+    for child in children:
+        child.wait()
+    if module.stop_requested:
+        print(f"stopped early; run the same command again to continue {writer.run.out}", file=sys.stderr)
+        return STOPPED
+    report = run_status(writer.run.out)
+    if trainer.is_global_zero:
+        if writer.rows and report.done:
+            print(f"preview: {draw_preview(writer.run, data, module.networks)}")
+        print("\n".join(report.lines()))
+    if report.missing and trainer.world_size == 1 + len(children):
+        print(f"{report.missing} images are not committed, though the job went to its end", file=sys.stderr)
+        return ERROR
+    return SOME_FAILED if report.failed else DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

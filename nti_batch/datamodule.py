@@ -1,0 +1,117 @@
+"""Which work units this rank streams."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, IterableDataset
+
+from nti_batch.images import decode_image
+from nti_batch.inversions import InversionRun
+from nti_batch.records import CaptionedImage, Failure, UnitRead, WorkUnit
+from nti_batch.stream import RawSample, count_images, expand_shards, read_unit, work_units
+
+SAMPLES = Path(__file__).parent / "demo" / "samples"
+Item = CaptionedImage | Failure | UnitRead
+
+
+class InversionDataModule(LightningDataModule):
+    """Captioned images out of WebDataset shards, each rank its own work units."""
+
+    def __init__(
+        self,
+        shards: str,
+        caption: str = "txt",
+        height: int | None = None,
+        width: int | None = None,
+        slices: int = 8,
+    ) -> None:
+        """Settings of the input.
+
+        Args:
+            shards: WebDataset tars: paths, globs, braces and `::` lists; 'demo' for the samples of the package.
+            caption: Where prompts are: 'txt' or 'json:FIELD'.
+            height: Pictures are cropped about their centre and resized to this many pixels; null is the model's own.
+            width: Likewise.
+            slices: Work units of a shard: what the ranks share out. Fixed for a run.
+        """
+        super().__init__()
+        self.urls = expand_shards(str(SAMPLES / "*.tar") if shards == "demo" else shards)
+        self.units = work_units(self.urls, slices)
+        self.caption, self.height, self.width, self.slices = caption, height, width, slices
+        self.run: InversionRun | None = None
+        self.stop_requested: Callable[[], bool] = lambda: False
+
+    def attach(self, run: InversionRun, size: int) -> None:
+        """Tell what the output and the model decide.
+
+        Args:
+            run: What is committed there is not streamed again.
+            size: The model's own height and width, for those left open.
+        """
+        self.run = run
+        self.height, self.width = self.height or size, self.width or size
+
+    @property
+    def result_settings(self) -> dict[str, str | int | None]:
+        """The settings that change results or names of files, for `run.json`."""
+        return {
+            "data.caption": self.caption,
+            "data.height": self.height,
+            "data.width": self.width,
+            "data.slices": self.slices,
+        }
+
+    def units_of(self, rank: int, world_size: int) -> list[WorkUnit]:
+        """The work units of a rank: every `world_size`-th."""
+        return self.units[rank::world_size]
+
+    def count(self, units: list[WorkUnit]) -> int:
+        """Images in these work units, from the shards' headers."""
+        images = {url: count_images(url) for url in {unit.url for unit in units}}
+        return sum(len(range(unit.index, images[unit.url], unit.count)) for unit in units)
+
+    def decode(self, sample: RawSample) -> CaptionedImage | Failure:
+        """A sample's picture in the run's size."""
+        assert self.height is not None and self.width is not None, "attach() comes first"
+        try:
+            pixels = decode_image(sample.image, self.height, self.width)
+        except ValueError as error:
+            return Failure(sample.unit, sample.key, "image", str(error))
+        return CaptionedImage(sample.unit, sample.key, sample.prompt, pixels)
+
+    def transfer_batch_to_device(self, batch: Item, device: torch.device, dataloader_idx: int) -> Item:
+        """Leave the record as it is: only its pixels travel, and the networks fetch them."""
+        return batch
+
+    def predict_dataloader(self) -> "DataLoader[Item]":
+        """One item a batch: the pool makes its own batches."""
+        assert self.trainer is not None
+        return DataLoader(ItemStream(self, self.units_of(self.trainer.global_rank, self.trainer.world_size)), None)
+
+
+class ItemStream(IterableDataset[Item]):
+    """Decoded images of some work units that are not committed yet, each unit closed by a `UnitRead`."""
+
+    def __init__(self, data: InversionDataModule, units: list[WorkUnit]) -> None:
+        """Remember what to read."""
+        self.data, self.units = data, units
+
+    def __iter__(self) -> Iterator[Item]:
+        """Read unit after unit, until the end or until a stop is requested."""
+        run = self.data.run
+        assert run is not None, "attach() comes first"
+        for unit in self.units:
+            if run.is_complete(unit):
+                continue
+            run.salvage(unit)
+            committed = {row.key for row in run.rows(unit)}
+            images = len(committed)
+            for sample in read_unit(unit, self.data.caption, committed):
+                if self.data.stop_requested():
+                    return
+                if sample.key not in committed:
+                    images += 1
+                    yield self.data.decode(sample) if isinstance(sample, RawSample) else sample
+            yield UnitRead(unit, images)

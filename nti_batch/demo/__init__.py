@@ -1,0 +1,1 @@
+"""The embedded model, its sample shards, and the recipe that made them."""

@@ -1,0 +1,68 @@
+"""Writes the sample shards of drawn scenes: `python -m nti_batch.demo.samples`.
+
+The files are the same, byte for byte, wherever Pillow compresses PNG alike.
+"""
+
+import json
+import tarfile
+from dataclasses import asdict
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+from nti_batch.demo.scenes import Scene, SceneObject, draw, unseen_scenes
+
+FOLDER = Path(__file__).with_suffix("")
+"""Where the sample shards lie."""
+
+NUM_SHARDS = 2
+SCENES_PER_SHARD = 16
+
+
+def scene_to_json(scene: Scene) -> str:
+    """Write the scene's fields, and its caption."""
+    return json.dumps(asdict(scene) | {"caption": scene.caption}, indent=1) + "\n"
+
+
+def scene_from_json(text: str) -> Scene:
+    """Read back what `scene_to_json` wrote, exactly."""
+    fields = json.loads(text)
+    objects = tuple(SceneObject(**thing | {"offset": tuple(thing["offset"])}) for thing in fields["objects"])
+    return Scene(objects, fields["background"], fields["shade_angle"], fields["shade"])
+
+
+def scene_to_png(scene: Scene) -> bytes:
+    """Draw the scene as a PNG file."""
+    pixels = (draw(scene) * 255).round().byte().permute(1, 2, 0).contiguous()
+    file = BytesIO()
+    Image.fromarray(pixels.numpy()).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_shard(path: Path, scenes: list[Scene]) -> None:
+    """Write a WebDataset shard; keys count from 000000 in every shard."""
+    # TarInfo's defaults are what does not vary: time 0, user 0, group 0, mode 0644
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for index, scene in enumerate(scenes):
+            members = {
+                "json": scene_to_json(scene).encode(),
+                "png": scene_to_png(scene),
+                "txt": scene.caption.encode(),
+            }
+            for ending, data in members.items():
+                member = tarfile.TarInfo(f"{index:06d}.{ending}")
+                member.size = len(data)
+                tar.addfile(member, BytesIO(data))
+
+
+def write_shards(folder: Path = FOLDER) -> None:
+    """Write all shards of scenes into an existing folder."""
+    scenes = unseen_scenes(NUM_SHARDS * SCENES_PER_SHARD)
+    for shard in range(NUM_SHARDS):
+        first = shard * SCENES_PER_SHARD
+        write_shard(folder / f"scenes-{shard:06d}.tar", scenes[first : first + SCENES_PER_SHARD])
+
+
+if __name__ == "__main__":
+    write_shards()

@@ -1,0 +1,188 @@
+"""Drawn scenes: one or two flat objects on a softly shaded background, with caption, masks and edits.
+
+Because the package draws a scene, it knows what no photograph tells: where each object is, and the
+picture that a perfect edit would give (`dataclasses.replace` on the scene, drawn again).
+
+Pictures are 64 x 64, RGB, float32 in [0, 1]; x runs right and y down, both in pixels.
+"""
+
+import math
+import random
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SIZE = 64
+"""Height and width of a drawn picture in pixels."""
+
+COLOURS: dict[str, tuple[float, float, float]] = {
+    "red": (0.86, 0.12, 0.14),
+    "orange": (0.97, 0.55, 0.08),
+    "yellow": (0.96, 0.90, 0.18),
+    "green": (0.13, 0.62, 0.22),
+    "cyan": (0.25, 0.83, 0.88),
+    "blue": (0.12, 0.24, 0.80),
+    "purple": (0.56, 0.16, 0.68),
+    "white": (0.95, 0.95, 0.95),
+}
+SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross", "ring", "heart")
+SIZES = {"small": 9.0, "large": 13.5}
+"""Radius of the circle around a shape, in pixels."""
+
+PLACES = {
+    "left": (17.0, 32.0),
+    "right": (47.0, 32.0),
+    "top": (32.0, 17.0),
+    "bottom": (32.0, 47.0),
+    "middle": (32.0, 32.0),
+}
+PREPOSITIONS = {"left": "on", "right": "on", "top": "at", "bottom": "at", "middle": "in"}
+PAIRS = (("left", "right"), ("right", "left"), ("top", "bottom"), ("bottom", "top"))
+
+
+@dataclass(frozen=True, slots=True)
+class SceneObject:
+    """One object. `offset` (pixels) and `stretch` make two drawings of one caption differ."""
+
+    size: str
+    colour: str
+    shape: str
+    place: str
+    offset: tuple[float, float] = (0.0, 0.0)
+    stretch: float = 1.0
+
+    @property
+    def phrase(self) -> str:
+        """Its part of the caption, for example 'a large red circle on the left'."""
+        return f"a {self.size} {self.colour} {self.shape} {PREPOSITIONS[self.place]} the {self.place}"
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        """Centre (x, y) in pixels."""
+        x, y = PLACES[self.place]
+        return x + self.offset[0], y + self.offset[1]
+
+    @property
+    def radius(self) -> float:
+        """Radius of the circle around the shape, in pixels."""
+        return SIZES[self.size] * self.stretch
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """One or two objects on a background whose brightness rises along `shade_angle`."""
+
+    objects: tuple[SceneObject, ...]
+    background: str
+    shade_angle: float = 0.0
+    """Direction in which the background gets brighter, in radians."""
+
+    shade: float = 0.0
+    """Brightness change from the centre to a border, as a share of the background colour."""
+
+    @property
+    def caption(self) -> str:
+        """The prompt that describes the scene in full."""
+        return " and ".join(o.phrase for o in self.objects) + f" of {_a(self.background)} background"
+
+
+def _a(word: str) -> str:
+    """The word with its indefinite article."""
+    return f"an {word}" if word[0] in "aeiou" else f"a {word}"
+
+
+def random_scene(rng: random.Random, num_objects: int | None = None) -> Scene:
+    """Draw every attribute uniformly; neighbours in a picture never share a colour.
+
+    Args:
+        rng: Source of randomness; equal states give equal scenes.
+        num_objects: 1 or 2; one or two at random if None.
+    """
+    places = rng.choice(PAIRS) if (num_objects or rng.choice((1, 2))) == 2 else (rng.choice(list(PLACES)),)
+    background, *colours = rng.sample(list(COLOURS), 1 + len(places))
+    objects = tuple(
+        SceneObject(
+            size=rng.choice(list(SIZES)),
+            colour=colour,
+            shape=rng.choice(SHAPES),
+            place=place,
+            offset=(rng.uniform(-1.5, 1.5), rng.uniform(-1.5, 1.5)),
+            stretch=rng.uniform(0.93, 1.07),
+        )
+        for colour, place in zip(colours, places, strict=True)
+    )
+    return Scene(objects, background, rng.uniform(0, 2 * math.pi), rng.uniform(0.0, 0.16))
+
+
+def unseen_scenes(count: int, seed: int = 0) -> list[Scene]:
+    """Scenes for evaluation and for the sample shards; training draws from other seeds."""
+    rng = random.Random(f"unseen-{seed}")
+    return [random_scene(rng) for _ in range(count)]
+
+
+def shape_distance(shape: str, x: Tensor, y: Tensor) -> Tensor:
+    """Signed distance to the outline, negative inside, in units of the shape's radius.
+
+    Exact near the outline's straight and round parts, which is what antialiasing needs.
+
+    Args:
+        shape: One of `SHAPES`.
+        x: Horizontal position from the centre, in radii.
+        y: Vertical position from the centre, in radii, down.
+    """
+    r = torch.hypot(x, y)
+    match shape:
+        case "circle":
+            return r - 0.92
+        case "square":
+            return torch.maximum(x.abs(), y.abs()) - 0.80
+        case "diamond":
+            return (x.abs() + y.abs() - 1.05) / math.sqrt(2)
+        case "ring":
+            return (r - 0.72).abs() - 0.26
+        case "cross":
+            wide = torch.maximum(x.abs() - 0.98, y.abs() - 0.30)
+            tall = torch.maximum(x.abs() - 0.30, y.abs() - 0.98)
+            return torch.minimum(wide, tall)
+        case "triangle":
+            return _half_planes(x, y, 3, 0.58).amax(0)
+        case "star":
+            # inside a pentagram: inside at least four of its five half-planes
+            return _half_planes(x, -y, 5, 0.37).topk(2, dim=0).values[1]
+        case "heart":
+            lobes = torch.hypot(x.abs() - 0.45, y + 0.30) - 0.52
+            # the sides touch the lobes at (0.82, 0.07)
+            sides = (x.abs() + y - 0.885) / math.sqrt(2)
+            point = torch.stack([sides, x.abs() - 0.82, -0.30 - y]).amax(0)
+            return torch.minimum(lobes, point)
+    raise ValueError(f"shape {shape!r} is not one of {', '.join(SHAPES)}")
+
+
+def _half_planes(x: Tensor, y: Tensor, corners: int, inradius: float) -> Tensor:
+    """Distances to the sides of a regular polygon with a corner at the top, [corners, ...]."""
+    angles = [math.pi / 2 + math.pi / corners + 2 * math.pi * k / corners for k in range(corners)]
+    return torch.stack([x * math.cos(a) - y * math.sin(a) - inradius for a in angles])
+
+
+def draw_mask(shape: str, centre: tuple[float, float], radius: float) -> Tensor:
+    """Coverage of each pixel by the shape, [64, 64] in [0, 1]."""
+    axis = torch.arange(SIZE) + 0.5
+    x = ((axis - centre[0]) / radius).expand(SIZE, SIZE)
+    y = ((axis - centre[1]) / radius).unsqueeze(1).expand(SIZE, SIZE)
+    return (0.5 - shape_distance(shape, x, y) * radius).clamp(0, 1)
+
+
+def object_masks(scene: Scene) -> Tensor:
+    """Coverage of each pixel by each object, [objects, 64, 64] in [0, 1]."""
+    return torch.stack([draw_mask(o.shape, o.centre, o.radius) for o in scene.objects])
+
+
+def draw(scene: Scene) -> Tensor:
+    """Draw the scene, [3, 64, 64] in [0, 1]."""
+    axis = (torch.arange(SIZE) + 0.5) / SIZE * 2 - 1
+    slope = axis * math.cos(scene.shade_angle) + axis.unsqueeze(1) * math.sin(scene.shade_angle)
+    picture = torch.tensor(COLOURS[scene.background])[:, None, None] * (1 + scene.shade * (slope - 0.5))
+    for mask, thing in zip(object_masks(scene), scene.objects, strict=True):
+        picture = torch.lerp(picture, torch.tensor(COLOURS[thing.colour])[:, None, None], mask)
+    return picture.clamp(0, 1)

@@ -1,0 +1,8 @@
+"""Picture quality, one number an image. Pictures are [batch, 3, height, width] in [0, 1]."""
+
+from torch import Tensor
+
+
+def psnr(picture: Tensor, reference: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB, -10 log10 of the mean squared error, [batch]; infinite for equal pictures."""
+    return -10 * (picture - reference).square().mean(dim=(1, 2, 3)).log10()

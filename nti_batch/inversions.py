@@ -1,0 +1,386 @@
+"""The output of a run: the only file that writes there, and the one that reads it back.
+
+    OUT/run.json                                    settings that change results
+    OUT/inversions/<shard>.<k>of<n>.<part>.tar      members <key>.safetensors and <key>.json
+    OUT/inversions/<shard>.<k>of<n>.<part>.jsonl    the manifest: a row for each image, done or failed
+    OUT/inversions/<shard>.<k>of<n>.complete        the number of rows once no image of the work unit is missing
+
+An image is committed when a manifest names it. A part grows as `.tar.tmp`; to commit it, it is synced and renamed,
+and then its manifest is written beside it and renamed: so a manifest never names what is not on disk. What a dead
+job left behind is salvaged image by image, since each member carries its checksum.
+"""
+
+import dataclasses
+import hashlib
+import io
+import json
+import logging
+import os
+import tarfile
+import time
+import urllib.parse
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from safetensors.torch import load, save
+from torch import Tensor
+
+from nti_batch.records import Failure, Inversion, WorkUnit
+
+Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManifestRow:
+    """What became of one image."""
+
+    shard: str
+    key: str
+    """Empty for what is wrong with the shard as a whole."""
+
+    status: Literal["done", "failed"]
+    stage: str = ""
+    error: str = ""
+    psnr: float | None = None
+    psnr_vae: float | None = None
+    inner_steps: int | None = None
+    """Updates over all timesteps."""
+
+    forwards: int | None = None
+    backwards: int | None = None
+    seconds: float | None = None
+    finished: float
+    """When, in seconds since 1970."""
+
+    sha256: str = ""
+    """Of the `.safetensors` member."""
+
+    @classmethod
+    def of_inversion(cls, metadata: dict[str, Json]) -> "ManifestRow":
+        """The row of an image that is done, from its `.json` member."""
+        names = {f.name for f in dataclasses.fields(cls)}
+        values = {name: value for name, value in metadata.items() if name in names}
+        values["inner_steps"] = sum(metadata["inner_steps"])  # type: ignore[arg-type]
+        return cls(status="done", **values)  # type: ignore[arg-type]
+
+    @classmethod
+    def of_failure(cls, failure: Failure) -> "ManifestRow":
+        """The row of an image that has failed."""
+        return cls(
+            shard=failure.unit.shard,
+            key=failure.key,
+            status="failed",
+            stage=failure.stage,
+            error=failure.error,
+            finished=time.time(),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredInversion:
+    """An inversion read back from a run."""
+
+    shard: str
+    key: str
+    prompt: str
+    noise_latents: Tensor
+    """z_T, [channels, height, width] float32."""
+
+    null_embeddings: Tensor
+    """[T, tokens, dim] float32; row 0 belongs to the noisiest timestep."""
+
+    metadata: dict[str, Json]
+    """The `.json` member: sizes, model, settings, losses, PSNR, work."""
+
+
+# --- members -------------------------------------------------------------------------------------
+
+
+def pack(inversion: Inversion, settings: dict[str, Json]) -> tuple[bytes, dict[str, Json]]:
+    """The two members of an inversion: safetensors bytes, and metadata with their checksum and what made them."""
+    tensors = {"noise_latents": inversion.noise_latents, "null_embeddings": inversion.null_embeddings}
+    payload = save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    kept = {f.name for f in dataclasses.fields(inversion)} - {"unit", *tensors}
+    metadata: dict[str, Json] = {"shard": inversion.unit.shard, "settings": settings}
+    metadata.update({name: getattr(inversion, name) for name in sorted(kept)})
+    metadata.update(finished=time.time(), sha256=hashlib.sha256(payload).hexdigest())
+    return payload, metadata
+
+
+def unpack(payload: bytes, metadata: dict[str, Json]) -> StoredInversion:
+    """The opposite of `pack`."""
+    tensors = load(payload)
+    return StoredInversion(
+        shard=str(metadata["shard"]),
+        key=str(metadata["key"]),
+        prompt=str(metadata["prompt"]),
+        noise_latents=tensors["noise_latents"],
+        null_embeddings=tensors["null_embeddings"],
+        metadata=metadata,
+    )
+
+
+def member_name(key: str) -> str:
+    """A key as a tar member's name that stays in its folder: everything special, the dot too, becomes %XX."""
+    return urllib.parse.quote(key, safe="").replace(".", "%2E")
+
+
+def _read_members(part: Path) -> Iterator[tuple[bytes, dict[str, Json]]]:
+    """The inversions of a part in order, in their stored form, each checked against its checksum.
+
+    Raises:
+        ValueError: Where a member is damaged or missing; those before it have been yielded.
+    """
+    payloads: dict[str, bytes] = {}
+    try:
+        with tarfile.open(part, "r:") as tar:
+            for member in tar:
+                stem, _, kind = member.name.rpartition(".")
+                stream = tar.extractfile(member)
+                content = stream.read() if stream else b""
+                if kind == "json":
+                    payload, metadata = payloads.pop(stem), json.loads(content)
+                    if hashlib.sha256(payload).hexdigest() != metadata["sha256"]:
+                        raise ValueError(f"the tensors of {metadata['key']!r} do not have the checksum in its .json")
+                    yield payload, metadata
+                else:
+                    payloads[stem] = content
+    except (tarfile.TarError, OSError, KeyError, ValueError) as error:
+        raise ValueError(f"{part} is damaged: {error}") from error
+    if payloads:
+        raise ValueError(f"{part} is damaged: no .json for {', '.join(payloads)}")
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file that appears whole or not at all, and survives a power cut once it has appeared."""
+    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with open(beside, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+    _sync_folder(path.parent)
+
+
+class PartWriter:
+    """One output part of a work unit, from its first image to its commit."""
+
+    def __init__(self, folder: Path, unit: WorkUnit, settings: dict[str, Json]) -> None:
+        """Choose the next free part number; the file is made with the first inversion."""
+        self.settings = settings
+        numbers = [int(path.name.split(".")[-2]) for path in _files_of(folder, unit, ".jsonl")]
+        self.part = folder / f"{unit.name}.{max(numbers, default=-1) + 1:05d}.tar"
+        self.started = time.monotonic()
+        self.rows: list[ManifestRow] = []
+        self.num_bytes = 0
+        self._file: io.BufferedWriter | None = None
+
+    @property
+    def _unfinished(self) -> Path:
+        return self.part.with_name(self.part.name + ".tmp")
+
+    def add_inversion(self, inversion: Inversion) -> ManifestRow:
+        """Append the two members and hand them to the operating system."""
+        return self.add_packed(*pack(inversion, self.settings))
+
+    def add_packed(self, payload: bytes, metadata: dict[str, Json]) -> ManifestRow:
+        """Append an inversion in its stored form."""
+        if self._file is None:
+            self._file = open(self._unfinished, "wb")  # noqa: SIM115 (it lives until the commit)
+        stem = member_name(str(metadata["key"]))
+        for name, content in ((f"{stem}.safetensors", payload), (f"{stem}.json", json.dumps(metadata).encode())):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            self._file.write(info.tobuf(tarfile.PAX_FORMAT))
+            self._file.write(content + bytes(-len(content) % tarfile.BLOCKSIZE))
+            self.num_bytes += len(content)
+        self._file.flush()
+        self.rows.append(ManifestRow.of_inversion(metadata))
+        return self.rows[-1]
+
+    def add_failure(self, failure: Failure) -> ManifestRow:
+        """Note a failed image; it has a row and no members."""
+        self.rows.append(ManifestRow.of_failure(failure))
+        return self.rows[-1]
+
+    def commit(self) -> None:
+        """Make the part whole and name its images in a manifest."""
+        if not self.rows:
+            return
+        if self._file is not None:
+            self._file.write(bytes(2 * tarfile.BLOCKSIZE))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            os.replace(self._unfinished, self.part)
+            _sync_folder(self.part.parent)
+        rows = [json.dumps(dataclasses.asdict(row)) for row in self.rows]
+        _write_whole(self.part.with_suffix(".jsonl"), "\n".join(rows) + "\n")
+
+
+class InversionRun:
+    """An output folder."""
+
+    def __init__(self, out: Path) -> None:
+        """Look at the folder; nothing is read or written yet."""
+        self.out = out
+        self.folder = out / "inversions"
+        self.run_file = out / "run.json"
+
+    def create(self, settings: dict[str, Json], shards: list[str]) -> None:
+        """Start the run, or continue it with the same settings; shards may be added.
+
+        Raises:
+            ValueError: If the folder cannot be written, or holds a run with other settings.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if self.run_file.exists():
+                known = self.settings()
+                _refuse_other_settings(self.out, known, settings)
+                shards = list(dict.fromkeys([*self.shards(), *shards]))
+            _write_whole(self.run_file, json.dumps({"settings": settings, "shards": shards}, indent=2) + "\n")
+        except OSError as error:
+            raise ValueError(
+                f"output folder {str(self.out)!r} cannot be written: {error.strerror}; give another --output.dir"
+            ) from error
+
+    def _run(self) -> dict[str, Json]:
+        if not self.run_file.is_file():
+            raise ValueError(f"{str(self.out)!r} is no run: it has no run.json; give the --output.dir of an inversion")
+        run: dict[str, Json] = json.loads(self.run_file.read_text())
+        return run
+
+    def settings(self) -> dict[str, Json]:
+        """What the run was created with."""
+        settings = self._run()["settings"]
+        assert isinstance(settings, dict)
+        return settings
+
+    def shards(self) -> list[str]:
+        """The input shards that the run has been given."""
+        shards = self._run()["shards"]
+        assert isinstance(shards, list)
+        return [str(url) for url in shards]
+
+    def rows(self, unit: WorkUnit) -> list[ManifestRow]:
+        """What is committed of a work unit."""
+        return [row for manifest in _files_of(self.folder, unit, ".jsonl") for row in read_manifest(manifest)]
+
+    def new_part(self, unit: WorkUnit) -> PartWriter:
+        """Start the unit's next part."""
+        return PartWriter(self.folder, unit, self.settings())
+
+    def salvage(self, unit: WorkUnit) -> int:
+        """Commit what a dead job finished but did not commit; return the number of images."""
+        saved = 0
+        for ending in (".tar.salvage", ".tar.tmp", ".tar"):
+            for left in _files_of(self.folder, unit, ending):
+                whole = left.with_name(left.name.removesuffix(ending) + ".tar")
+                if not whole.with_suffix(".jsonl").exists():
+                    rescued = whole.with_suffix(".tar.salvage")
+                    os.replace(left, rescued)
+                    saved += self._commit_members(rescued, unit)
+                    rescued.unlink()
+        return saved
+
+    def _commit_members(self, left: Path, unit: WorkUnit) -> int:
+        committed = {row.key for row in self.rows(unit)}
+        part = self.new_part(unit)
+        try:
+            for payload, metadata in _read_members(left):
+                if metadata["key"] not in committed:
+                    part.add_packed(payload, metadata)
+        except ValueError:
+            # the cut is where the job died; what stands before it is whole
+            logging.getLogger(__name__).info("%s ends where its job died; %d images saved", left, len(part.rows))
+        part.commit()
+        return len(part.rows)
+
+    def mark_complete(self, unit: WorkUnit, images: int) -> None:
+        """Note that no image of the unit is missing, so that it need not be read again."""
+        _write_whole(self._complete(unit), json.dumps({"images": images}) + "\n")
+
+    def is_complete(self, unit: WorkUnit) -> bool:
+        """Whether every image of the unit is committed."""
+        return self._complete(unit).exists()
+
+    def _complete(self, unit: WorkUnit) -> Path:
+        return self.folder / f"{unit.name}.complete"
+
+
+def _files_of(folder: Path, unit: WorkUnit, ending: str) -> list[Path]:
+    """A work unit's files in order of their parts; shard names may hold what `glob` takes for patterns."""
+    head = f"{unit.name}."
+    files = (p for p in folder.iterdir() if p.name.startswith(head) and p.name.endswith(ending))
+    return sorted(p for p in files if p.name[len(head) : -len(ending)].isdigit())
+
+
+def _refuse_other_settings(out: Path, known: dict[str, Json], asked: dict[str, Json]) -> None:
+    differences = [
+        f"{name}: {json.dumps(known.get(name))} there, {json.dumps(asked.get(name))} now"
+        for name in sorted({*known, *asked})
+        if known.get(name) != asked.get(name)
+    ]
+    if differences:
+        raise ValueError(
+            f"{str(out)!r} holds a run with other settings ({'; '.join(differences)}): "
+            "ask for the same settings, or give another --output.dir"
+        )
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def read_manifest(manifest: Path) -> list[ManifestRow]:
+    """The rows of one manifest.
+
+    Raises:
+        ValueError: If it is damaged, naming it and the line.
+    """
+    rows = []
+    for number, line in enumerate(manifest.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            rows.append(ManifestRow(**json.loads(line)))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{manifest}, line {number}, is damaged: {error}") from error
+    return rows
+
+
+def read_inversions(out: str | Path, only: Collection[tuple[str, str]] | None = None) -> Iterator[StoredInversion]:
+    """The committed inversions of a run, in any order.
+
+    Args:
+        out: The run's output folder.
+        only: Image ids (shard, key) to read; all if None. Parts that hold none of them are not opened.
+
+    Raises:
+        ValueError: If it is no run, or a part is damaged or does not hold what its manifest names; the text names it.
+    """
+    run = InversionRun(Path(out))
+    run.settings()
+    for manifest in sorted(run.folder.glob("*.jsonl")):
+        rows = [row for row in read_manifest(manifest) if row.status == "done"]
+        if not any(only is None or (row.shard, row.key) in only for row in rows):
+            continue
+        part, expected = manifest.with_suffix(".tar"), {row.key: row.sha256 for row in rows}
+        for payload, metadata in _read_members(part):
+            if expected.pop(str(metadata["key"]), None) != metadata["sha256"]:
+                raise ValueError(f"{part} is damaged: {metadata['key']!r} is not what {manifest.name} names")
+            if only is None or (metadata["shard"], metadata["key"]) in only:
+                yield unpack(payload, metadata)
+        if expected:
+            raise ValueError(f"{part} is damaged: it lacks {', '.join(map(repr, expected))}")

@@ -1,0 +1,131 @@
+"""The LightningModule of the main job: feeds decoded images to the pool and hands back what it finishes."""
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+
+from nti_batch.diffusion.metrics import psnr
+from nti_batch.diffusion.null_text import NullTextSettings, NullTextState
+from nti_batch.diffusion.pool import InversionPool
+from nti_batch.records import CaptionedImage, Failure, Inversion, Outcome, UnitRead
+from nti_batch.stable_diffusion import ModelSource, Precision, StableDiffusion
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Flight:
+    """An image in the pool, and since when."""
+
+    image: CaptionedImage
+    admitted: float
+
+
+class NullTextInversion(LightningModule):
+    """Inverts images as they stream in; each is at its own timestep, and they share UNet calls."""
+
+    networks: StableDiffusion
+    pool: InversionPool[tuple[str, str]]
+
+    def __init__(
+        self,
+        name: str = "demo",
+        revision: str | None = None,
+        variant: str | None = None,
+        precision: Precision = "float32",
+        num_steps: int = 50,
+        slots: int = 8,
+        **null_text: Any,
+    ) -> None:
+        """Settings of the model and of the method; no weights are loaded yet.
+
+        Args:
+            name: A folder in diffusers' layout, a hub id such as 'user/model', or 'demo' for the embedded model.
+            revision: Branch, tag or commit on the hub.
+            variant: Variant of the weights, such as 'fp16'.
+            precision: Of the UNet; latents, embeddings and losses are float32 always.
+            num_steps: DDIM steps, T.
+            slots: Images in one UNet call.
+            **null_text: The fields of `NullTextSettings`.
+        """
+        super().__init__()
+        self.source = ModelSource(name, revision, variant)
+        self.precision: Precision = precision
+        self.num_steps = num_steps
+        self.slots = slots
+        if slots < 1:
+            raise ValueError(f"model.slots is {slots}, allowed: at least 1")
+        self.null_text = NullTextSettings(**null_text)
+        self.stop_requested = False
+        self._flights: dict[tuple[str, str], Flight] = {}
+
+    @property
+    def result_settings(self) -> dict[str, str | int | float | None]:
+        """The settings that change results, for `run.json`."""
+        source = {f"model.{key}": value for key, value in dataclasses.asdict(self.source).items()}
+        method = {f"model.{key}": value for key, value in dataclasses.asdict(self.null_text).items()}
+        return {**source, "model.precision": self.precision, "model.num_steps": self.num_steps, **method}
+
+    def setup(self, stage: str) -> None:
+        """Load the networks, once."""
+        if not hasattr(self, "networks"):
+            self.networks = StableDiffusion.load(self.source, self.precision)
+
+    def on_predict_start(self) -> None:
+        """Open the pool."""
+        if torch.is_inference_mode_enabled():
+            raise ValueError("null-text inversion needs gradients: set --trainer.inference_mode=false")
+        self.pool = InversionPool(
+            self.networks.predict_noise,
+            self.networks.schedule(self.num_steps).to(self.device),
+            self.null_text,
+            self.networks.embed_prompts([""])[0],
+            self.slots,
+        )
+
+    def predict_step(self, batch: CaptionedImage | Failure | UnitRead, batch_idx: int) -> list[Outcome]:
+        """Take one image in; return what is finished by the time there is room for the next, or all at the end."""
+        outcomes: list[Outcome] = []
+        if isinstance(batch, CaptionedImage):
+            self._admit(batch)
+        else:
+            outcomes.append(batch)
+        is_last: bool = self.trainer.predict_loop.batch_progress.is_last_batch  # type: ignore[attr-defined]
+        while not self.stop_requested and len(self.pool) >= (1 if is_last else self.pool.capacity):
+            finished = self.pool.tick()
+            outcomes += [self._conclude(key, state) for key, state in finished]
+        return outcomes
+
+    def _admit(self, image: CaptionedImage) -> None:
+        key = (image.unit.shard, image.key)
+        self._flights[key] = Flight(image, time.monotonic())
+        latents = self.networks.encode_pictures(image.pixels[None])[0]
+        self.pool.admit(key, latents, self.networks.embed_prompts([image.prompt])[0])
+
+    def _conclude(self, key: tuple[str, str], state: NullTextState) -> Outcome:
+        """Decode what the job arrived at, and what it could have arrived at, and compare with the input."""
+        flight = self._flights.pop(key)
+        image = flight.image
+        if state.error:
+            return Failure(image.unit, image.key, "inversion", state.error)
+        pictures = self.networks.decode_latents(torch.stack([state.current_latents, state.trajectory[0]]))
+        reached, round_trip = psnr(pictures, (image.pixels.to(pictures.device) / 255)[None]).tolist()
+        return Inversion(
+            unit=image.unit,
+            key=image.key,
+            prompt=image.prompt,
+            height=image.pixels.shape[1],
+            width=image.pixels.shape[2],
+            noise_latents=state.trajectory[-1].cpu(),
+            null_embeddings=torch.stack(state.null_embeddings).cpu(),
+            timesteps=self.pool.schedule.network_timesteps[1:].flip(0).tolist(),
+            inner_steps=state.inner_steps,
+            losses=state.losses,
+            psnr=reached,
+            psnr_vae=round_trip,
+            forwards=state.forwards,
+            backwards=state.backwards,
+            seconds=time.monotonic() - flight.admitted,
+        )

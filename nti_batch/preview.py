@@ -1,0 +1,111 @@
+"""A picture that shows a run: input, VAE, DDIM and null-text side by side, replayed from the files."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from nti_batch.datamodule import InversionDataModule
+from nti_batch.diffusion.ddim import ddim_sample
+from nti_batch.diffusion.metrics import psnr
+from nti_batch.inversions import InversionRun, StoredInversion, read_inversions
+from nti_batch.records import CaptionedImage, WorkUnit
+from nti_batch.stable_diffusion import StableDiffusion
+from nti_batch.stream import RawSample, read_unit
+
+MARGIN = 12
+LABEL = 18
+
+
+def choose_images(run: InversionRun, units: Iterable[WorkUnit], count: int) -> list[tuple[str, str]]:
+    """Ids of at most `count` images that are done, evenly over the run."""
+    ids = sorted((row.shard, row.key) for unit in units for row in run.rows(unit) if row.status == "done")
+    return [ids[i * len(ids) // count] for i in range(count)] if len(ids) > count else ids
+
+
+def read_inputs(data: InversionDataModule, ids: list[tuple[str, str]]) -> dict[tuple[str, str], CaptionedImage]:
+    """The input images of these ids."""
+    found: dict[tuple[str, str], CaptionedImage] = {}
+    for unit in {WorkUnit(unit.shard, unit.url, 0, 1) for unit in data.units}:
+        wanted = {key for shard, key in ids if shard == unit.shard}
+        for sample in read_unit(unit, data.caption, ()) if wanted else ():
+            if isinstance(sample, RawSample) and sample.key in wanted:
+                image = data.decode(sample)
+                assert isinstance(image, CaptionedImage)
+                found[unit.shard, sample.key] = image
+                if len(wanted := wanted - {sample.key}) == 0:
+                    break
+    return found
+
+
+@torch.no_grad()
+def replay(networks: StableDiffusion, stored: StoredInversion, guided: bool) -> Tensor:
+    """Sample from an inversion as read from its file, [3, height, width] in [0, 1].
+
+    Args:
+        networks: Those of the run.
+        stored: The inversion.
+        guided: With its null embeddings; otherwise with the embedding of the empty prompt, as plain DDIM.
+    """
+    settings = stored.metadata["settings"]
+    assert isinstance(settings, dict)
+    prompt = networks.embed_prompts([stored.prompt])
+    empty = networks.embed_prompts([""])
+    rows = stored.null_embeddings.to(networks.device)[:, None] if guided else [empty] * len(stored.null_embeddings)
+    latents = ddim_sample(
+        networks.predict_noise,
+        networks.schedule(len(stored.null_embeddings)).to(networks.device),
+        stored.noise_latents.to(networks.device)[None],
+        prompt,
+        list(rows),
+        float(settings["model.guidance_scale"]),  # type: ignore[arg-type]
+    )
+    return networks.decode_latents(latents)[0]
+
+
+def draw_preview(run: InversionRun, data: InversionDataModule, networks: StableDiffusion, count: int = 8) -> Path:
+    """Write OUT/preview.png: a row for each of some images.
+
+    Args:
+        run: With at least one image done.
+        data: Its input.
+        networks: Its model.
+        count: Rows, at most.
+    """
+    ids = choose_images(run, data.units, count)
+    inputs = read_inputs(data, ids)
+    rows = []
+    for stored in sorted(read_inversions(run.out, ids), key=lambda s: ids.index((s.shard, s.key))):
+        pixels = inputs[stored.shard, stored.key].pixels.to(networks.device)
+        vae = networks.decode_latents(networks.encode_pictures(pixels[None]))[0]
+        pictures = [pixels / 255, vae, replay(networks, stored, False), replay(networks, stored, True)]
+        rows.append((f"{stored.shard}/{stored.key}: {stored.prompt}", torch.stack(pictures).cpu()))
+    path = run.out / "preview.png"
+    _draw(rows, ("input", "VAE", "DDIM", "null-text")).save(path)
+    return path
+
+
+def _draw(rows: list[tuple[str, Tensor]], titles: tuple[str, ...]) -> Image.Image:
+    """Two columns of rows of pictures, each picture with its PSNR against the first of its row."""
+    height, width = rows[0][1].shape[-2:]
+    zoom = max(1, 128 // height)
+    cell_width, cell_height = width * zoom + MARGIN, height * zoom + 3 * LABEL
+    columns = 2 if len(rows) > 1 else 1
+    strip = len(titles) * cell_width + 2 * MARGIN
+    sheet = Image.new("RGB", (columns * strip, -(-len(rows) // columns) * cell_height + MARGIN), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for number, (caption, pictures) in enumerate(rows):
+        left, top = number % columns * strip + MARGIN, number // columns * cell_height + MARGIN
+        while pen.textlength(caption, font) > strip - 2 * MARGIN:
+            caption = caption[:-5] + "..."
+        pen.text((left, top), caption, "black", font)
+        scores = psnr(pictures, pictures[:1]).tolist()
+        for i, (title, picture, score) in enumerate(zip(titles, pictures, scores, strict=True)):
+            array = (picture * 255).round().byte().permute(1, 2, 0).numpy()
+            tile = Image.fromarray(array).resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
+            sheet.paste(tile, (left + i * cell_width, top + LABEL))
+            label = title if i == 0 else f"{title} {score:.1f} dB"
+            pen.text((left + i * cell_width, top + LABEL + height * zoom + 1), label, "black", font)
+    return sheet

@@ -1,0 +1,107 @@
+"""The records that go through the job: what is read, what becomes of it.
+
+CaptionedImage  ->  Inversion      done
+                ->  Failure        failed, with the stage and the reason
+UnitRead                           the end of a work unit
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class WorkUnit:
+    """Slice `index` of `count` of an input shard: the images whose ordinal in the tar is `index` modulo `count`."""
+
+    shard: str
+    """Shard name: the file name of the tar without its ending. It names rows and output files."""
+
+    url: str
+    """Where the shard is read from: a path, or any address that `webdataset.gopen` opens."""
+
+    index: int
+    count: int
+
+    @property
+    def name(self) -> str:
+        """Stem of the unit's output files, the same whatever the number of ranks."""
+        return f"{self.shard}.{self.index}of{self.count}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CaptionedImage:
+    """One input image, decoded."""
+
+    unit: WorkUnit
+    key: str
+    prompt: str
+    pixels: Tensor
+    """RGB, uint8, [3, height, width]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An input that gave no inversion, and why."""
+
+    unit: WorkUnit
+    key: str
+    """Empty where the whole shard is damaged."""
+
+    stage: str
+    """Where it failed: 'shard', 'caption', 'image', 'inversion' or 'reconstruction'."""
+
+    error: str
+    """The reason, for a person to read."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Inversion:
+    """What null-text inversion found for one image. Tensors are float32 and on the CPU."""
+
+    unit: WorkUnit
+    key: str
+    prompt: str
+    width: int
+    height: int
+    """Of the picture that was inverted, after crop and resize, in pixels."""
+
+    noise_latents: Tensor
+    """z_T, [channels, height / 8, width / 8] for Stable Diffusion's VAE."""
+
+    null_embeddings: Tensor
+    """[T, tokens, dim]; row 0 belongs to the noisiest timestep."""
+
+    timesteps: list[int]
+    """The network's timestep for each row of `null_embeddings`."""
+
+    inner_steps: list[int]
+    """Updates of the embedding taken at each timestep."""
+
+    losses: list[float]
+    """Mean squared distance to the pivot at each timestep with the embedding that was kept."""
+
+    psnr_vae: float
+    """VAE round trip against the input, in dB: what no inversion can exceed."""
+
+    psnr: float
+    """Reconstruction with guidance against the input, in dB."""
+
+    forwards: int
+    backwards: int
+    """UNet evaluations of this image."""
+
+    seconds: float
+    """From admission to the last timestep; images in flight share a device."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnitRead:
+    """A work unit has been read to its end: it holds `images` rows in all, those committed earlier included."""
+
+    unit: WorkUnit
+    images: int
+
+
+Outcome = Inversion | Failure | UnitRead
+"""What a prediction step hands to the writer."""

@@ -1,0 +1,329 @@
+"""Input shards -> work units -> samples. What is damaged gives a row that says so; nothing is skipped in silence.
+
+tarfile takes a wrong header for the end of an archive and WebDataset believes it, so a shard is walked strictly here.
+From WebDataset come the patterns, the addresses and the rule that splits a member's name into key and extension.
+"""
+
+import bz2
+import glob
+import gzip
+import json
+import lzma
+import os
+import re
+import tarfile
+import zlib
+from collections.abc import Callable, Collection, Container, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
+from tarfile import EOFHeaderError  # type: ignore[attr-defined]  # typeshed leaves it out
+from typing import TYPE_CHECKING, Any
+
+from webdataset.gopen import Pipe, gopen, gopen_schemes
+from webdataset.shardlists import expand_urls
+from webdataset.tariterators import base_plus_ext
+
+from nti_batch.records import Failure, WorkUnit
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif")
+
+_DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError)
+_FAULTS_TOLD = 5
+# a forged size sends tarfile back, for ever, or through 2**95 bytes that are not there
+_LARGEST_MEMBER = 1 << 33
+_TAR_IN_COMMAND = re.compile(r"([^/\s='\"]+\.(?:tar(?:\.\w+)?|tgz))(?![\w.])", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class RawSample:
+    """One captioned image as it lies in the shard, not yet decoded."""
+
+    unit: WorkUnit
+    key: str
+    prompt: str
+    image: bytes
+
+
+def expand_shards(patterns: str) -> list[str]:
+    """Paths, globs, braces, `::` lists and urls -> the address of each shard, once, sorted within each glob."""
+    try:
+        expanded = expand_urls(patterns)
+    except (AssertionError, ValueError) as error:
+        raise ValueError(f"shards {patterns!r} cannot be expanded: {error}; check its braces and variables") from error
+    return list(dict.fromkeys(shard for pattern in expanded for shard in _matches(pattern)))
+
+
+def _matches(pattern: str) -> list[str]:
+    if _is_url(pattern):
+        return [pattern]
+    if "://" in pattern:
+        raise ValueError(f"shard {pattern!r} has an unknown scheme; use 'pipe:COMMAND', which writes it to its stdout")
+    # a name may hold brackets itself
+    found = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
+    files = [path for path in found if not os.path.isdir(path)]
+    if not files:
+        raise ValueError(
+            f"shards: no file matches {pattern!r}, seen from {os.getcwd()!r}; "
+            "give tars as paths, 'folder/*.tar', '{000..009}.tar', urls or several of them joined by '::'"
+        )
+    return files
+
+
+def _is_url(address: str) -> bool:
+    scheme, colon, _ = address.partition(":")
+    return bool(colon) and scheme in {"file", *gopen_schemes}
+
+
+def shard_name(url: str) -> str:
+    """File name without '.tar', '.tar.gz' or '.tgz': it names the shard's rows and output files."""
+    is_command = url.startswith("pipe:")
+    tars = _TAR_IN_COMMAND.findall(url) if is_command else []
+    address = re.split("[?#]", url)[0] if _is_url(url) and not is_command else url
+    file_name = tars[-1] if tars else os.path.basename(address)
+    name = re.sub(r"\.(tar(\.(gz|bz2|xz))?|tgz)$", "", file_name, flags=re.IGNORECASE)
+    if not name:
+        raise ValueError(f"shard {url!r} has no file name to call its results by; name a file, as in '.../00000.tar'")
+    return name
+
+
+def work_units(urls: list[str], slices: int) -> list[WorkUnit]:
+    """Every slice of every shard, one shard after the other."""
+    if slices < 1:
+        raise ValueError(f"slices is {slices}, but a shard has at least 1; set 1 to read each shard as a whole")
+    url_of: dict[str, str] = {}
+    for url in urls:
+        name = shard_name(url)
+        if name in url_of:
+            raise ValueError(
+                f"shards {url_of[name]!r} and {url!r} are both called {name!r}, so their results would mix; "
+                "rename one, or run them into different output folders"
+            )
+        url_of[name] = url
+    return [WorkUnit(name, url, index, slices) for name, url in url_of.items() for index in range(slices)]
+
+
+def caption_source(caption: str) -> tuple[str, str]:
+    """Split the setting 'txt' or 'json:FIELD' into the member's extension and the field, empty for a text."""
+    extension, _, json_field = caption.partition(":")
+    if caption == "txt" or (extension == "json" and json_field):
+        return extension, json_field
+    raise ValueError(f"caption is {caption!r}; allowed are 'txt' and 'json:FIELD', for example 'json:caption'")
+
+
+def read_unit(unit: WorkUnit, caption: str, skip: Container[str]) -> Iterator[RawSample | Failure]:
+    """One pass over the shard: a row for each id of this unit that is not in `skip`, in the order of the tar.
+
+    Samples are dealt to the units by ordinal. What is wrong with the shard as a whole is told once: in a last row with
+    an empty key, by the unit of index 0.
+    """
+    extension, json_field = caption_source(caption)
+    faults: list[str] = []
+
+    def is_wanted(ordinal: int, key: str) -> bool:
+        return ordinal % unit.count == unit.index and key not in skip
+
+    for sample in _samples(unit.url, is_wanted, {*IMAGE_EXTENSIONS, extension}, faults):
+        if sample.wanted:
+            yield _row(unit, sample, extension, json_field)
+    if faults and unit.index == 0 and "" not in skip:
+        more = [f"and {len(faults) - _FAULTS_TOLD} more"] if len(faults) > _FAULTS_TOLD else []
+        yield Failure(unit, "", "shard", "; ".join(faults[:_FAULTS_TOLD] + more))
+
+
+def count_images(url: str) -> int:
+    """How many ids `read_unit` has over all units. Of a local tar the headers are read, the data is not."""
+    return sum(1 for _ in _samples(url, lambda ordinal, key: False, (), []))
+
+
+@dataclass(slots=True)
+class _Sample:
+    """Adjacent members of one key."""
+
+    key: str
+    wanted: bool
+    members: dict[str, bytes | None] = field(default_factory=dict)
+    """By extension; None where the data was not needed or could not be read."""
+
+    fault: str = ""
+    damage: BaseException | None = None
+    """What ended the shard in this sample or right behind it, so that members may be missing."""
+
+    def whole(self, extension: str) -> bytes:
+        if extension not in self.members:
+            raise ValueError(f"there is no .{extension} member beside {_listed(self.members)}")
+        data = self.members[extension]
+        if data is None:
+            raise ValueError(f"the .{extension} member is cut")
+        return data
+
+
+def _row(unit: WorkUnit, sample: _Sample, extension: str, json_field: str) -> RawSample | Failure:
+    stage = "shard"
+    try:
+        if sample.fault:
+            raise ValueError(sample.fault)
+        stage = "image"
+        image = _image(sample)
+        stage = "caption"
+        prompt = _prompt(sample.whole(extension), json_field)
+    except (ValueError, RecursionError) as error:
+        if sample.damage is None:
+            return Failure(unit, sample.key, stage, str(error))
+        return Failure(unit, sample.key, "shard", f"{error}: the shard is damaged here ({sample.damage})")
+    return RawSample(unit, sample.key, prompt, image)
+
+
+def _image(sample: _Sample) -> bytes:
+    images = [extension for extension in sample.members if extension in IMAGE_EXTENSIONS]
+    if len(images) != 1:
+        raise ValueError(
+            f"there are {len(images)} image members among {_listed(sample.members)}, not one; images end in "
+            f"{_listed(IMAGE_EXTENSIONS)}, and a key ends at the first dot of the file name"
+        )
+    return sample.whole(images[0])
+
+
+def _prompt(data: bytes, json_field: str) -> str:
+    """Caption without the white space around it; json reads nesting by recursion, so a hostile one raises that."""
+    text = data.decode("utf-8-sig")
+    if json_field:
+        record = json.loads(text)
+        value = record.get(json_field) if isinstance(record, dict) else None
+        if not isinstance(value, str):
+            raise ValueError(f"the .json member has no field {json_field!r} that is a string")
+        text = value
+    # json can spell half a surrogate pair, which no output file could hold
+    text.encode()
+    if not text.strip():
+        raise ValueError("the caption is empty")
+    return text.strip()
+
+
+def _listed(extensions: Iterable[str]) -> str:
+    return ", ".join(f".{extension}" for extension in extensions)
+
+
+def _samples(
+    url: str, is_wanted: Callable[[int, str], bool], needed: Collection[str], faults: list[str]
+) -> Iterator[_Sample]:
+    """Each id of the shard once, in order, with the `needed` members if it is wanted. Fills `faults`."""
+    seen: set[str] = set()
+    source: Any = None
+    try:
+        source = gopen(url) if _is_url(url) else open(url, "rb")  # noqa: SIM115  # _close asks how it ended
+        archive = _open_archive(source)
+        for ordinal, (key, members) in enumerate(groupby(_named_members(archive, faults), itemgetter(0))):
+            is_first = key not in seen
+            seen.add(key)
+            sample = _Sample(key, is_wanted(ordinal, key))
+            _fill(sample, archive, members, needed)
+            if is_first:
+                yield sample
+            else:
+                faults.append(f"members of key {key!r} come again further on; only the first were taken")
+            if sample.damage is not None:
+                raise sample.damage
+    except _DAMAGE as damage:
+        faults.insert(0, f"{damage}, after {len(seen)} keys")
+    finally:
+        faults[:0] = _close(source)
+    if not seen and not faults:
+        faults.append("the shard holds no samples")
+
+
+def _fill(sample: _Sample, archive: tarfile.TarFile, members: Iterable[Any], needed: Collection[str]) -> None:
+    try:
+        for _, extension, member in members:
+            if extension in sample.members:
+                sample.fault = f"two members are called {member.name!r}, small and capital letters alike"
+            elif not member.isreg() or member.issparse():
+                sample.fault = f"{member.name!r} is no regular file; pack with 'tar --dereference --hard-dereference'"
+            sample.members[extension] = None
+            if sample.wanted and not sample.fault and extension in needed:
+                data = archive.extractfile(member)
+                assert data is not None
+                sample.members[extension] = data.read()
+    except _DAMAGE as damage:
+        sample.damage = damage
+
+
+def _named_members(archive: "_Archive", faults: list[str]) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+    """(key, extension, member) of all that is no folder and, by WebDataset's rule, no `__meta__`."""
+    while (member := archive.next()) is not None:
+        if member.isdir() or re.match(r"__[^/]*__($|/)", member.name):
+            continue
+        key, extension = base_plus_ext(member.name)
+        if key is None:
+            faults.append(f"{member.name!r} belongs to no sample: its name is not KEY.EXTENSION")
+        else:
+            yield key, extension.lower(), member
+    archive.check_end()
+
+
+class _Header(tarfile.TarInfo):
+    """The header of a member, read strictly."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> "Self":
+        """Raise where the base class gives tarfile a reason to stop in silence or not to stop at all."""
+        try:
+            member = super().fromtarfile(archive)
+        except (EOFHeaderError, tarfile.ReadError):
+            raise
+        except Exception as error:
+            raise tarfile.ReadError(f"byte {archive.offset} has neither header nor end marker ({error})") from error
+        if member.size < 0 or not 0 <= archive.offset - member.offset_data <= _LARGEST_MEMBER:
+            raise tarfile.ReadError(f"{member.name!r} has the impossible size of {member.size} bytes")
+        return member
+
+
+class _Archive(tarfile.TarFile):
+    """A tar that is read once, and keeps nothing of what it read."""
+
+    tarinfo = _Header
+    members: list[tarfile.TarInfo]
+
+    def next(self) -> tarfile.TarInfo | None:
+        member = super().next()
+        self.members.clear()
+        return member
+
+    def check_end(self) -> None:
+        """Raise if this is no end: a zeroed header looks like the end marker to tarfile, which looks no further."""
+        zeros = 0
+        while chunk := self.fileobj.read(1 << 20):
+            if chunk.strip(b"\0"):
+                raise tarfile.ReadError(f"data follows the end marker at byte {self.offset}")
+            zeros += len(chunk)
+        if zeros < tarfile.BLOCKSIZE:
+            raise tarfile.ReadError(f"the end marker at byte {self.offset} is cut")
+
+
+def _open_archive(source: Any) -> _Archive:  # a file or webdataset's Pipe, which has no types
+    # Pipe.read drops what it has just read when its command has failed
+    stream = source.stream if isinstance(source, Pipe) else source
+    magic = stream.peek(10)
+    file: Any = stream
+    if magic.startswith(b"\x1f\x8b"):
+        file = gzip.GzipFile(fileobj=stream)
+    elif magic.startswith(b"BZh") and magic[4:10] == b"1AY&SY":
+        file = bz2.BZ2File(stream)
+    elif magic.startswith(b"\xfd7zXZ"):
+        file = lzma.LZMAFile(stream)  # noqa: SIM115  # _close closes what lies below
+    can_skip = file is stream and stream.seekable()
+    return _Archive.open(fileobj=file, mode="r:" if can_skip else "r|", encoding="utf-8", errors="backslashreplace")
+
+
+def _close(source: Any) -> list[str]:  # as above
+    """Why the source failed, if it did: a command that we stopped early dies of its broken pipe, which is no fault."""
+    has_ended = isinstance(source, Pipe) and not source.stream.peek(1)
+    try:
+        if source is not None:
+            source.close()
+    except OSError as error:
+        return [str(error)] if has_ended else []
+    return []

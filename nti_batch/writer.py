@@ -1,0 +1,88 @@
+"""Hands what a prediction step returns to the output folder, and commits it in parts."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+
+from nti_batch.inversions import InversionRun, ManifestRow, PartWriter
+from nti_batch.records import Failure, Inversion, Outcome, UnitRead, WorkUnit
+
+
+class InversionWriter(BasePredictionWriter):
+    """Writes inversions as they come, and commits a part on a count or time limit and at the end."""
+
+    def __init__(self, dir: str, part_images: int = 64, part_minutes: float = 10.0) -> None:
+        """Settings of the output.
+
+        Args:
+            dir: Output folder of the run; the same folder again continues the run.
+            part_images: Images in one output tar, at most.
+            part_minutes: A part is committed when its first image has waited this long.
+        """
+        super().__init__(write_interval="batch")
+        if part_images < 1:
+            raise ValueError(f"output.part_images is {part_images}, allowed: at least 1")
+        if part_minutes < 0:
+            raise ValueError(f"output.part_minutes is {part_minutes}, allowed: at least 0")
+        self.run = InversionRun(Path(dir))
+        self.part_images = part_images
+        self.part_minutes = part_minutes
+        self.rows: list[ManifestRow] = []
+        """Rows of this process since its start, without a copy of the tensors."""
+        self._parts: dict[WorkUnit, PartWriter] = {}
+        self._expected: dict[WorkUnit, int] = {}
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Sequence[Outcome],
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Append each outcome to its work unit's part, and commit the parts that are due."""
+        for outcome in prediction:
+            self._take(outcome)
+        now = time.monotonic()
+        for unit, part in list(self._parts.items()):
+            if len(part.rows) >= self.part_images or now - part.started >= 60 * self.part_minutes:
+                self._commit(unit)
+
+    def _take(self, outcome: Outcome) -> None:
+        if isinstance(outcome, UnitRead):
+            self._expected[outcome.unit] = outcome.images
+            self._mark_if_complete(outcome.unit)
+            return
+        part = self._parts.setdefault(outcome.unit, self.run.new_part(outcome.unit))
+        match outcome:
+            case Inversion():
+                self.rows.append(part.add_inversion(outcome))
+            case Failure():
+                self.rows.append(part.add_failure(outcome))
+
+    def _commit(self, unit: WorkUnit) -> None:
+        self._parts.pop(unit).commit()
+        self._mark_if_complete(unit)
+
+    def _mark_if_complete(self, unit: WorkUnit) -> None:
+        if unit not in self._parts and self._expected.get(unit) == len(self.run.rows(unit)):
+            self.run.mark_complete(unit, self._expected[unit])
+
+    def commit_all(self) -> None:
+        """Commit every open part."""
+        for unit in list(self._parts):
+            self._commit(unit)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Commit what is left."""
+        self.commit_all()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Keep what was finished before the job broke."""
+        self.commit_all()

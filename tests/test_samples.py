@@ -1,0 +1,118 @@
+"""The shipped sample shards hold what the code and their README say."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nti_batch.demo.samples import FOLDER, scene_from_json, scene_to_json, write_shard, write_shards
+from nti_batch.demo.scenes import COLOURS, Scene, SceneObject, unseen_scenes
+
+
+def members(path: Path) -> dict[str, bytes]:
+    """Content of each member, in the tar's order."""
+    with tarfile.open(path) as tar:
+        return {m.name: tar.extractfile(m).read() for m in tar}  # type: ignore[union-attr]
+
+
+def pixels(png: bytes) -> np.ndarray:
+    """Decode the picture."""
+    with Image.open(io.BytesIO(png)) as image:
+        assert image.mode == "RGB" and image.size == (64, 64)
+        return np.array(image).astype(int)
+
+
+@pytest.fixture(scope="module")
+def rewritten(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write the scene shards to another folder."""
+    folder = tmp_path_factory.mktemp("samples with spaces")
+    write_shards(folder)
+    return folder
+
+
+def test_scene_survives_the_round_trip_through_json() -> None:
+    for scene in unseen_scenes(32):
+        again = scene_from_json(scene_to_json(scene))
+        assert again == scene
+        assert hash(again) == hash(scene)
+
+
+def test_json_holds_every_field_by_name() -> None:
+    scene = Scene((SceneObject("small", "red", "ring", "top", (0.5, -1.25), 1.05),), "blue", 0.75, 0.1)
+    fields = json.loads(scene_to_json(scene))
+    assert fields.pop("caption") == "a small red ring at the top of a blue background"
+    thing = {"size": "small", "colour": "red", "shape": "ring", "place": "top", "offset": [0.5, -1.25], "stretch": 1.05}
+    assert fields == {"objects": [thing], "background": "blue", "shade_angle": 0.75, "shade": 0.1}
+
+
+@pytest.mark.parametrize("shard", [0, 1])
+def test_shipped_scenes_are_what_the_code_makes(shard: int, rewritten: Path) -> None:
+    name = f"scenes-{shard:06d}.tar"
+    shipped, made = members(FOLDER / name), members(rewritten / name)
+    assert list(shipped) == list(made)
+    for member, data in shipped.items():
+        if member.endswith(".png"):
+            # a last bit of a sine may round one pixel the other way
+            assert np.abs(pixels(data) - pixels(made[member])).max() <= 1
+        else:
+            assert data == made[member]
+
+
+def test_shipped_scenes_are_the_unseen_ones_under_keys_that_repeat() -> None:
+    scenes = []
+    for shard in ("scenes-000000.tar", "scenes-000001.tar"):
+        found = members(FOLDER / shard)
+        assert list(found) == [f"{i:06d}.{ending}" for i in range(16) for ending in ("json", "png", "txt")]
+        for i in range(16):
+            scenes.append(scene_from_json(found[f"{i:06d}.json"].decode()))
+            assert found[f"{i:06d}.txt"].decode() == scenes[-1].caption
+    assert scenes == unseen_scenes(32)
+
+
+def test_picture_shows_its_scene() -> None:
+    found = members(FOLDER / "scenes-000000.tar")
+    for i, scene in enumerate(unseen_scenes(16)):
+        corner = pixels(found[f"{i:06d}.png"])[:4, :4].mean((0, 1))
+        assert is_colour(corner, scene.background)
+
+
+def is_colour(rgb: np.ndarray, name: str) -> bool:
+    """Whether the hue of a shaded colour is the named one's."""
+
+    def cosine(other: str) -> float:
+        true = np.array(COLOURS[other])
+        return float(rgb @ true / np.linalg.norm(rgb) / np.linalg.norm(true))
+
+    return max(COLOURS, key=cosine) == name
+
+
+def test_tar_tells_nothing_of_the_machine_that_wrote_it(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.tar", tmp_path / "b.tar"
+    write_shard(first, unseen_scenes(2))
+    write_shard(second, unseen_scenes(2))
+    assert first.read_bytes() == second.read_bytes()
+    for path in (first, *FOLDER.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            assert tar.getnames() == sorted(tar.getnames())
+            for m in tar:
+                assert (m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode) == (0, 0, 0, "", "", 0o644)
+                assert not m.pax_headers
+
+
+def test_every_photograph_is_captioned_and_credited() -> None:
+    found = members(FOLDER / "photographs-000000.tar")
+    keys = {Path(name).stem for name in found}
+    assert len(keys) == 8 and len(found) == 24
+    readme = (FOLDER / "README.md").read_text(encoding="utf-8")
+    for key in keys:
+        about = json.loads(found[f"{key}.json"])
+        assert about.keys() == {"caption", "source", "author", "licence", "changes"} and all(about.values())
+        assert found[f"{key}.txt"].decode() == about["caption"]
+        assert pixels(found[f"{key}.png"]).std() > 20
+        row = next(line for line in readme.splitlines() if line.startswith(f"| `{key}` |"))
+        licence = about["licence"].split(",")[0].split(" (")[0]
+        assert licence in row and about["author"].split(",")[0].split(" (")[0] in row
