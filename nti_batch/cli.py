@@ -70,7 +70,8 @@ def invert(argv: Sequence[str]) -> int:
 
     try:
         trainer, module, data, writer = prepare(argv)
-    except (ValueError, ArgumentError, MisconfigurationException) as error:
+    # a TypeError is what Lightning raises for a wrong value of --trainer.devices
+    except (ValueError, TypeError, ArgumentError, MisconfigurationException) as error:
         return refuse(error)
     trainer.predict(module, data, return_predictions=False)
     return conclude(trainer, module, data, writer)
@@ -78,6 +79,8 @@ def invert(argv: Sequence[str]) -> int:
 
 def quiet() -> None:
     """Silence what Lightning says to people who train networks."""
+    # Lightning 2.6 calls jsonargparse in a way that newer versions deprecate
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for text in (
         # reading an image takes milliseconds, inverting it a minute
@@ -134,6 +137,8 @@ def prepare(
             "use_distributed_sampler": False,
         },
     )
+    if cli.config.trainer.inference_mode:
+        raise ValueError("null-text inversion needs gradients: set --trainer.inference_mode=false")
     module, data = cli.model, cli.datamodule
     callbacks: list[Callback] = cli.trainer.callbacks  # type: ignore[attr-defined]
     writer = next(callback for callback in callbacks if isinstance(callback, InversionWriter))

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from nti_batch.images import decode_image
 from nti_batch.inversions import InversionRun
 from nti_batch.records import CaptionedImage, Failure, UnitRead, WorkUnit
-from nti_batch.stream import RawSample, count_images, expand_shards, read_unit, work_units
+from nti_batch.stream import RawSample, caption_source, count_images, expand_shards, read_unit, work_units
 
 SAMPLES = Path(__file__).parent / "demo" / "samples"
 Item = CaptionedImage | Failure | UnitRead
@@ -39,6 +39,7 @@ class InversionDataModule(LightningDataModule):
         super().__init__()
         self.urls = expand_shards(str(SAMPLES / "*.tar") if shards == "demo" else shards)
         self.units = work_units(self.urls, slices)
+        caption_source(caption)
         self.caption, self.height, self.width, self.slices = caption, height, width, slices
         self.run: InversionRun | None = None
         self.stop_requested: Callable[[], bool] = lambda: False

@@ -221,10 +221,10 @@ class PartWriter:
         if not self.rows:
             return
         if self._file is not None:
-            self._file.write(bytes(2 * tarfile.BLOCKSIZE))
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
+            with self._file:
+                self._file.write(bytes(2 * tarfile.BLOCKSIZE))
+                self._file.flush()
+                os.fsync(self._file.fileno())
             os.replace(self._unfinished, self.part)
             _sync_folder(self.part.parent)
         rows = [json.dumps(dataclasses.asdict(row)) for row in self.rows]

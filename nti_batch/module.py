@@ -57,6 +57,8 @@ class NullTextInversion(LightningModule):
         self.slots = slots
         if slots < 1:
             raise ValueError(f"model.slots is {slots}, allowed: at least 1")
+        if not 1 <= num_steps <= 999:
+            raise ValueError(f"model.num_steps is {num_steps}, allowed: 1 to 999")
         self.null_text = NullTextSettings(**null_text)
         self.stop_requested = False
         self._flights: dict[tuple[str, str], Flight] = {}
@@ -75,8 +77,6 @@ class NullTextInversion(LightningModule):
 
     def on_predict_start(self) -> None:
         """Open the pool."""
-        if torch.is_inference_mode_enabled():
-            raise ValueError("null-text inversion needs gradients: set --trainer.inference_mode=false")
         self.pool = InversionPool(
             self.networks.predict_noise,
             self.networks.schedule(self.num_steps).to(self.device),

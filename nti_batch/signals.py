@@ -2,6 +2,7 @@
 
 import signal
 from types import FrameType
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -17,6 +18,10 @@ class StopOnSignal(Callback):
     the signal. They are set before `on_predict_start`, so the ones set here replace them.
     """
 
+    def __init__(self) -> None:
+        """Remember nothing yet."""
+        self._before: dict[int, Any] = {}
+
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over the signals."""
         assert isinstance(pl_module, NullTextInversion)
@@ -28,5 +33,9 @@ class StopOnSignal(Callback):
             for process in getattr(launcher, "procs", []):
                 process.send_signal(signum)
 
-        for signum in STOP_SIGNALS:
-            signal.signal(signum, stop)
+        self._before = {signum: signal.signal(signum, stop) for signum in STOP_SIGNALS}
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the signals back, now that everything is committed."""
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)

@@ -102,8 +102,8 @@ class ModelDescription:
         """
         if source.folder and (source.folder / "transformer").is_dir():
             raise ValueError(
-                f"model {source.name!r} has a transformer instead of a UNet (a flow model such as Stable Diffusion 3 or "
-                "FLUX): supported are Stable Diffusion 1.x and 2.x"
+                f"model {source.name!r} has a transformer instead of a UNet (a flow model such as Stable Diffusion 3 "
+                "or FLUX): supported are Stable Diffusion 1.x and 2.x"
             )
         unet = source.read_config("unet", "config.json")
         if unet.get("addition_embed_type") == "text_time":
@@ -113,7 +113,8 @@ class ModelDescription:
         if unet["in_channels"] != unet["out_channels"]:
             raise ValueError(
                 f"model {source.name!r} takes {unet['in_channels']} channels and gives {unet['out_channels']} "
-                "(an inpainting, depth or upscaling model): supported are the text-to-image models of Stable Diffusion 1.x and 2.x"
+                "(an inpainting, depth or upscaling model): supported are the text-to-image models of "
+                "Stable Diffusion 1.x and 2.x"
             )
         prediction = source.read_config("scheduler", "scheduler_config.json").get("prediction_type", "epsilon")
         if prediction not in ("epsilon", "v_prediction"):
@@ -193,8 +194,9 @@ class StableDiffusion(nn.Module):
             )
             tokenizer = CLIPTokenizer.from_pretrained(source.location, subfolder="tokenizer", **where)
         except OSError as error:
+            reason = str(error).splitlines()[0]
             raise ValueError(
-                f"model {source.name!r} does not load: {str(error).splitlines()[0]} Only safetensors weights are taken, "
+                f"model {source.name!r} does not load: {reason} Only safetensors weights are taken, "
                 "since a pickled checkpoint (.bin, .ckpt) can run any code: convert it with diffusers' "
                 "`save_pretrained(..., safe_serialization=True)`, and check --model.variant"
             ) from error

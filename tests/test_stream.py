@@ -158,6 +158,7 @@ def test_a_key_that_is_not_utf8_can_be_written_as_utf8(tmp_path: Path):
         (header("x.jpg", 0, b"2") + file("x.txt", b"c"), "shard", "'x.jpg' is no regular file.*--dereference"),
         (header("x.jpg", 0, b"1") + file("x.txt", b"c"), "shard", "'x.jpg' is no regular file.*--hard-dereference"),
         (file("x.jpg", b"i") + header("x.txt", 0, b"6"), "shard", "'x.txt' is no regular file"),
+        (header("x.jpg", 0, b"S") + file("x.txt", b"c"), "shard", "'x.jpg' is no regular file"),
     ],
 )
 def test_a_sample_at_fault_gives_one_row_with_the_reason(tmp_path: Path, members: bytes, stage: str, reason: str):

@@ -1,0 +1,81 @@
+"""Imports run one way."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import nti_batch
+
+PACKAGE = Path(nti_batch.__file__).parent
+LAYERS = [
+    {"diffusion.schedule"},
+    {"diffusion.guidance"},
+    {"diffusion.ddim", "diffusion.metrics", "diffusion.null_text"},
+    {"diffusion.pool"},
+    {"records"},
+    {"stable_diffusion", "stream", "images", "inversions"},
+    {"module", "datamodule", "writer", "status"},
+    {"signals", "progress", "preview"},
+    {"cli"},
+    {"__main__"},
+]
+"""Files of one set do not know each other; the package's own `__init__` imports lazily, and `demo` is no part of it."""
+
+
+def imports_of(path: Path) -> set[str]:
+    """Full names of modules imported anywhere in a file, in functions too, but for type checking only."""
+    names: set[str] = set()
+    tree = ast.parse(path.read_text())
+    skipped = {
+        child
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for child in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module}
+    return names
+
+
+def modules() -> dict[str, Path]:
+    """Module names below the package, without the demo."""
+    files = [p for p in PACKAGE.rglob("*.py") if "demo" not in p.relative_to(PACKAGE).parts and p.name != "__init__.py"]
+    return {".".join(p.relative_to(PACKAGE).with_suffix("").parts): p for p in files}
+
+
+def test_every_module_has_a_layer():
+    assert set(modules()) == set().union(*LAYERS)
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_a_module_imports_only_from_layers_below(name: str):
+    own = next(i for i, layer in enumerate(LAYERS) if name in layer)
+    below = set().union(*LAYERS[:own])
+    ours = {m.removeprefix("nti_batch.") for m in imports_of(modules()[name]) if m.startswith("nti_batch.")}
+    assert ours <= below, f"{name} imports {ours - below}"
+
+
+@pytest.mark.parametrize("name", sorted(m for m in modules() if m.startswith("diffusion.")))
+def test_the_method_imports_torch_and_nothing_else(name: str):
+    roots = {m.split(".")[0] for m in imports_of(modules()[name])}
+    assert roots - set(sys.stdlib_module_names) <= {"torch", "nti_batch"}
+
+
+def test_one_file_imports_diffusers_and_transformers():
+    foreign = {"diffusers", "transformers"}
+    importers = {n for n, p in modules().items() if foreign & {m.split(".")[0] for m in imports_of(p)}}
+    assert importers == {"stable_diffusion"}
+
+
+def test_asking_for_help_imports_no_torch():
+    check = "import sys; sys.argv[1:] = ['--help']\ntry: import nti_batch.__main__\nexcept SystemExit: pass\n"
+    check += "sys.exit(any(m in sys.modules for m in ('torch', 'lightning', 'diffusers', 'PIL')))"
+    assert subprocess.run([sys.executable, "-c", check], stdout=subprocess.DEVNULL).returncode == 0
