@@ -108,7 +108,7 @@ def prepare(
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
     from nti_batch.datamodule import InversionDataModule
-    from nti_batch.module import NullTextInversion
+    from nti_batch.module import NEEDS_GRADIENTS, NullTextInversion
     from nti_batch.progress import ProgressLine
     from nti_batch.signals import StopOnSignal
     from nti_batch.stable_diffusion import ModelDescription
@@ -138,7 +138,7 @@ def prepare(
         },
     )
     if cli.config.trainer.inference_mode:
-        raise ValueError("null-text inversion needs gradients: set --trainer.inference_mode=false")
+        raise ValueError(NEEDS_GRADIENTS)
     module, data = cli.model, cli.datamodule
     callbacks: list[Callback] = cli.trainer.callbacks  # type: ignore[attr-defined]
     writer = next(callback for callback in callbacks if isinstance(callback, InversionWriter))
@@ -150,7 +150,7 @@ def prepare(
     waiting = [
         u for u in data.units_of(cli.trainer.global_rank, cli.trainer.world_size) if not writer.run.is_complete(u)
     ]
-    callbacks += [StopOnSignal(), ProgressLine(writer, data.count(waiting))]
+    callbacks += [StopOnSignal(), ProgressLine(writer, data.estimate(waiting))]
     return cli.trainer, module, data, writer
 
 
@@ -162,9 +162,8 @@ def conclude(
     from nti_batch.status import run_status
 
     children = getattr(trainer.strategy.launcher, "procs", [])
-    started_by_us = not children and "LOCAL_RANK" in os.environ and "SLURM_PROCID" not in os.environ
-    if started_by_us:
-        # a code other than 0 makes the process that started this one kill itself
+    if not trainer.is_global_zero and "SLURM_PROCID" not in os.environ:
+        # a code other than 0 makes the process that started this one kill all others; the first rank tells the outcome
         return DONE
     for child in children:
         child.wait()

@@ -12,6 +12,7 @@ from nti_batch.inversions import InversionRun
 from nti_batch.records import CaptionedImage, Failure, UnitRead, WorkUnit
 from nti_batch.stream import RawSample, caption_source, count_images, expand_shards, read_unit, work_units
 
+COUNTED_SHARDS = 16
 SAMPLES = Path(__file__).parent / "demo" / "samples"
 Item = CaptionedImage | Failure | UnitRead
 
@@ -68,10 +69,15 @@ class InversionDataModule(LightningDataModule):
         """The work units of a rank: every `world_size`-th."""
         return self.units[rank::world_size]
 
-    def count(self, units: list[WorkUnit]) -> int:
-        """Images in these work units, from the shards' headers."""
-        images = {url: count_images(url) for url in {unit.url for unit in units}}
-        return sum(len(range(unit.index, images[unit.url], unit.count)) for unit in units)
+    def estimate(self, units: list[WorkUnit]) -> int | None:
+        """About how many images these work units hold, by the headers of the first shards; None if those are remote."""
+        urls = list(dict.fromkeys(unit.url for unit in units))[:COUNTED_SHARDS]
+        if not all(Path(url).is_file() for url in urls):
+            return None
+        images = {url: count_images(url) for url in urls}
+        counted = [unit for unit in units if unit.url in images]
+        total = sum(len(range(unit.index, images[unit.url], unit.count)) for unit in counted)
+        return round(total * len(units) / max(1, len(counted)))
 
     def decode(self, sample: RawSample) -> CaptionedImage | Failure:
         """A sample's picture in the run's size."""

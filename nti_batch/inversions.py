@@ -16,6 +16,7 @@ import io
 import json
 import logging
 import os
+import socket
 import tarfile
 import time
 import urllib.parse
@@ -166,7 +167,7 @@ def _sync_folder(folder: Path) -> None:
 
 def _write_whole(path: Path, text: str) -> None:
     """Write a file that appears whole or not at all, and survives a power cut once it has appeared."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    beside = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     with open(beside, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

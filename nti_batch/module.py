@@ -15,6 +15,9 @@ from nti_batch.records import CaptionedImage, Failure, Inversion, Outcome, UnitR
 from nti_batch.stable_diffusion import ModelSource, Precision, StableDiffusion
 
 
+NEEDS_GRADIENTS = "null-text inversion needs gradients: set --trainer.inference_mode=false"
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Flight:
     """An image in the pool, and since when."""
@@ -77,9 +80,11 @@ class NullTextInversion(LightningModule):
 
     def on_predict_start(self) -> None:
         """Open the pool."""
+        if torch.is_inference_mode_enabled():
+            raise ValueError(NEEDS_GRADIENTS)
         self.pool = InversionPool(
             self.networks.predict_noise,
-            self.networks.schedule(self.num_steps).to(self.device),
+            self.networks.schedule(self.num_steps),
             self.null_text,
             self.networks.embed_prompts([""])[0],
             self.slots,

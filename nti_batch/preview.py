@@ -56,7 +56,7 @@ def replay(networks: StableDiffusion, stored: StoredInversion, guided: bool) -> 
     rows = stored.null_embeddings.to(networks.device)[:, None] if guided else [empty] * len(stored.null_embeddings)
     latents = ddim_sample(
         networks.predict_noise,
-        networks.schedule(len(stored.null_embeddings)).to(networks.device),
+        networks.schedule(len(stored.null_embeddings)),
         stored.noise_latents.to(networks.device)[None],
         prompt,
         list(rows),

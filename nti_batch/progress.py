@@ -14,12 +14,12 @@ from nti_batch.writer import InversionWriter
 class ProgressLine(Callback):
     """Done, failed, images an hour, time left and mean PSNR of the first rank; on no terminal, a line a minute."""
 
-    def __init__(self, writer: InversionWriter, total: int) -> None:
+    def __init__(self, writer: InversionWriter, total: int | None) -> None:
         """Show the rows that `writer` has written.
 
         Args:
             writer: Of this process.
-            total: Images that this rank has before it.
+            total: Images that this rank has before it, about; None if nobody knows.
         """
         self.writer, self.total = writer, total
         self.console = Console(stderr=True)
@@ -55,7 +55,7 @@ class ProgressLine(Callback):
         self.bar.update(self.task, completed=len(self.writer.rows), description=self.text())
         if not self.console.is_terminal and time.monotonic() - self.last >= 60:
             self.last = time.monotonic()
-            self.console.print(f"{len(self.writer.rows)} of {self.total}: {self.text()}", highlight=False)
+            self.console.print(self.text(), highlight=False)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the last state on the terminal."""
@@ -72,9 +72,10 @@ class ProgressLine(Callback):
         parts = [f"{len(done)} done, {len(rows) - len(done)} failed"]
         if rows:
             rate = len(rows) / (time.monotonic() - self.start)
-            minutes = max(0, self.total - len(rows)) / rate / 60
             parts.append(f"{3600 * rate:.0f} images/hour")
-            parts.append(f"{minutes / 60:.1f} h left" if minutes > 90 else f"{minutes:.1f} min left")
+            if self.total is not None:
+                minutes = max(0, self.total - len(rows)) / rate / 60
+                parts.append(f"{minutes / 60:.1f} h left" if minutes > 90 else f"{minutes:.1f} min left")
         if done:
             parts.append(f"PSNR {fmean(done):.2f} dB")
         return ", ".join(parts)

@@ -220,7 +220,8 @@ class StableDiffusion(nn.Module):
         if not 1 <= num_steps < training:
             raise ValueError(f"num_steps is {num_steps}, allowed: 1 to {training - 1}")
         timesteps = [i * (training // num_steps) + 1 for i in reversed(range(num_steps))]
-        return DDIMSchedule.from_training(self.alphas_cumprod, timesteps, self.alphas_cumprod[0].item())
+        levels = self.alphas_cumprod.cpu()
+        return DDIMSchedule.from_training(levels, timesteps, levels[0].item()).to(self.device)
 
     @torch.no_grad()
     def embed_prompts(self, prompts: list[str]) -> Tensor:

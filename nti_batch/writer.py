@@ -59,7 +59,9 @@ class InversionWriter(BasePredictionWriter):
             self._expected[outcome.unit] = outcome.images
             self._mark_if_complete(outcome.unit)
             return
-        part = self._parts.setdefault(outcome.unit, self.run.new_part(outcome.unit))
+        if outcome.unit not in self._parts:
+            self._parts[outcome.unit] = self.run.new_part(outcome.unit)
+        part = self._parts[outcome.unit]
         match outcome:
             case Inversion():
                 self.rows.append(part.add_inversion(outcome))

@@ -1,0 +1,23 @@
+# Each target does all its set-up: an environment of its own in .venv, with the versions in constraints.txt.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint
+
+demo: .venv/installed
+	$(BIN)/nti-batch invert --config configs/demo.yaml
+	$(BIN)/nti-batch status demo-output
+
+test: .venv/installed
+	$(BIN)/pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check nti_batch tests
+	$(BIN)/ruff format --check nti_batch tests
+	$(BIN)/mypy
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
