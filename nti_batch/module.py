@@ -14,7 +14,6 @@ from nti_batch.diffusion.pool import InversionPool
 from nti_batch.records import CaptionedImage, Failure, Inversion, Outcome, UnitRead
 from nti_batch.stable_diffusion import ModelSource, Precision, StableDiffusion
 
-
 NEEDS_GRADIENTS = "null-text inversion needs gradients: set --trainer.inference_mode=false"
 
 
