@@ -183,13 +183,15 @@ class StableDiffusion(nn.Module):
         diffusers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
         where = {"revision": source.revision, "local_files_only": source.folder is not None}
-        weights = {**where, "variant": source.variant, "use_safetensors": True}
+        weights = {**where, "variant": source.variant, "use_safetensors": True, "output_loading_info": True}
         try:
-            unet = UNet2DConditionModel.from_pretrained(
+            unet, unet_info = UNet2DConditionModel.from_pretrained(
                 source.location, subfolder="unet", torch_dtype=getattr(torch, precision), **weights
             )
-            vae = AutoencoderKL.from_pretrained(source.location, subfolder="vae", torch_dtype=torch.float32, **weights)
-            text_encoder = CLIPTextModel.from_pretrained(
+            vae, vae_info = AutoencoderKL.from_pretrained(
+                source.location, subfolder="vae", torch_dtype=torch.float32, **weights
+            )
+            text_encoder, text_encoder_info = CLIPTextModel.from_pretrained(
                 source.location, subfolder="text_encoder", dtype=torch.float32, **weights
             )
             tokenizer = CLIPTokenizer.from_pretrained(source.location, subfolder="tokenizer", **where)
@@ -200,6 +202,13 @@ class StableDiffusion(nn.Module):
                 "since a pickled checkpoint (.bin, .ckpt) can run any code: convert it with diffusers' "
                 "`save_pretrained(..., safe_serialization=True)`, and check --model.variant"
             ) from error
+        infos = {"unet": unet_info, "vae": vae_info, "text_encoder": text_encoder_info}
+        for part, info in infos.items():
+            if missing := sorted(info["missing_keys"]):
+                raise ValueError(
+                    f"model {source.name!r} is incomplete: {part} lacks {len(missing)} weights, "
+                    f"the first is {missing[0]!r}; fetch or save it anew"
+                )
         scheduler = DDIMScheduler.from_config(source.read_config("scheduler", "scheduler_config.json"))
         return cls(tokenizer, text_encoder, vae, unet, scheduler.alphas_cumprod, scheduler.config.prediction_type)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from safetensors.torch import load_file, save_file
 
 from nti_batch.diffusion.ddim import ddim_step
 from nti_batch.stable_diffusion import ModelDescription, ModelSource, StableDiffusion
@@ -145,6 +146,28 @@ def test_a_pickled_checkpoint_is_refused_in_words(tiny_model: Path, tmp_path: Pa
         weights.unlink()
     torch.save({}, folder / part / f"{stem}.bin")
     with pytest.raises(ValueError, match="Only safetensors weights are taken, since a pickled checkpoint"):
+        load(folder)
+
+
+def test_a_text_encoder_in_the_hubs_layout_gives_the_same_embeddings(tiny_model: Path, tmp_path: Path):
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    weights = folder / "text_encoder" / "model.safetensors"
+    prefixed = {f"text_model.{name}": tensor for name, tensor in load_file(weights).items()}
+    save_file(prefixed | {"text_model.embeddings.position_ids": torch.arange(77)[None]}, weights, {"format": "pt"})
+    assert torch.equal(load(folder).embed_prompts(["a red ring"]), load(tiny_model).embed_prompts(["a red ring"]))
+
+
+@pytest.mark.parametrize(
+    ("part", "file"), [("unet", "diffusion_pytorch_model.safetensors"), ("text_encoder", "model.safetensors")]
+)
+def test_a_model_that_lacks_weights_is_refused(tiny_model: Path, tmp_path: Path, part: str, file: str):
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    tensors = load_file(folder / part / file)
+    lost = next(iter(tensors))
+    save_file(
+        {name: tensor for name, tensor in tensors.items() if name != lost}, folder / part / file, {"format": "pt"}
+    )
+    with pytest.raises(ValueError, match=f"{part} lacks 1 weights, the first is"):
         load(folder)
 
 

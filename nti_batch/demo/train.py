@@ -40,6 +40,22 @@ MAX_TOKENS = 77
 
 
 @dataclass(frozen=True, slots=True)
+class UNetStage:
+    """A training run of UNet and text encoder."""
+
+    steps: int
+    learning_rate: float
+    prompt_dropout: float
+    """Share of pictures that are learnt without their prompt: what guidance compares with."""
+
+    average_decay: float
+    """Of the exponential moving average of the weights, which is kept."""
+
+    seed: int
+    """Of the choice of scenes, noise and timesteps."""
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """Every number of the training."""
 
@@ -50,11 +66,10 @@ class Recipe:
     vae_learning_rate: float = 2e-3
     kl_weight: float = 1e-7
     texture_share: float = 0.25
-    unet_steps: int = 4_000
     unet_batch: int = 32
-    unet_learning_rate: float = 1.5e-3
+    unet_stages: tuple[UNetStage, ...] = (UNetStage(4_000, 1.5e-3, 0.1, 0.998, 1), UNetStage(400, 5e-4, 0.0, 0.99, 400))
     grounding_weight: float = 0.01
-    prompt_dropout: float = 0.1
+    embedding_scale: float = 0.25
 
 
 # --- the parts -----------------------------------------------------------------------------------
@@ -245,19 +260,20 @@ def train_unet(
     empty_tokens: Tensor,
     targets: Tensor,
     recipe: Recipe,
+    stage: UNetStage,
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
     """Noise prediction with dropped prompts, and grounding; returns both networks with their averaged weights."""
-    generator = torch.Generator().manual_seed(recipe.seed + 1)
+    generator = torch.Generator().manual_seed(stage.seed)
     scheduler = make_scheduler()
     weights = loss_weights(scheduler.alphas_cumprod)
     both = nn.ModuleList([unet, text_encoder])
-    average = AveragedModel(both, multi_avg_fn=get_ema_multi_avg_fn(0.998))
-    progress = Progress("UNet", recipe.unet_steps)
+    average = AveragedModel(both, multi_avg_fn=get_ema_multi_avg_fn(stage.average_decay))
+    progress = Progress("UNet", stage.steps)
     with record_finest_cross_attention(unet) as recorders:
-        for step in train_steps(list(both.parameters()), recipe.unet_learning_rate, recipe.unet_steps):
+        for step in train_steps(list(both.parameters()), stage.learning_rate, stage.steps):
             average.update_parameters(both)
             rows = torch.randint(len(latents), (recipe.unet_batch,), generator=generator)
-            captioned = torch.rand(recipe.unet_batch, generator=generator) >= recipe.prompt_dropout
+            captioned = torch.rand(recipe.unet_batch, generator=generator) >= stage.prompt_dropout
             prompt = torch.where(captioned[:, None], tokens[rows], empty_tokens)
             noise = torch.randn(latents[rows].shape, generator=generator)
             timesteps = torch.randint(1000, (recipe.unet_batch,), generator=generator)
@@ -270,6 +286,20 @@ def train_unet(
             progress(step, mse=error.detach(), grounding=grounding.detach())
     both.load_state_dict(average.module.state_dict())
     return unet, text_encoder
+
+
+@torch.no_grad()
+def rescale_embeddings(text_encoder: CLIPTextModel, unet: UNet2DConditionModel, scale: float) -> None:
+    """Multiply the text embeddings by `scale` and the weights that read them by its inverse: the same function.
+
+    Adam moves every value of an embedding by its learning rate, so its reach grows with their number. The authors'
+    rate suits Stable Diffusion's 77 x 768 values; the 77 x 64 here have the like reach when they are smaller.
+    """
+    text_encoder.final_layer_norm.weight.mul_(scale)
+    text_encoder.final_layer_norm.bias.mul_(scale)
+    for name, parameter in unet.named_parameters():
+        if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")):
+            parameter.div_(scale)
 
 
 # --- the recipe ----------------------------------------------------------------------------------
@@ -296,7 +326,9 @@ def train(out: Path, recipe: Recipe) -> None:
     torch.manual_seed(recipe.seed)
     text_encoder = make_text_encoder(tokenizer)
     unet = make_unet(text_encoder.config.hidden_size)
-    train_unet(unet, text_encoder, latents / latents.std(), tokens, empty_tokens, targets, recipe)
+    for stage in recipe.unet_stages:
+        train_unet(unet, text_encoder, latents / latents.std(), tokens, empty_tokens, targets, recipe, stage)
+    rescale_embeddings(text_encoder, unet, recipe.embedding_scale)
     unet.half().save_pretrained(out / "unet")
     text_encoder.half().save_pretrained(out / "text_encoder")
     tokenizer.save_pretrained(out / "tokenizer")
