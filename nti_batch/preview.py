@@ -41,28 +41,29 @@ def read_inputs(data: InversionDataModule, ids: list[tuple[str, str]]) -> dict[t
 
 
 @torch.no_grad()
-def replay(networks: StableDiffusion, stored: StoredInversion, guided: bool) -> Tensor:
-    """Sample from an inversion as read from its file, [3, height, width] in [0, 1].
+def replay(networks: StableDiffusion, stored: list[StoredInversion], guided: bool) -> Tensor:
+    """Sample from inversions as read from their files, [images, 3, height, width] in [0, 1].
 
     Args:
         networks: Those of the run.
-        stored: The inversion.
-        guided: With its null embeddings; otherwise with the embedding of the empty prompt, as plain DDIM.
+        stored: Inversions of one run.
+        guided: With their null embeddings; otherwise with the embedding of the empty prompt, as plain DDIM.
     """
-    settings = stored.metadata["settings"]
+    settings = stored[0].metadata["settings"]
     assert isinstance(settings, dict)
-    prompt = networks.embed_prompts([stored.prompt])
-    empty = networks.embed_prompts([""])
-    rows = stored.null_embeddings.to(networks.device)[:, None] if guided else [empty] * len(stored.null_embeddings)
+    prompts = networks.embed_prompts([s.prompt for s in stored])
+    null = torch.stack([s.null_embeddings for s in stored], 1).to(networks.device)
+    if not guided:
+        null = networks.embed_prompts([""]).expand_as(null)
     latents = ddim_sample(
         networks.predict_noise,
-        networks.schedule(len(stored.null_embeddings)),
-        stored.noise_latents.to(networks.device)[None],
-        prompt,
-        list(rows),
+        networks.schedule(len(null)),
+        torch.stack([s.noise_latents for s in stored]).to(networks.device),
+        prompts,
+        list(null),
         float(settings["model.guidance_scale"]),  # type: ignore[arg-type]
     )
-    return networks.decode_latents(latents)[0]
+    return networks.decode_latents(latents)
 
 
 def draw_preview(run: InversionRun, data: InversionDataModule, networks: StableDiffusion, count: int = 8) -> Path:
@@ -76,12 +77,12 @@ def draw_preview(run: InversionRun, data: InversionDataModule, networks: StableD
     """
     ids = choose_images(run, data.units, count)
     inputs = read_inputs(data, ids)
-    rows = []
-    for stored in sorted(read_inversions(run.out, ids), key=lambda s: ids.index((s.shard, s.key))):
-        pixels = inputs[stored.shard, stored.key].pixels.to(networks.device)
-        vae = networks.decode_latents(networks.encode_pictures(pixels[None]))[0]
-        pictures = [pixels / 255, vae, replay(networks, stored, False), replay(networks, stored, True)]
-        rows.append((f"{stored.shard}/{stored.key}: {stored.prompt}", torch.stack(pictures).cpu()))
+    stored = sorted(read_inversions(run.out, ids), key=lambda s: ids.index((s.shard, s.key)))
+    pixels = torch.stack([inputs[s.shard, s.key].pixels for s in stored]).to(networks.device)
+    vae = networks.decode_latents(networks.encode_pictures(pixels))
+    columns = [pixels / 255, vae, replay(networks, stored, False), replay(networks, stored, True)]
+    pictures = torch.stack(columns, 1).cpu()
+    rows = [(f"{s.shard}/{s.key}: {s.prompt}", row) for s, row in zip(stored, pictures, strict=True)]
     path = run.out / "preview.png"
     _draw(rows, ("input", "VAE", "DDIM", "null-text")).save(path)
     return path

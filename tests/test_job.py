@@ -87,7 +87,7 @@ def test_a_replay_from_the_file_reaches_the_recorded_psnr(tiny_model: Path, shar
     for stored in read_inversions(tmp_path / "out", [("a-000000", "003"), ("b-000000", "001")]):
         assert stored.noise_latents.shape == (4, 8, 12)
         assert stored.null_embeddings.shape == (3, 77, 8)
-        picture = replay(networks, stored, guided=True)[None]
+        picture = replay(networks, [stored], guided=True)
         original = decode_image(png(int(stored.key)), 16, 24)[None] / 255
         assert psnr(picture, original).item() == pytest.approx(stored.metadata["psnr"], abs=1e-3)
 

@@ -40,22 +40,6 @@ MAX_TOKENS = 77
 
 
 @dataclass(frozen=True, slots=True)
-class UNetStage:
-    """A training run of UNet and text encoder."""
-
-    steps: int
-    learning_rate: float
-    prompt_dropout: float
-    """Share of pictures that are learnt without their prompt: what guidance compares with."""
-
-    average_decay: float
-    """Of the exponential moving average of the weights, which is kept."""
-
-    seed: int
-    """Of the choice of scenes, noise and timesteps."""
-
-
-@dataclass(frozen=True, slots=True)
 class Recipe:
     """Every number of the training."""
 
@@ -67,7 +51,10 @@ class Recipe:
     kl_weight: float = 1e-7
     texture_share: float = 0.25
     unet_batch: int = 32
-    unet_stages: tuple[UNetStage, ...] = (UNetStage(4_000, 1.5e-3, 0.1, 0.998, 1), UNetStage(400, 5e-4, 0.0, 0.99, 400))
+    unet_steps: int = 4_000
+    unet_learning_rate: float = 1.5e-3
+    unet_average_decay: float = 0.998
+    prompt_dropout: float = 0.1
     grounding_weight: float = 0.01
     embedding_scale: float = 0.25
 
@@ -260,20 +247,19 @@ def train_unet(
     empty_tokens: Tensor,
     targets: Tensor,
     recipe: Recipe,
-    stage: UNetStage,
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
     """Noise prediction with dropped prompts, and grounding; returns both networks with their averaged weights."""
-    generator = torch.Generator().manual_seed(stage.seed)
+    generator = torch.Generator().manual_seed(recipe.seed + 1)
     scheduler = make_scheduler()
     weights = loss_weights(scheduler.alphas_cumprod)
     both = nn.ModuleList([unet, text_encoder])
-    average = AveragedModel(both, multi_avg_fn=get_ema_multi_avg_fn(stage.average_decay))
-    progress = Progress("UNet", stage.steps)
+    average = AveragedModel(both, multi_avg_fn=get_ema_multi_avg_fn(recipe.unet_average_decay))
+    progress = Progress("UNet", recipe.unet_steps)
     with record_finest_cross_attention(unet) as recorders:
-        for step in train_steps(list(both.parameters()), stage.learning_rate, stage.steps):
+        for step in train_steps(list(both.parameters()), recipe.unet_learning_rate, recipe.unet_steps):
             average.update_parameters(both)
             rows = torch.randint(len(latents), (recipe.unet_batch,), generator=generator)
-            captioned = torch.rand(recipe.unet_batch, generator=generator) >= stage.prompt_dropout
+            captioned = torch.rand(recipe.unet_batch, generator=generator) >= recipe.prompt_dropout
             prompt = torch.where(captioned[:, None], tokens[rows], empty_tokens)
             noise = torch.randn(latents[rows].shape, generator=generator)
             timesteps = torch.randint(1000, (recipe.unet_batch,), generator=generator)
@@ -326,8 +312,7 @@ def train(out: Path, recipe: Recipe) -> None:
     torch.manual_seed(recipe.seed)
     text_encoder = make_text_encoder(tokenizer)
     unet = make_unet(text_encoder.config.hidden_size)
-    for stage in recipe.unet_stages:
-        train_unet(unet, text_encoder, latents / latents.std(), tokens, empty_tokens, targets, recipe, stage)
+    train_unet(unet, text_encoder, latents / latents.std(), tokens, empty_tokens, targets, recipe)
     rescale_embeddings(text_encoder, unet, recipe.embedding_scale)
     unet.half().save_pretrained(out / "unet")
     text_encoder.half().save_pretrained(out / "text_encoder")
