@@ -198,7 +198,7 @@ WRONG = {
     "--output.dir=/proc/nothing": "output folder '/proc/nothing' cannot be written",
     "--output.part_images=0": "output.part_images is 0",
     "--trainer.inference_mode=true": "set --trainer.inference_mode=false",
-    "--trainer.devices=none": "none",
+    "--trainer.devices=none": "`devices` selected with",
     "--config=/no/such.yaml": "/no/such.yaml",
 }
 
