@@ -61,7 +61,8 @@ def run_status(out: str | Path) -> RunStatus:
     slices = run.settings()["data.slices"]
     assert isinstance(slices, int)
     units = work_units(run.shards(), slices)
-    rows = [row for unit in units for row in run.rows(unit)]
+    rows_of = {unit: run.rows(unit) for unit in units}
+    rows = [row for unit in units for row in rows_of[unit]]
     done = [row for row in rows if row.status == "done"]
     missing = 0
     for url in dict.fromkeys(unit.url for unit in units):
@@ -69,7 +70,7 @@ def run_status(out: str | Path) -> RunStatus:
         if open_units:
             images = count_images(url)
             expected = sum(len(range(unit.index, images, unit.count)) for unit in open_units)
-            missing += max(0, expected - sum(len([r for r in run.rows(unit) if r.key]) for unit in open_units))
+            missing += max(0, expected - sum(len([r for r in rows_of[unit] if r.key]) for unit in open_units))
     rate = _images_per_hour(done)
     stages = [row.stage for row in rows if row.status == "failed"]
     return RunStatus(
