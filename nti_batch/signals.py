@@ -15,12 +15,16 @@ class StopOnSignal(Callback):
     """Sets `stop_requested` on a signal; the pool drops what is in flight and finished images are committed.
 
     Lightning's own handlers save a checkpoint of the model, wait for other ranks that may be anywhere, or swallow
-    the signal. They are set before `on_predict_start`, so the ones set here replace them.
+    the signal. They are set between `setup` and `on_predict_start`, and taken back before `teardown`.
     """
 
     def __init__(self) -> None:
         """Remember nothing yet."""
         self._before: dict[int, Any] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Remember the handlers of whoever started the job."""
+        self._before = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over the signals."""
@@ -33,7 +37,8 @@ class StopOnSignal(Callback):
             for process in getattr(launcher, "procs", []):
                 process.send_signal(signum)
 
-        self._before = {signum: signal.signal(signum, stop) for signum in STOP_SIGNALS}
+        for signum in STOP_SIGNALS:
+            signal.signal(signum, stop)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the signals back, now that everything is committed."""

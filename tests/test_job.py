@@ -13,11 +13,12 @@ import torch
 from PIL import Image
 from tiny import captioned, png, write_shard
 
-from nti_batch import inversions, read_inversions
+from nti_batch import inversions, preview, read_inversions
 from nti_batch.cli import main
 from nti_batch.diffusion.metrics import psnr
 from nti_batch.images import decode_image
 from nti_batch.preview import replay
+from nti_batch.signals import STOP_SIGNALS
 from nti_batch.stable_diffusion import ModelSource, StableDiffusion
 
 
@@ -74,8 +75,8 @@ def test_the_job_ends_with_every_image_and_a_second_run_does_nothing(
     assert main(arguments(tiny_model, shards, out)) == 0
     assert ids(out) == [(shard, f"{i:03}") for shard in ("a-000000", "b-000000") for i in range(5)]
     assert "10 done, 0 failed, 0 missing of 10 images" in capsys.readouterr().out
-    with Image.open(out / "preview.png") as preview:
-        assert preview.size[0] > 4 * 128
+    with Image.open(out / "preview.png") as picture:
+        assert picture.size[0] > 4 * 128
     before = files(out)
     assert main(arguments(tiny_model, shards, out)) == 0
     assert files(out) == before
@@ -120,6 +121,15 @@ def test_every_bad_input_ends_as_a_row_and_its_neighbours_are_inverted(
     assert stages == {"html": "image", "mute": "caption", "blank": "caption", "009": "shard", "": "shard"}
     assert (status["done"], status["failed"], status["missing"]) == (len(done), len(stages), 0)
     assert main(arguments(tiny_model, shard, out)) == 3, "a second run has nothing to do, and still says what failed"
+
+
+def test_the_signals_are_given_back_before_the_preview(
+    tiny_model: Path, shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    before, seen = [signal.getsignal(s) for s in STOP_SIGNALS], []
+    monkeypatch.setattr(preview, "draw_preview", lambda *_: seen.extend(signal.getsignal(s) for s in STOP_SIGNALS))
+    assert main(arguments(tiny_model, shards, tmp_path / "out")) == 0
+    assert seen == before
 
 
 def test_two_ranks_of_unequal_length_share_the_work(tiny_model: Path, tmp_path: Path):
