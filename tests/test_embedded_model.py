@@ -38,7 +38,7 @@ def test_the_vae_keeps_the_picture(inverted: Inverted):
 def test_inversion_is_undone_without_guidance_and_lost_with_it(networks: StableDiffusion, inverted: Inverted):
     without, guided = (replay_psnr(networks, inverted, w).mean() for w in (1.0, 7.5))
     assert without >= 44
-    assert guided <= without - 20
+    assert guided <= 20
 
 
 def test_an_object_word_is_looked_for_where_the_object_is(inverted: Inverted):

@@ -1,5 +1,8 @@
 """Drawn scenes: one or two flat objects on a softly shaded background, with caption, masks and edits.
 
+A caption says less than a picture shows: where in its place an object is, how large exactly, and how the
+background is shaded is left open, so that guidance has something to get wrong.
+
 Because the package draws a scene, it knows what no photograph tells: where each object is, and the
 picture that a perfect edit would give (`dataclasses.replace` on the scene, drawn again).
 
@@ -18,7 +21,7 @@ SIZE = 64
 
 COLOURS: dict[str, tuple[float, float, float]] = {
     "red": (0.86, 0.12, 0.14),
-    "orange": (0.97, 0.55, 0.08),
+    "orange": (0.97, 0.50, 0.08),
     "yellow": (0.96, 0.90, 0.18),
     "green": (0.13, 0.62, 0.22),
     "cyan": (0.25, 0.83, 0.88),
@@ -38,7 +41,14 @@ PLACES = {
     "middle": (32.0, 32.0),
 }
 PREPOSITIONS = {"left": "on", "right": "on", "top": "at", "bottom": "at", "middle": "in"}
-PAIRS = (("left", "right"), ("right", "left"), ("top", "bottom"), ("bottom", "top"))
+OFFSET = 2.0
+"""Largest distance of an object from its place, in x and in y, in pixels."""
+
+STRETCH = 0.1
+"""Largest change of an object's radius, as a share."""
+
+PAIRS = (("left", "right"), ("top", "bottom"))
+"""Places of two objects, in the order in which a caption names them: that of reading."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +64,12 @@ class SceneObject:
 
     @property
     def phrase(self) -> str:
-        """Its part of the caption, for example 'a large red circle on the left'."""
-        return f"a {self.size} {self.colour} {self.shape} {PREPOSITIONS[self.place]} the {self.place}"
+        """Its part of the caption, for example 'on the left a large red circle'.
+
+        The place comes first since CLIP's text encoder looks back only: so the tokens of colour and shape can tell the
+        UNet which place they speak of.
+        """
+        return f"{PREPOSITIONS[self.place]} the {self.place} a {self.size} {self.colour} {self.shape}"
 
     @property
     def centre(self) -> tuple[float, float]:
@@ -84,7 +98,7 @@ class Scene:
     @property
     def caption(self) -> str:
         """The prompt that describes the scene in full."""
-        return " and ".join(o.phrase for o in self.objects) + f" of {_a(self.background)} background"
+        return " and ".join(o.phrase for o in self.objects) + f" on {_a(self.background)} background"
 
 
 def _a(word: str) -> str:
@@ -107,8 +121,8 @@ def random_scene(rng: random.Random, num_objects: int | None = None) -> Scene:
             colour=colour,
             shape=rng.choice(SHAPES),
             place=place,
-            offset=(rng.uniform(-1.5, 1.5), rng.uniform(-1.5, 1.5)),
-            stretch=rng.uniform(0.93, 1.07),
+            offset=(rng.uniform(-OFFSET, OFFSET), rng.uniform(-OFFSET, OFFSET)),
+            stretch=rng.uniform(1 - STRETCH, 1 + STRETCH),
         )
         for colour, place in zip(colours, places, strict=True)
     )
@@ -182,7 +196,7 @@ def draw(scene: Scene) -> Tensor:
     """Draw the scene, [3, 64, 64] in [0, 1]."""
     axis = (torch.arange(SIZE) + 0.5) / SIZE * 2 - 1
     slope = axis * math.cos(scene.shade_angle) + axis.unsqueeze(1) * math.sin(scene.shade_angle)
-    picture = torch.tensor(COLOURS[scene.background])[:, None, None] * (1 + scene.shade * (slope - 0.5))
+    picture = torch.tensor(COLOURS[scene.background])[:, None, None] * (1 + scene.shade * slope)
     for mask, thing in zip(object_masks(scene), scene.objects, strict=True):
         picture = torch.lerp(picture, torch.tensor(COLOURS[thing.colour])[:, None, None], mask)
     return picture.clamp(0, 1)
