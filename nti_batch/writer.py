@@ -8,7 +8,8 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from nti_batch.inversions import InversionRun, ManifestRow, PartWriter
+from nti_batch.inversions import InversionRun, PartWriter
+from nti_batch.manifest import ManifestRow
 from nti_batch.records import Failure, Inversion, Outcome, UnitRead, WorkUnit
 
 

@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 from tiny import captioned, png, write_shard
 
-from nti_batch import inversions, preview, read_inversions
+from nti_batch import preview, read_inversions
 from nti_batch.cli import main
 from nti_batch.diffusion.metrics import psnr
 from nti_batch.images import decode_image
+from nti_batch.manifest import read_manifest
 from nti_batch.preview import replay
 from nti_batch.signals import STOP_SIGNALS
 from nti_batch.stable_diffusion import ModelSource, StableDiffusion
@@ -110,11 +111,7 @@ def test_every_bad_input_ends_as_a_row_and_its_neighbours_are_inverted(
     assert main(arguments(tiny_model, shard, out)) == 3
     assert main(["status", str(out), "--json"]) == 0
     status = json.loads(capsys.readouterr().out.splitlines()[-1])
-    rows = {
-        r.key: r
-        for manifest in sorted((out / "inversions").glob("*.jsonl"))
-        for r in inversions.read_manifest(manifest)
-    }
+    rows = {r.key: r for manifest in sorted((out / "inversions").glob("*.jsonl")) for r in read_manifest(manifest)}
     done = {key for key, row in rows.items() if row.status == "done"}
     stages = {key: row.stage for key, row in rows.items() if row.status == "failed"}
     assert done == {"000", "001"}
