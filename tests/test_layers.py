@@ -20,7 +20,7 @@ LAYERS = [
     {"packing"},
     {"inversions"},
     {"module", "datamodule", "writer", "status"},
-    {"signals", "progress", "preview"},
+    {"signals", "progress", "preview", "benchmark"},
     {"cli"},
     {"__main__"},
 ]

@@ -23,6 +23,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+Solver = Literal["adam"]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NullTextSettings:
@@ -34,7 +36,7 @@ class NullTextSettings:
     num_inner_steps: int = 10
     """Most updates of the embedding at one timestep, N."""
 
-    solver: Literal["adam"] = "adam"
+    solver: Solver = "adam"
     """The rule that moves an embedding; Adam starts anew at each timestep."""
 
     learning_rate: float = 1e-2

@@ -170,15 +170,21 @@ class InversionPool(Generic[K]):
             else:
                 moving.append(i)
         if moving:
-            gradients = self._gradients(states, losses[moving].sum(), embeddings)
+            gradients = self._gradients(states, losses[moving].sum(), noise, embeddings)
             self._move([states[i] for i in moving], gradients[moving])
 
-    def _gradients(self, states: list[NullTextState], loss: Tensor, embeddings: Tensor) -> Tensor:
-        """Each row's gradient is that of its own loss: the sum over images of the mean within an image."""
+    def _gradients(self, states: list[NullTextState], loss: Tensor, noise: Tensor, embeddings: Tensor) -> Tensor:
+        """Each row's gradient is that of its own loss: the sum over images of the mean within an image.
+
+        Losses near 1e-5, each a mean over thousands of values, have gradients too small for half precision. A
+        backward is linear in what is sent back: each row goes with a largest value of 1, and its scale follows after.
+        """
         self.work.backwards += len(states)
         for state in states:
             state.backwards += 1
-        return torch.autograd.grad(loss, embeddings)[0]
+        of_noise = torch.autograd.grad(loss, noise)[0]
+        scale = of_noise.abs().amax(dim=(1, 2, 3)).clamp(min=torch.finfo(of_noise.dtype).tiny).view(-1, 1, 1, 1)
+        return torch.autograd.grad(noise, embeddings, of_noise / scale)[0] * scale.view(-1, 1, 1)
 
     def _move(self, states: list[NullTextState], gradients: Tensor) -> None:
         embeddings = torch.stack([s.null_embedding for s in states])
