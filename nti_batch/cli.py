@@ -196,7 +196,9 @@ def prepare(
     description = ModelDescription.of(module.source)
     data.attach(writer.run, description.size)
     description.check_size(data.height, data.width)
-    writer.run.create({**module.result_settings, **data.result_settings}, data.urls)
+    module.storage = writer.storage
+    settings = {**module.result_settings, **data.result_settings, "output.storage": writer.storage}
+    writer.run.create(settings, data.urls)
     data.stop_requested = lambda: module.stop_requested
     waiting = [
         u for u in data.units_of(cli.trainer.global_rank, cli.trainer.world_size) if not writer.run.is_complete(u)

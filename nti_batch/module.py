@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule
 from nti_batch.diffusion.metrics import psnr
 from nti_batch.diffusion.null_text import NullTextSettings, NullTextState
 from nti_batch.diffusion.pool import InversionPool
+from nti_batch.diffusion.rounding import Storage
 from nti_batch.records import CaptionedImage, Failure, Inversion, Outcome, UnitRead
 from nti_batch.stable_diffusion import ModelSource, Precision, StableDiffusion
 
@@ -62,6 +63,9 @@ class NullTextInversion(LightningModule):
         if not 1 <= num_steps <= 999:
             raise ValueError(f"model.num_steps is {num_steps}, allowed: 1 to 999")
         self.null_text = NullTextSettings(**null_text)
+        self.storage: Storage = "float32"
+        """How the output will store embeddings; it decides."""
+
         self.stop_requested = False
         self._flights: dict[tuple[str, str], Flight] = {}
 
@@ -87,6 +91,7 @@ class NullTextInversion(LightningModule):
             self.null_text,
             self.networks.embed_prompts([""])[0],
             self.slots,
+            self.storage,
         )
 
     def predict_step(self, batch: CaptionedImage | Failure | UnitRead, batch_idx: int) -> list[Outcome]:
@@ -123,6 +128,7 @@ class NullTextInversion(LightningModule):
             height=image.pixels.shape[1],
             width=image.pixels.shape[2],
             noise_latents=state.trajectory[-1].cpu(),
+            start_embedding=state.start_embedding.cpu(),
             null_embeddings=torch.stack(state.null_embeddings).cpu(),
             timesteps=self.pool.schedule.network_timesteps[1:].flip(0).tolist(),
             inner_steps=state.inner_steps,

@@ -1,4 +1,14 @@
-"""An inversion as two members of a tar: `<key>.safetensors` with its tensors, `<key>.json` with everything else."""
+"""An inversion as two members of a tar: `<key>.safetensors` with its tensors, `<key>.json` with everything else.
+
+The tensors' layout is named in the header of the safetensors, under `layout`:
+
+    float32-1   noise_latents float32;  null_embeddings [T, tokens, dim] float32
+    float16-1   noise_latents float32;  null_embeddings [T, tokens, dim] float16
+    compact-1   noise_latents float32;  start [tokens, dim] float16
+                moved [M] int64: rows of null_embeddings that differ from the row before, or from `start`
+                scales [M] float32
+                levels uint8: a zlib stream of [M, tokens, dim] int8;  row = row before + scale * level
+"""
 
 import dataclasses
 import hashlib
@@ -6,13 +16,17 @@ import json
 import tarfile
 import time
 import urllib.parse
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from nti_batch.diffusion.rounding import split_change
 from nti_batch.manifest import Json
 from nti_batch.records import Inversion
 
@@ -36,9 +50,18 @@ class StoredInversion:
 
 def pack(inversion: Inversion, settings: dict[str, Json]) -> tuple[bytes, dict[str, Json]]:
     """The two members of an inversion: safetensors bytes, and metadata with their checksum and what made them."""
-    tensors = {"noise_latents": inversion.noise_latents, "null_embeddings": inversion.null_embeddings}
-    payload = save({name: tensor.contiguous() for name, tensor in tensors.items()})
-    kept = {f.name for f in dataclasses.fields(inversion)} - {"unit", *tensors}
+    storage = settings["output.storage"]
+    match storage:
+        case "compact":
+            tensors = _compact(inversion.start_embedding, inversion.null_embeddings)
+        case "float16":
+            tensors = {"null_embeddings": inversion.null_embeddings.half()}
+        case _:
+            tensors = {"null_embeddings": inversion.null_embeddings}
+    tensors["noise_latents"] = inversion.noise_latents
+    payload = save({name: t.contiguous() for name, t in tensors.items()}, metadata={"layout": f"{storage}-1"})
+    left_out = {"unit", "noise_latents", "start_embedding", "null_embeddings"}
+    kept = {f.name for f in dataclasses.fields(inversion)} - left_out
     metadata: dict[str, Json] = {"shard": inversion.unit.shard, "settings": settings}
     metadata.update({name: getattr(inversion, name) for name in sorted(kept)})
     metadata.update(finished=time.time(), sha256=hashlib.sha256(payload).hexdigest())
@@ -46,16 +69,65 @@ def pack(inversion: Inversion, settings: dict[str, Json]) -> tuple[bytes, dict[s
 
 
 def unpack(payload: bytes, metadata: dict[str, Json]) -> StoredInversion:
-    """The opposite of `pack`."""
+    """The opposite of `pack`; embeddings are float32 again, whatever the layout.
+
+    Raises:
+        ValueError: If the layout is not known here.
+    """
     tensors = load(payload)
+    match layout := _layout(payload):
+        case "float32-1" | "float16-1":
+            null_embeddings = tensors["null_embeddings"].float()
+        case "compact-1":
+            null_embeddings = _expand(tensors, num_steps=len(metadata["timesteps"]))  # type: ignore[arg-type]
+        case _:
+            raise ValueError(
+                f"{metadata['key']!r} has the layout {layout!r}: a newer nti_batch wrote it; update this one"
+            )
     return StoredInversion(
         shard=str(metadata["shard"]),
         key=str(metadata["key"]),
         prompt=str(metadata["prompt"]),
         noise_latents=tensors["noise_latents"],
-        null_embeddings=tensors["null_embeddings"],
+        null_embeddings=null_embeddings,
         metadata=metadata,
     )
+
+
+def _layout(payload: bytes) -> str | None:
+    """What the header of safetensors bytes says: 8 bytes with its length, then JSON."""
+    header: dict[str, dict[str, str]] = json.loads(payload[8 : 8 + int.from_bytes(payload[:8], "little")])
+    return header.get("__metadata__", {}).get("layout")
+
+
+def _compact(start: Tensor, null_embeddings: Tensor) -> dict[str, Tensor]:
+    """The tensors of the layout compact-1, for embeddings that were rounded to it."""
+    previous = torch.cat([start[None], null_embeddings[:-1]])
+    scales, levels = split_change(null_embeddings, previous)
+    assert torch.equal(previous + scales * levels, null_embeddings), (
+        "embeddings that were not rounded as they were found"
+    )
+    moved = levels.flatten(1).any(1).nonzero()[:, 0]
+    stream = zlib.compress(levels[moved].to(torch.int8).numpy().tobytes())
+    return {
+        "start": start.half(),
+        "moved": moved,
+        "scales": scales[moved, 0, 0],
+        "levels": torch.from_numpy(np.frombuffer(stream, np.uint8).copy()),
+    }
+
+
+def _expand(tensors: dict[str, Tensor], num_steps: int) -> Tensor:
+    """The opposite of `_compact`, [T, tokens, dim] float32."""
+    null_embedding = tensors["start"].float()
+    stream = zlib.decompress(tensors["levels"].numpy().tobytes())
+    levels = torch.from_numpy(np.frombuffer(stream, np.int8).copy()).view(-1, *null_embedding.shape)
+    changes = dict(zip(tensors["moved"].tolist(), tensors["scales"].view(-1, 1, 1) * levels, strict=True))
+    rows = []
+    for i in range(num_steps):
+        null_embedding = null_embedding + changes[i] if i in changes else null_embedding
+        rows.append(null_embedding)
+    return torch.stack(rows)
 
 
 def member_name(key: str) -> str:

@@ -13,7 +13,8 @@ PACKAGE = Path(nti_batch.__file__).parent
 LAYERS = [
     {"diffusion.schedule"},
     {"diffusion.guidance"},
-    {"diffusion.ddim", "diffusion.metrics", "diffusion.null_text"},
+    {"diffusion.ddim", "diffusion.metrics", "diffusion.rounding", "diffusion.solvers"},
+    {"diffusion.null_text"},
     {"diffusion.pool"},
     {"records"},
     {"stable_diffusion", "stream", "images", "manifest"},

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from nti_batch.diffusion.ddim import ddim_invert, ddim_sample, ddim_step
 from nti_batch.diffusion.guidance import NoisePredictor
-from nti_batch.diffusion.null_text import Moments, NullTextSettings, NullTextState, adam_step
+from nti_batch.diffusion.null_text import NullTextSettings, NullTextState
 from nti_batch.diffusion.pool import InversionPool
 from nti_batch.diffusion.schedule import DDIMSchedule
+from nti_batch.diffusion.solvers import Moments, adam_step
 
 EMPTY = torch.zeros(4, 4)
 NEVER = {"early_stop_epsilon": 0.0, "early_stop_growth": 0.0}
