@@ -23,9 +23,11 @@ from nti_batch.datamodule import InversionDataModule
 from nti_batch.diffusion.ddim import ddim_invert, ddim_step
 from nti_batch.diffusion.guidance import classifier_free_guidance
 from nti_batch.diffusion.metrics import psnr
-from nti_batch.diffusion.null_text import NullTextSettings, Solver
+from nti_batch.diffusion.null_text import NullTextSettings, Solver, Start
 from nti_batch.diffusion.pool import InversionPool
+from nti_batch.diffusion.rounding import Storage
 from nti_batch.diffusion.schedule import DDIMSchedule
+from nti_batch.packing import pack_tensors
 from nti_batch.records import CaptionedImage
 from nti_batch.stable_diffusion import ModelDescription, ModelSource, Precision, StableDiffusion
 from nti_batch.stream import RawSample, read_unit
@@ -43,6 +45,8 @@ class Inverted:
 
     forwards: int
     backwards: int
+    stored_bytes: int
+    """Size of the tensors in a file."""
 
 
 @dataclass(slots=True)
@@ -172,7 +176,9 @@ def authors_loop(
         forwards += 2
     networks.unet.requires_grad_(False)
     networks.unet.zero_grad(set_to_none=True)
-    return Inverted(z[0], torch.stack(found), forwards, backwards)
+    embeddings = torch.stack(found)
+    stored = pack_tensors("float32", trajectory[-1][0].cpu(), null[0].cpu(), embeddings.cpu())
+    return Inverted(z[0], embeddings, forwards, backwards, len(stored))
 
 
 def pooled(
@@ -182,15 +188,18 @@ def pooled(
     schedule: DDIMSchedule,
     settings: NullTextSettings,
     slots: int,
+    storage: Storage,
 ) -> list[Inverted]:
     """Invert images as the job does."""
     empty = networks.embed_prompts([""])[0]
-    pool = InversionPool[int](predict, schedule, settings, empty, slots)
+    pool = InversionPool[int](predict, schedule, settings, empty, slots, storage)
     done: dict[int, Inverted] = {}
 
     def advance() -> None:
         for key, s in pool.tick():
-            done[key] = Inverted(s.current_latents, torch.stack(s.null_embeddings), s.forwards, s.backwards)
+            embeddings = torch.stack(s.null_embeddings)
+            stored = pack_tensors(storage, s.trajectory[-1].cpu(), s.start_embedding.cpu(), embeddings.cpu())
+            done[key] = Inverted(s.current_latents, embeddings, s.forwards, s.backwards, len(stored))
 
     for key, image in enumerate(images):
         while len(pool) == pool.capacity:
@@ -228,6 +237,8 @@ def run_benchmark(
     num_steps: int,
     guidance_scale: float,
     solver: Solver,
+    start: Start,
+    storage: Storage,
     rounds: int,
 ) -> "Comparison":
     """Load what `nti-batch bench` names, and compare.
@@ -238,11 +249,11 @@ def run_benchmark(
     if not 1 <= rounds <= count:
         raise ValueError(f"--rounds is {rounds}, allowed: 1 to the number of images, {count}")
     source = ModelSource(model)
-    settings = NullTextSettings(guidance_scale=guidance_scale, solver=solver)
+    settings = NullTextSettings(guidance_scale=guidance_scale, solver=solver, start=start)
     images = load_images(shards, ModelDescription.of(source).size, count)
     networks = StableDiffusion.load(source, precision)
     networks.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return compare(networks, images, settings, num_steps, slots, rounds)
+    return compare(networks, images, settings, num_steps, slots, storage, rounds)
 
 
 # --- figures -------------------------------------------------------------------------------------
@@ -269,6 +280,11 @@ class Figures:
     """Mean norm of an embedding's change from the one of the empty prompt."""
 
     peak_bytes: int
+    """Most memory of the GPU, or of the process, during its turns."""
+
+    stored_bytes: float
+    """Of an image's tensors in a file."""
+
     unet_share: float
     """Share of the time that was spent in the UNet."""
 
@@ -304,6 +320,8 @@ class Comparison:
 def _shown(name: str, value: float) -> str:
     if name == "peak_bytes":
         return f"{value / 2**20:.0f} MiB"
+    if name == "stored_bytes":
+        return f"{value / 1000:.1f} kB"
     return f"{value:.0f}" if value >= 100 else f"{value:.2f}"
 
 
@@ -313,6 +331,7 @@ def compare(
     settings: NullTextSettings,
     num_steps: int,
     slots: int,
+    storage: Storage,
     rounds: int,
 ) -> Comparison:
     """Let both sides invert the images, alternating `rounds` times.
@@ -323,6 +342,7 @@ def compare(
         settings: Of the job; the authors' loop takes its learning rate, thresholds and inner steps.
         num_steps: DDIM steps, T.
         slots: Images in one UNet call of the job.
+        storage: Form in which the job stores embeddings; the authors' loop is counted in float32.
         rounds: Turns of each side; each takes its share of the images.
     """
     schedule, clock = networks.schedule(num_steps), UNetClock(networks)
@@ -330,7 +350,7 @@ def compare(
     for turn in range(rounds):
         batch = images[turn::rounds]
         with measured(job, clock):
-            job.inverted += pooled(networks, clock, batch, schedule, settings, slots)
+            job.inverted += pooled(networks, clock, batch, schedule, settings, slots, storage)
         with measured(authors, clock):
             authors.inverted += [authors_loop(networks, clock, image, schedule, settings) for image in batch]
         print(
@@ -372,5 +392,6 @@ def _figures(
         worst_gap=max(gaps),
         distance=fmean((found.null_embeddings - empty).norm(dim=(1, 2)).mean().item() for found in side.inverted),
         peak_bytes=side.peak_bytes,
+        stored_bytes=fmean(found.stored_bytes for found in side.inverted),
         unet_share=side.unet_seconds / side.seconds,
     )

@@ -64,7 +64,9 @@ def add_bench_command(commands: "argparse._SubParsersAction[argparse.ArgumentPar
     parser.add_argument("--slots", type=int, default=8, help="images in one UNet call of the job")
     parser.add_argument("--num_steps", type=int, default=50, help="DDIM steps")
     parser.add_argument("--guidance_scale", type=float, default=7.5, help="classifier-free guidance")
-    parser.add_argument("--solver", default="adam", help="of the job; the authors' loop always takes Adam")
+    parser.add_argument("--solver", default="adam", help="of the job, 'adam' or 'polyak'; the authors' loop has Adam")
+    parser.add_argument("--start", default="empty", help="of the job: 'empty' or 'prompt'")
+    parser.add_argument("--storage", default="compact", choices=("float32", "float16", "compact"), help="of the job")
     parser.add_argument("--rounds", type=int, default=2, help="turns of each side")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=lambda arguments, rest: bench(arguments))
@@ -86,6 +88,8 @@ def bench(arguments: argparse.Namespace) -> int:
             num_steps=arguments.num_steps,
             guidance_scale=arguments.guidance_scale,
             solver=arguments.solver,
+            start=arguments.start,
+            storage=arguments.storage,
             rounds=arguments.rounds,
         )
     except ValueError as error:

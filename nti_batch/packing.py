@@ -20,13 +20,14 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast, get_args
 
 import numpy as np
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from nti_batch.diffusion.rounding import split_change
+from nti_batch.diffusion.rounding import Storage, split_change
 from nti_batch.manifest import Json
 from nti_batch.records import Inversion
 
@@ -48,18 +49,24 @@ class StoredInversion:
     """The `.json` member: sizes, model, settings, losses, PSNR, work."""
 
 
-def pack(inversion: Inversion, settings: dict[str, Json]) -> tuple[bytes, dict[str, Json]]:
-    """The two members of an inversion: safetensors bytes, and metadata with their checksum and what made them."""
-    storage = settings["output.storage"]
+def pack_tensors(storage: Storage, noise_latents: Tensor, start_embedding: Tensor, null_embeddings: Tensor) -> bytes:
+    """Safetensors bytes in the layout of a storage; embeddings must be rounded to it, all on the CPU."""
     match storage:
         case "compact":
-            tensors = _compact(inversion.start_embedding, inversion.null_embeddings)
+            tensors = _compact(start_embedding, null_embeddings)
         case "float16":
-            tensors = {"null_embeddings": inversion.null_embeddings.half()}
-        case _:
-            tensors = {"null_embeddings": inversion.null_embeddings}
-    tensors["noise_latents"] = inversion.noise_latents
-    payload = save({name: t.contiguous() for name, t in tensors.items()}, metadata={"layout": f"{storage}-1"})
+            tensors = {"null_embeddings": null_embeddings.half()}
+        case "float32":
+            tensors = {"null_embeddings": null_embeddings}
+    tensors["noise_latents"] = noise_latents
+    return save({name: t.contiguous() for name, t in tensors.items()}, metadata={"layout": f"{storage}-1"})
+
+
+def pack(inversion: Inversion, settings: dict[str, Json]) -> tuple[bytes, dict[str, Json]]:
+    """The two members of an inversion: safetensors bytes, and metadata with their checksum and what made them."""
+    storage = cast(Storage, settings["output.storage"])
+    assert storage in get_args(Storage), storage
+    payload = pack_tensors(storage, inversion.noise_latents, inversion.start_embedding, inversion.null_embeddings)
     left_out = {"unit", "noise_latents", "start_embedding", "null_embeddings"}
     kept = {f.name for f in dataclasses.fields(inversion)} - left_out
     metadata: dict[str, Json] = {"shard": inversion.unit.shard, "settings": settings}

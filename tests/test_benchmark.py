@@ -27,7 +27,7 @@ def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_with_the_early_stop_off_both_sides_find_the_same(networks: StableDiffusion, shard: Path):
     images, schedule, clock = load_images(str(shard), 16, 2), networks.schedule(3), UNetClock(networks)
-    ours = pooled(networks, clock, images, schedule, NEVER, slots=2)
+    ours = pooled(networks, clock, images, schedule, NEVER, slots=2, storage="float32")
     for image, found in zip(images, ours, strict=True):
         theirs = authors_loop(networks, clock, image, schedule, NEVER)
         torch.testing.assert_close(found.null_embeddings, theirs.null_embeddings, atol=1e-3, rtol=1e-3)
@@ -48,6 +48,7 @@ def test_the_command_prints_both_sides(tiny_model: Path, shard: Path, capsys: py
     assert found["speedup"] == pytest.approx(found["job"]["images_per_hour"] / found["authors"]["images_per_hour"])
     assert found["job"]["forward_equivalents"] == found["job"]["forwards"] + found["job"]["backwards"]
     assert found["authors"]["forward_equivalents"] == found["authors"]["forwards"] + 2 * found["authors"]["backwards"]
+    assert found["job"]["stored_bytes"] < found["authors"]["stored_bytes"]
     assert main(command) == 0
     assert "forward equivalents" in capsys.readouterr().out
 
@@ -58,7 +59,7 @@ def test_the_command_prints_both_sides(tiny_model: Path, shard: Path, capsys: py
         ("--images=9", "--images is 9, and"),
         ("--rounds=0", "--rounds is 0, allowed: 1 to the number of images, 4"),
         ("--model=/none", "model '/none' is no folder"),
-        ("--solver=sgd", "solver is sgd, allowed: 'adam'"),
+        ("--solver=sgd", "solver is sgd, allowed: 'adam' or 'polyak'"),
     ],
 )
 def test_a_wrong_setting_is_refused(
