@@ -13,7 +13,7 @@ PACKAGE = Path(nti_batch.__file__).parent
 LAYERS = [
     {"diffusion.schedule"},
     {"diffusion.guidance"},
-    {"diffusion.ddim", "diffusion.metrics", "diffusion.rounding", "diffusion.solvers"},
+    {"diffusion.ddim", "diffusion.metrics", "diffusion.rounding", "diffusion.slots", "diffusion.solvers"},
     {"diffusion.null_text"},
     {"diffusion.pool"},
     {"records"},

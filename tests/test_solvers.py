@@ -11,6 +11,7 @@ from nti_batch.diffusion.guidance import classifier_free_guidance
 from nti_batch.diffusion.null_text import NullTextSettings
 from nti_batch.diffusion.pool import InversionPool
 from nti_batch.diffusion.rounding import LEVELS, round_embeddings, round_start, split_change
+from nti_batch.diffusion.slots import find_slots
 from nti_batch.diffusion.solvers import polyak_step
 
 BATCH = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(1))
@@ -165,3 +166,24 @@ def test_rounded_embeddings_still_lead_to_the_picture_and_retrace_the_path(stora
     for row in state.null_embeddings:
         assert torch.equal(round_embeddings(storage, row[None], previous[None])[0], row)
         previous = row
+
+
+@pytest.mark.parametrize(
+    ("fixed", "each", "memory", "expected"),
+    [(8.0, 1.0, 1000, 128), (1.0, 1.0, 1000, 16), (0.0, 1.0, 1000, 1), (8.0, 1.0, 20, 16), (8.0, 1.0, 1, 1)],
+)
+def test_slots_grow_while_an_image_gets_cheaper_and_fits(
+    fixed: float, each: float, memory: int, expected: int, monkeypatch: pytest.MonkeyPatch
+):
+    now = 0.0
+
+    def predict(latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
+        nonlocal now
+        if len(latents) > memory:
+            raise torch.OutOfMemoryError("too large")
+        now += fixed + each * len(latents)
+        return rowwise(latents, timesteps, embeddings)
+
+    monkeypatch.setattr("nti_batch.diffusion.slots.time.perf_counter", lambda: now)
+    latents, prompt = images(1)[0]
+    assert find_slots(predict, latents, torch.tensor(981), prompt) == expected

@@ -180,9 +180,9 @@ class InversionPool(Generic[K]):
             noise = self.predict_noise(latents, timesteps, embeddings.requires_grad_(want_gradient))
             stepped = self._step(states, latents, self._guide(states, noise))
             losses = (self._targets(states, stepped) - stepped).square().mean(dim=(1, 2, 3))
-        values: list[float] = losses.tolist() if any(self._lands(s) for s in states) else []
-        moving = [i for i, s in enumerate(states) if want_gradient and s.verdict(values[i]) == "move"]
-        gradients = self._gradients(losses[moving].sum(), noise, embeddings) if moving else None
+            values: list[float] = losses.tolist() if any(self._lands(s) for s in states) else []
+            moving = [i for i, s in enumerate(states) if want_gradient and s.verdict(values[i]) == "move"]
+            gradients = self._gradients(losses[moving].sum(), noise, embeddings) if moving else None
         return Evaluation(noise.detach(), embeddings.detach(), stepped.detach(), losses.detach(), values, gradients)
 
     def _lands(self, state: NullTextState) -> bool:
