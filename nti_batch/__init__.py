@@ -4,8 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nti_batch.inversions import StoredInversion as StoredInversion
     from nti_batch.inversions import read_inversions as read_inversions
+    from nti_batch.packing import StoredInversion as StoredInversion
 
 __all__ = ["StoredInversion", "read_inversions"]
 

@@ -1,4 +1,4 @@
-"""The command line: `nti-batch invert`, `nti-batch status`.
+"""The command line: `nti-batch invert`, `nti-batch status`, `nti-batch bench`.
 
 Exit codes: 0 every input image is committed as done; 3 finished, but some images are committed as failed; 75 stopped
 early by a signal, run the same command again; 2 the settings are wrong; 1 anything else.
@@ -36,11 +36,66 @@ def main(argv: Sequence[str] | None = None) -> int:
     status_parser.add_argument("--json", action="store_true", help="print one JSON object")
     status_parser.set_defaults(run=lambda arguments, rest: status(arguments.out, arguments.json))
 
+    add_bench_command(commands)
+
     arguments, rest = parser.parse_known_args(argv)
     if rest and arguments.command != "invert":
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     code: int = arguments.run(arguments, rest)
     return code
+
+
+def add_bench_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Describe `nti-batch bench`."""
+    parser = commands.add_parser(
+        "bench",
+        help="compare the job with the authors' loop on the same images",
+        description="Invert the same images by the job and by the authors' loop (one image at a time, weights not "
+        "frozen), in turns, and compare speed, UNet work, quality and memory.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--model", default="demo", help="a folder in diffusers' layout, a hub id, or 'demo'")
+    parser.add_argument(
+        "--precision", default="float32", choices=("float32", "bfloat16", "float16"), help="of the UNet"
+    )
+    parser.add_argument("--device", default=None, help="such as 'cuda'; a GPU if there is one")
+    parser.add_argument("--shards", default="demo", help="input shards, as for invert")
+    parser.add_argument("--images", type=int, default=16, help="number of images")
+    parser.add_argument("--slots", type=int, default=8, help="images in one UNet call of the job")
+    parser.add_argument("--num_steps", type=int, default=50, help="DDIM steps")
+    parser.add_argument("--guidance_scale", type=float, default=7.5, help="classifier-free guidance")
+    parser.add_argument("--solver", default="adam", help="of the job, 'adam' or 'polyak'; the authors' loop has Adam")
+    parser.add_argument("--start", default="empty", help="of the job: 'empty' or 'prompt'")
+    parser.add_argument("--storage", default="compact", choices=("float32", "float16", "compact"), help="of the job")
+    parser.add_argument("--rounds", type=int, default=2, help="turns of each side")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=lambda arguments, rest: bench(arguments))
+
+
+def bench(arguments: argparse.Namespace) -> int:
+    """Print the comparison with the authors' loop."""
+    from nti_batch.benchmark import run_benchmark
+
+    quiet()
+    try:
+        comparison = run_benchmark(
+            model=arguments.model,
+            precision=arguments.precision,
+            device=arguments.device,
+            shards=arguments.shards,
+            count=arguments.images,
+            slots=arguments.slots,
+            num_steps=arguments.num_steps,
+            guidance_scale=arguments.guidance_scale,
+            solver=arguments.solver,
+            start=arguments.start,
+            storage=arguments.storage,
+            rounds=arguments.rounds,
+        )
+    except ValueError as error:
+        return refuse(error)
+    print(json.dumps(comparison.as_json()) if arguments.json else "\n".join(comparison.lines()))
+    return DONE
 
 
 def refuse(error: Exception) -> int:
@@ -145,7 +200,9 @@ def prepare(
     description = ModelDescription.of(module.source)
     data.attach(writer.run, description.size)
     description.check_size(data.height, data.width)
-    writer.run.create({**module.result_settings, **data.result_settings}, data.urls)
+    module.storage = writer.storage
+    settings = {**module.result_settings, **data.result_settings, "output.storage": writer.storage}
+    writer.run.create(settings, data.urls)
     data.stop_requested = lambda: module.stop_requested
     waiting = [
         u for u in data.units_of(cli.trainer.global_rank, cli.trainer.world_size) if not writer.run.is_complete(u)

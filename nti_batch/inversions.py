@@ -11,7 +11,6 @@ job left behind is salvaged image by image, since each member carries its checks
 """
 
 import dataclasses
-import hashlib
 import io
 import json
 import logging
@@ -19,142 +18,12 @@ import os
 import socket
 import tarfile
 import time
-import urllib.parse
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from safetensors.torch import load, save
-from torch import Tensor
-
+from nti_batch.manifest import Json, ManifestRow, read_manifest
+from nti_batch.packing import StoredInversion, member_name, pack, read_members, unpack
 from nti_batch.records import Failure, Inversion, WorkUnit
-
-Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ManifestRow:
-    """What became of one image."""
-
-    shard: str
-    key: str
-    """Empty for what is wrong with the shard as a whole."""
-
-    status: Literal["done", "failed"]
-    stage: str = ""
-    error: str = ""
-    psnr: float | None = None
-    psnr_vae: float | None = None
-    inner_steps: int | None = None
-    """Updates over all timesteps."""
-
-    forwards: int | None = None
-    backwards: int | None = None
-    seconds: float | None = None
-    finished: float
-    """When, in seconds since 1970."""
-
-    sha256: str = ""
-    """Of the `.safetensors` member."""
-
-    @classmethod
-    def of_inversion(cls, metadata: dict[str, Json]) -> "ManifestRow":
-        """The row of an image that is done, from its `.json` member."""
-        names = {f.name for f in dataclasses.fields(cls)}
-        values = {name: value for name, value in metadata.items() if name in names}
-        values["inner_steps"] = sum(metadata["inner_steps"])  # type: ignore[arg-type]
-        return cls(status="done", **values)  # type: ignore[arg-type]
-
-    @classmethod
-    def of_failure(cls, failure: Failure) -> "ManifestRow":
-        """The row of an image that has failed."""
-        return cls(
-            shard=failure.unit.shard,
-            key=failure.key,
-            status="failed",
-            stage=failure.stage,
-            error=failure.error,
-            finished=time.time(),
-        )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class StoredInversion:
-    """An inversion read back from a run."""
-
-    shard: str
-    key: str
-    prompt: str
-    noise_latents: Tensor
-    """z_T, [channels, height, width] float32."""
-
-    null_embeddings: Tensor
-    """[T, tokens, dim] float32; row 0 belongs to the noisiest timestep."""
-
-    metadata: dict[str, Json]
-    """The `.json` member: sizes, model, settings, losses, PSNR, work."""
-
-
-# --- members -------------------------------------------------------------------------------------
-
-
-def pack(inversion: Inversion, settings: dict[str, Json]) -> tuple[bytes, dict[str, Json]]:
-    """The two members of an inversion: safetensors bytes, and metadata with their checksum and what made them."""
-    tensors = {"noise_latents": inversion.noise_latents, "null_embeddings": inversion.null_embeddings}
-    payload = save({name: tensor.contiguous() for name, tensor in tensors.items()})
-    kept = {f.name for f in dataclasses.fields(inversion)} - {"unit", *tensors}
-    metadata: dict[str, Json] = {"shard": inversion.unit.shard, "settings": settings}
-    metadata.update({name: getattr(inversion, name) for name in sorted(kept)})
-    metadata.update(finished=time.time(), sha256=hashlib.sha256(payload).hexdigest())
-    return payload, metadata
-
-
-def unpack(payload: bytes, metadata: dict[str, Json]) -> StoredInversion:
-    """The opposite of `pack`."""
-    tensors = load(payload)
-    return StoredInversion(
-        shard=str(metadata["shard"]),
-        key=str(metadata["key"]),
-        prompt=str(metadata["prompt"]),
-        noise_latents=tensors["noise_latents"],
-        null_embeddings=tensors["null_embeddings"],
-        metadata=metadata,
-    )
-
-
-def member_name(key: str) -> str:
-    """A key as a tar member's name that stays in its folder: everything special, the dot too, becomes %XX."""
-    return urllib.parse.quote(key, safe="").replace(".", "%2E")
-
-
-def _read_members(part: Path) -> Iterator[tuple[bytes, dict[str, Json]]]:
-    """The inversions of a part in order, in their stored form, each checked against its checksum.
-
-    Raises:
-        ValueError: Where a member is damaged or missing; those before it have been yielded.
-    """
-    payloads: dict[str, bytes] = {}
-    try:
-        with tarfile.open(part, "r:") as tar:
-            for member in tar:
-                stem, _, kind = member.name.rpartition(".")
-                stream = tar.extractfile(member)
-                content = stream.read() if stream else b""
-                if kind == "json":
-                    payload, metadata = payloads.pop(stem), json.loads(content)
-                    if hashlib.sha256(payload).hexdigest() != metadata["sha256"]:
-                        raise ValueError(f"the tensors of {metadata['key']!r} do not have the checksum in its .json")
-                    yield payload, metadata
-                else:
-                    payloads[stem] = content
-    except (tarfile.TarError, OSError, KeyError, ValueError) as error:
-        raise ValueError(f"{part} is damaged: {error}") from error
-    if payloads:
-        raise ValueError(f"{part} is damaged: no .json for {', '.join(payloads)}")
-
-
-# --- writing -------------------------------------------------------------------------------------
 
 
 def _sync_folder(folder: Path) -> None:
@@ -302,7 +171,7 @@ class InversionRun:
         committed = {row.key for row in self.rows(unit)}
         part = self.new_part(unit)
         try:
-            for payload, metadata in _read_members(left):
+            for payload, metadata in read_members(left):
                 if metadata["key"] not in committed:
                     part.add_packed(payload, metadata)
         except ValueError:
@@ -343,24 +212,6 @@ def _refuse_other_settings(out: Path, known: dict[str, Json], asked: dict[str, J
         )
 
 
-# --- reading -------------------------------------------------------------------------------------
-
-
-def read_manifest(manifest: Path) -> list[ManifestRow]:
-    """The rows of one manifest.
-
-    Raises:
-        ValueError: If it is damaged, naming it and the line.
-    """
-    rows = []
-    for number, line in enumerate(manifest.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            rows.append(ManifestRow(**json.loads(line)))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{manifest}, line {number}, is damaged: {error}") from error
-    return rows
-
-
 def read_inversions(out: str | Path, only: Collection[tuple[str, str]] | None = None) -> Iterator[StoredInversion]:
     """The committed inversions of a run, in any order.
 
@@ -378,7 +229,7 @@ def read_inversions(out: str | Path, only: Collection[tuple[str, str]] | None = 
         if not any(only is None or (row.shard, row.key) in only for row in rows):
             continue
         part, expected = manifest.with_suffix(".tar"), {row.key: row.sha256 for row in rows}
-        for payload, metadata in _read_members(part):
+        for payload, metadata in read_members(part):
             if expected.pop(str(metadata["key"]), None) != metadata["sha256"]:
                 raise ValueError(f"{part} is damaged: {metadata['key']!r} is not what {manifest.name} names")
             if only is None or (metadata["shard"], metadata["key"]) in only:

@@ -1,9 +1,10 @@
 """The LightningModule of the main job: feeds decoded images to the pool and hands back what it finishes."""
 
 import dataclasses
+import logging
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -11,9 +12,12 @@ from lightning.pytorch import LightningModule
 from nti_batch.diffusion.metrics import psnr
 from nti_batch.diffusion.null_text import NullTextSettings, NullTextState
 from nti_batch.diffusion.pool import InversionPool
+from nti_batch.diffusion.rounding import Storage
+from nti_batch.diffusion.slots import find_slots
 from nti_batch.records import CaptionedImage, Failure, Inversion, Outcome, UnitRead
 from nti_batch.stable_diffusion import ModelSource, Precision, StableDiffusion
 
+logger = logging.getLogger(__name__)
 NEEDS_GRADIENTS = "null-text inversion needs gradients: set --trainer.inference_mode=false"
 
 
@@ -38,7 +42,8 @@ class NullTextInversion(LightningModule):
         variant: str | None = None,
         precision: Precision = "float32",
         num_steps: int = 50,
-        slots: int = 8,
+        slots: int | Literal["auto"] = 8,
+        compile: str | None = None,
         **null_text: Any,
     ) -> None:
         """Settings of the model and of the method; no weights are loaded yet.
@@ -49,7 +54,8 @@ class NullTextInversion(LightningModule):
             variant: Variant of the weights, such as 'fp16'.
             precision: Of the UNet; latents, embeddings and losses are float32 always.
             num_steps: DDIM steps, T.
-            slots: Images in one UNet call.
+            slots: Images in one UNet call; 'auto' measures what is fastest and fits.
+            compile: Backend of `torch.compile` for the UNet, such as 'inductor'; null leaves the UNet as it is.
             **null_text: The fields of `NullTextSettings`.
         """
         super().__init__()
@@ -57,11 +63,15 @@ class NullTextInversion(LightningModule):
         self.precision: Precision = precision
         self.num_steps = num_steps
         self.slots = slots
-        if slots < 1:
-            raise ValueError(f"model.slots is {slots}, allowed: at least 1")
+        self.compile_backend = compile
+        if slots != "auto" and slots < 1:
+            raise ValueError(f"model.slots is {slots}, allowed: at least 1, or 'auto'")
         if not 1 <= num_steps <= 999:
             raise ValueError(f"model.num_steps is {num_steps}, allowed: 1 to 999")
         self.null_text = NullTextSettings(**null_text)
+        self.storage: Storage = "float32"
+        """How the output will store embeddings; it decides."""
+
         self.stop_requested = False
         self._flights: dict[tuple[str, str], Flight] = {}
 
@@ -76,6 +86,8 @@ class NullTextInversion(LightningModule):
         """Load the networks, once."""
         if not hasattr(self, "networks"):
             self.networks = StableDiffusion.load(self.source, self.precision)
+            if self.compile_backend:
+                self.networks.unet.compile(backend=self.compile_backend)
 
     def on_predict_start(self) -> None:
         """Open the pool."""
@@ -86,7 +98,8 @@ class NullTextInversion(LightningModule):
             self.networks.schedule(self.num_steps),
             self.null_text,
             self.networks.embed_prompts([""])[0],
-            self.slots,
+            1 if self.slots == "auto" else self.slots,
+            self.storage,
         )
 
     def predict_step(self, batch: CaptionedImage | Failure | UnitRead, batch_idx: int) -> list[Outcome]:
@@ -106,7 +119,14 @@ class NullTextInversion(LightningModule):
         key = (image.unit.shard, image.key)
         self._flights[key] = Flight(image, time.monotonic())
         latents = self.networks.encode_pictures(image.pixels[None])[0]
-        self.pool.admit(key, latents, self.networks.embed_prompts([image.prompt])[0])
+        prompt = self.networks.embed_prompts([image.prompt])[0]
+        if self.slots == "auto":
+            self.slots = find_slots(
+                self.networks.predict_noise, latents, self.pool.schedule.network_timesteps[1], prompt
+            )
+            self.pool.slots = self.slots
+            logger.warning("model.slots: %d images in one call are the fastest here", self.slots)
+        self.pool.admit(key, latents, prompt)
 
     def _conclude(self, key: tuple[str, str], state: NullTextState) -> Outcome:
         """Decode what the job arrived at, and what it could have arrived at, and compare with the input."""
@@ -123,6 +143,7 @@ class NullTextInversion(LightningModule):
             height=image.pixels.shape[1],
             width=image.pixels.shape[2],
             noise_latents=state.trajectory[-1].cpu(),
+            start_embedding=state.start_embedding.cpu(),
             null_embeddings=torch.stack(state.null_embeddings).cpu(),
             timesteps=self.pool.schedule.network_timesteps[1:].flip(0).tolist(),
             inner_steps=state.inner_steps,

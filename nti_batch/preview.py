@@ -10,7 +10,8 @@ from torch import Tensor
 from nti_batch.datamodule import InversionDataModule
 from nti_batch.diffusion.ddim import ddim_sample
 from nti_batch.diffusion.metrics import psnr
-from nti_batch.inversions import InversionRun, StoredInversion, read_inversions
+from nti_batch.inversions import InversionRun, read_inversions
+from nti_batch.packing import StoredInversion
 from nti_batch.records import CaptionedImage, WorkUnit
 from nti_batch.stable_diffusion import StableDiffusion
 from nti_batch.stream import RawSample, read_unit

@@ -69,8 +69,11 @@ class Inversion:
     noise_latents: Tensor
     """z_T, [channels, height / 8, width / 8] for Stable Diffusion's VAE."""
 
+    start_embedding: Tensor
+    """Where null_T started from, [tokens, dim], rounded as it is stored."""
+
     null_embeddings: Tensor
-    """[T, tokens, dim]; row 0 belongs to the noisiest timestep."""
+    """[T, tokens, dim], rounded as they are stored; row 0 belongs to the noisiest timestep."""
 
     timesteps: list[int]
     """The network's timestep for each row of `null_embeddings`."""

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from nti_batch.inversions import InversionRun, ManifestRow
+from nti_batch.inversions import InversionRun
+from nti_batch.manifest import ManifestRow
 from nti_batch.stream import count_images, work_units
 
 

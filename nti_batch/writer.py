@@ -8,18 +8,24 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from nti_batch.inversions import InversionRun, ManifestRow, PartWriter
+from nti_batch.diffusion.rounding import Storage
+from nti_batch.inversions import InversionRun, PartWriter
+from nti_batch.manifest import ManifestRow
 from nti_batch.records import Failure, Inversion, Outcome, UnitRead, WorkUnit
 
 
 class InversionWriter(BasePredictionWriter):
     """Writes inversions as they come, and commits a part on a count or time limit and at the end."""
 
-    def __init__(self, dir: str, part_images: int = 64, part_minutes: float = 10.0) -> None:
+    def __init__(
+        self, dir: str, storage: Storage = "compact", part_images: int = 64, part_minutes: float = 10.0
+    ) -> None:
         """Settings of the output.
 
         Args:
             dir: Output folder of the run; the same folder again continues the run.
+            storage: Form of the null embeddings in the files; they are rounded to it as they are found, so that a
+                replay from the file is the job's own. 'compact' is the smallest.
             part_images: Images in one output tar, at most.
             part_minutes: A part is committed when its first image has waited this long.
         """
@@ -29,6 +35,7 @@ class InversionWriter(BasePredictionWriter):
         if part_minutes < 0:
             raise ValueError(f"output.part_minutes is {part_minutes}, allowed: at least 0")
         self.run = InversionRun(Path(dir))
+        self.storage: Storage = storage
         self.part_images = part_images
         self.part_minutes = part_minutes
         self.rows: list[ManifestRow] = []

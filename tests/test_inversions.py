@@ -14,7 +14,7 @@ from nti_batch.inversions import InversionRun
 from nti_batch.records import Failure, Inversion, WorkUnit
 
 UNIT = WorkUnit("shard[0]", "shard[0].tar", 1, 3)
-SETTINGS = {"model.name": "demo", "model.num_steps": 2, "data.slices": 3}
+SETTINGS = {"model.name": "demo", "model.num_steps": 2, "data.slices": 3, "output.storage": "float32"}
 KEYS = ["000", "a/b", "../../x", "quote ' \" space", "k" * 300, "\udce9 bytes".encode("utf-8", "replace").decode()]
 
 
@@ -28,6 +28,7 @@ def inversion(key: str, unit: WorkUnit = UNIT) -> Inversion:
         width=16,
         height=8,
         noise_latents=torch.randn(4, 2, 4, generator=generator),
+        start_embedding=torch.randn(3, 5, generator=generator),
         null_embeddings=torch.randn(2, 3, 5, generator=generator),
         timesteps=[501, 1],
         inner_steps=[10, 3],

@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 from tiny import captioned, png, write_shard
 
-from nti_batch import inversions, preview, read_inversions
+from nti_batch import preview, read_inversions
 from nti_batch.cli import main
 from nti_batch.diffusion.metrics import psnr
 from nti_batch.images import decode_image
+from nti_batch.manifest import read_manifest
 from nti_batch.preview import replay
 from nti_batch.signals import STOP_SIGNALS
 from nti_batch.stable_diffusion import ModelSource, StableDiffusion
@@ -110,17 +111,38 @@ def test_every_bad_input_ends_as_a_row_and_its_neighbours_are_inverted(
     assert main(arguments(tiny_model, shard, out)) == 3
     assert main(["status", str(out), "--json"]) == 0
     status = json.loads(capsys.readouterr().out.splitlines()[-1])
-    rows = {
-        r.key: r
-        for manifest in sorted((out / "inversions").glob("*.jsonl"))
-        for r in inversions.read_manifest(manifest)
-    }
+    rows = {r.key: r for manifest in sorted((out / "inversions").glob("*.jsonl")) for r in read_manifest(manifest)}
     done = {key for key, row in rows.items() if row.status == "done"}
     stages = {key: row.stage for key, row in rows.items() if row.status == "failed"}
     assert done == {"000", "001"}
     assert stages == {"html": "image", "mute": "caption", "blank": "caption", "009": "shard", "": "shard"}
     assert (status["done"], status["failed"], status["missing"]) == (len(done), len(stages), 0)
     assert main(arguments(tiny_model, shard, out)) == 3, "a second run has nothing to do, and still says what failed"
+
+
+@pytest.mark.parametrize("more", ["--model.slots=auto", "--model.compile=aot_eager"])
+def test_what_is_only_faster_finds_the_same(tiny_model: Path, shards: str, tmp_path: Path, more: str):
+    for name, flags in {"plain": [], "faster": [more]}.items():
+        assert main([*arguments(tiny_model, shards, tmp_path / name, "--output.storage=float32"), *flags]) == 0
+    plain, faster = ({(s.shard, s.key): s for s in read_inversions(tmp_path / name)} for name in ("plain", "faster"))
+    assert len(plain) == len(faster) == 10
+    for key, stored in plain.items():
+        torch.testing.assert_close(faster[key].noise_latents, stored.noise_latents, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(faster[key].null_embeddings, stored.null_embeddings, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("storage", ["float32", "float16", "compact"])
+@pytest.mark.parametrize("solver", ["adam", "polyak"])
+def test_every_storage_replays_to_the_jobs_own_picture(tiny_model: Path, tmp_path: Path, storage: str, solver: str):
+    shard = write_shard(tmp_path / "s.tar", captioned(2))
+    flags = [f"--output.storage={storage}", f"--model.solver={solver}"]
+    assert main([*arguments(tiny_model, shard, tmp_path / "out"), *flags]) == 0
+    networks = StableDiffusion.load(ModelSource(str(tiny_model)))
+    for stored in read_inversions(tmp_path / "out"):
+        picture = replay(networks, [stored], guided=True)
+        original = decode_image(png(int(stored.key)), 16, 16)[None] / 255
+        assert psnr(picture, original).item() == pytest.approx(stored.metadata["psnr"], abs=1e-3)
+        assert stored.null_embeddings.dtype == torch.float32
 
 
 def test_the_signals_are_given_back_before_the_preview(

@@ -13,12 +13,15 @@ PACKAGE = Path(nti_batch.__file__).parent
 LAYERS = [
     {"diffusion.schedule"},
     {"diffusion.guidance"},
-    {"diffusion.ddim", "diffusion.metrics", "diffusion.null_text"},
+    {"diffusion.ddim", "diffusion.metrics", "diffusion.rounding", "diffusion.slots", "diffusion.solvers"},
+    {"diffusion.null_text"},
     {"diffusion.pool"},
     {"records"},
-    {"stable_diffusion", "stream", "images", "inversions"},
+    {"stable_diffusion", "stream", "images", "manifest"},
+    {"packing"},
+    {"inversions"},
     {"module", "datamodule", "writer", "status"},
-    {"signals", "progress", "preview"},
+    {"signals", "progress", "preview", "benchmark"},
     {"cli"},
     {"__main__"},
 ]

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from nti_batch.diffusion.ddim import ddim_invert, ddim_sample, ddim_step
 from nti_batch.diffusion.guidance import NoisePredictor
-from nti_batch.diffusion.null_text import Moments, NullTextSettings, NullTextState, adam_step
+from nti_batch.diffusion.null_text import NullTextSettings, NullTextState
 from nti_batch.diffusion.pool import InversionPool
 from nti_batch.diffusion.schedule import DDIMSchedule
+from nti_batch.diffusion.solvers import Moments, adam_step
 
 EMPTY = torch.zeros(4, 4)
 NEVER = {"early_stop_epsilon": 0.0, "early_stop_growth": 0.0}
@@ -193,6 +194,17 @@ def test_calls_are_full_until_the_last_image_is_admitted_and_then_it_drains(slot
     assert pool.tick() == []
     if slots > 1:
         assert pool.work.full_calls < pool.work.calls
+
+
+def test_gradients_too_small_for_half_precision_arrive():
+    def half(latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
+        # the path of a network in float16: rounded on the way in and on the way back
+        return (embeddings.half() * 2.0**-12).float().repeat_interleave(4, 1).view_as(latents)
+
+    latents, prompt = torch.zeros(4, 4, 4), 1e-2 * torch.ones(4, 4)
+    settings = NullTextSettings(num_inner_steps=5, **NEVER)
+    (state,), _ = invert(half, stable_diffusion_schedule(2), settings, [(latents, prompt)])
+    assert (state.null_embeddings[0] > 0.01).all()
 
 
 def test_an_image_without_numbers_fails_alone():

@@ -18,10 +18,16 @@ For t = T ... 1, starting at z_T = z*_T:
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from math import isfinite
+from typing import Literal, get_args
 
-import torch
 from torch import Tensor
+
+from nti_batch.diffusion.solvers import Moments
+
+Solver = Literal["adam", "polyak"]
+Start = Literal["empty", "prompt"]
+Verdict = Literal["fail", "accept", "look again", "move", "retreat"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,8 +40,15 @@ class NullTextSettings:
     num_inner_steps: int = 10
     """Most updates of the embedding at one timestep, N."""
 
-    solver: Literal["adam"] = "adam"
-    """The rule that moves an embedding; Adam starts anew at each timestep."""
+    solver: Solver = "adam"
+    """The rule that moves an embedding: the authors' Adam, or the preconditioned Polyak step."""
+
+    start: Start = "empty"
+    """What null_T starts from: the embedding of "", as the authors' does, or the prompt's own.
+
+    From the prompt, most timesteps are accepted at first sight; Miyake et al., "Negative-prompt Inversion", 2023,
+    https://arxiv.org/abs/2305.16807, stop there.
+    """
 
     learning_rate: float = 1e-2
     """Adam's learning rate at t = T. It falls linearly to half at t = 0."""
@@ -51,7 +64,8 @@ class NullTextSettings:
         rules = {
             "guidance_scale": (self.guidance_scale >= 1, "at least 1"),
             "num_inner_steps": (self.num_inner_steps >= 1, "at least 1"),
-            "solver": (self.solver == "adam", "'adam'"),
+            "solver": (self.solver in get_args(Solver), " or ".join(map(repr, get_args(Solver)))),
+            "start": (self.start in get_args(Start), " or ".join(map(repr, get_args(Start)))),
             "learning_rate": (self.learning_rate > 0, "above 0"),
             "early_stop_epsilon": (self.early_stop_epsilon >= 0, "at least 0"),
             "early_stop_growth": (self.early_stop_growth >= 0, "at least 0"),
@@ -69,41 +83,15 @@ class NullTextSettings:
         return self.early_stop_epsilon + self.early_stop_growth * (num_steps - t)
 
 
-@dataclass(slots=True, eq=False)
-class Moments:
-    """Adam's running means of one image's gradient and of its square, at one timestep."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Look:
+    """One evaluation of a null embedding: where the guided step with it lands, and how far that is from the pivot."""
 
-    mean: Tensor
-    square: Tensor
-    steps: int = 0
+    null_embedding: Tensor
+    latents: Tensor
+    """z_{t-1}."""
 
-
-def adam_step(embeddings: Tensor, gradients: Tensor, moments: list[Moments], learning_rates: list[float]) -> Tensor:
-    """Move each image's embedding by Adam with its own moments, step count and rate.
-
-        m <- 0.9 m + 0.1 g;   v <- 0.999 v + 0.001 g^2
-        null <- null - lr * (m / (1 - 0.9^k)) / (sqrt(v / (1 - 0.999^k)) + 1e-8)
-
-    Kingma and Ba, "Adam", 2015, https://arxiv.org/abs/1412.6980, Algorithm 1; `torch.optim.Adam` has one step
-    count for all rows, and here each image is at its own.
-
-    Args:
-        embeddings: null_t, [batch, tokens, dim].
-        gradients: In the same shape.
-        moments: One for each image; updated in place.
-        learning_rates: One for each image.
-    """
-    for gradient, m in zip(gradients, moments, strict=True):
-        m.steps += 1
-        m.mean = torch.lerp(m.mean, gradient, 0.1)
-        m.square = torch.lerp(m.square, gradient.square(), 0.001)
-
-    def column(values: list[float]) -> Tensor:
-        return torch.tensor(values, dtype=embeddings.dtype, device=embeddings.device).view(-1, 1, 1)
-
-    mean = torch.stack([m.mean for m in moments]) / column([1 - 0.9**m.steps for m in moments])
-    square = torch.stack([m.square for m in moments]) / column([1 - 0.999**m.steps for m in moments])
-    return embeddings - column(learning_rates) * mean / (square.sqrt() + 1e-8)
+    loss: float
 
 
 @dataclass(slots=True, eq=False)
@@ -117,12 +105,35 @@ class NullTextState:
     settings: NullTextSettings
     num_steps: int
     prompt_embedding: Tensor
-    null_embedding: Tensor
+    start_embedding: Tensor
     trajectory: list[Tensor]
+    null_embedding: Tensor = field(init=False)
+    """The candidate that the next look is at."""
+
     t: int = 0
     latents: Tensor | None = None
     noise_cond: Tensor | None = None
+    looks: int = 0
+    """Evaluations of null embeddings at this timestep that were not accepted."""
+
+    steps_taken: int = 0
+    """Updates at this timestep."""
+
+    trusted: bool = False
+    """Whether the last timestep was accepted at first sight, so that this one may be, too."""
+
     moments: Moments | None = None
+    """Adam's, new at each timestep."""
+
+    square: Tensor | None = None
+    """Polyak's v."""
+
+    step: Tensor | None = None
+    """Polyak's last change of the embedding."""
+
+    best: Look | None = None
+    """The look that was last moved on from; Polyak's never returns to a worse one."""
+
     null_embeddings: list[Tensor] = field(default_factory=list)
     """Accepted ones, t = T first."""
 
@@ -131,6 +142,10 @@ class NullTextState:
     forwards: int = 0
     backwards: int = 0
     error: str = ""
+
+    def __post_init__(self) -> None:
+        """Begin at the start."""
+        self.null_embedding = self.start_embedding
 
     @property
     def inverting(self) -> bool:
@@ -148,14 +163,14 @@ class NullTextState:
         return self.noise_cond is not None
 
     @property
-    def wants_gradient(self) -> bool:
-        """Whether the next evaluation may be followed by an update of the embedding."""
-        return self.solving and self.steps_taken < self.settings.num_inner_steps
+    def can_move(self) -> bool:
+        """Whether another update is allowed at this timestep."""
+        return self.steps_taken < self.settings.num_inner_steps
 
     @property
-    def steps_taken(self) -> int:
-        """Updates at this timestep so far."""
-        return self.moments.steps if self.moments else 0
+    def wants_gradient(self) -> bool:
+        """Whether the next evaluation should be ready for an update of the embedding."""
+        return self.solving and self.can_move and not (self.trusted and self.looks == 0)
 
     @property
     def network_t(self) -> int:
@@ -172,6 +187,16 @@ class NullTextState:
         """z*_{t-1}, where the next step down should land."""
         return self.trajectory[self.t - 1]
 
+    @property
+    def threshold(self) -> float:
+        """The loss below which an embedding is accepted at this timestep."""
+        return self.settings.threshold_at(self.t, self.num_steps)
+
+    @property
+    def learning_rate(self) -> float:
+        """Adam's at this timestep."""
+        return self.settings.learning_rate_at(self.t, self.num_steps)
+
     def climb(self, latents: Tensor) -> None:
         """Add z*_{t+1}; at the top, turn round: z_T = z*_T."""
         self.trajectory.append(latents)
@@ -179,10 +204,39 @@ class NullTextState:
         if not self.inverting:
             self.latents = latents
 
-    def accept(self, latents: Tensor, loss: float) -> None:
-        """Keep null_t, take z_{t-1} that it gave, and go to the next timestep with Adam started anew."""
-        self.null_embeddings.append(self.null_embedding)
-        self.losses.append(loss)
+    @property
+    def previous_embedding(self) -> Tensor:
+        """null_{t+1}, or the start."""
+        return self.null_embeddings[-1] if self.null_embeddings else self.start_embedding
+
+    def verdict(self, loss: float) -> Verdict:
+        """What to do after a look with this loss."""
+        if not isfinite(loss):
+            return "fail"
+        if loss < self.threshold or not (self.solving and self.can_move):
+            return "accept"
+        if not self.wants_gradient:
+            return "look again"
+        return "retreat" if self._is_worse(loss) else "move"
+
+    def _is_worse(self, loss: float) -> bool:
+        return self.settings.solver == "polyak" and self.best is not None and loss > self.best.loss
+
+    def retreat(self) -> Tensor:
+        """Half of Polyak's last step, from where it was made."""
+        assert self.best is not None and self.step is not None
+        self.step = self.step / 2
+        return self.best.null_embedding + self.step
+
+    def accept(self, look: Look) -> None:
+        """Keep null_t and the z_{t-1} that it gave, or a better one seen before, and go to the next timestep."""
+        if self.best is not None and self._is_worse(look.loss):
+            look = self.best
+        self.null_embedding = look.null_embedding
+        self.null_embeddings.append(look.null_embedding)
+        self.losses.append(look.loss)
         self.inner_steps.append(self.steps_taken)
-        self.latents, self.noise_cond, self.moments = latents, None, None
+        self.trusted = self.looks == 0
+        self.latents, self.noise_cond, self.moments, self.step, self.best = look.latents, None, None, None, None
+        self.looks = self.steps_taken = 0
         self.t -= 1

@@ -5,9 +5,9 @@ once, another takes ten updates. In lock-step all would wait for the slowest at 
 goes its own way, and every tick takes the images that need the same kind of call and makes that one call.
 """
 
+import logging
 from collections.abc import Hashable
 from dataclasses import dataclass
-from math import isfinite
 from typing import Generic, TypeVar
 
 import torch
@@ -15,9 +15,12 @@ from torch import Tensor
 
 from nti_batch.diffusion.ddim import ddim_step
 from nti_batch.diffusion.guidance import NoisePredictor, classifier_free_guidance
-from nti_batch.diffusion.null_text import Moments, NullTextSettings, NullTextState, adam_step
+from nti_batch.diffusion.null_text import Look, NullTextSettings, NullTextState
+from nti_batch.diffusion.rounding import Storage, round_embeddings, round_start
 from nti_batch.diffusion.schedule import DDIMSchedule
+from nti_batch.diffusion.solvers import Moments, adam_step, polyak_step
 
+logger = logging.getLogger(__name__)
 K = TypeVar("K", bound=Hashable)
 
 
@@ -32,6 +35,25 @@ class Work:
     forwards: int = 0
     backwards: int = 0
     """Image evaluations; a row that is accepted in a call in which others are not counts, for it was computed."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evaluation:
+    """What one network call found out; no image has moved yet. Rows are images."""
+
+    noise: Tensor
+    embeddings: Tensor
+    stepped: Tensor
+    """Where the images would go: one step up the pivot, or one down with guidance."""
+
+    losses: Tensor
+    """Mean squared distance of `stepped` to the pivot, [batch]; 0 on the way up."""
+
+    values: list[float]
+    """The losses on the host; empty if nothing depends on them."""
+
+    gradients: Tensor | None
+    """Of the losses by the embeddings, if any image is going to move."""
 
 
 class InversionPool(Generic[K]):
@@ -49,6 +71,7 @@ class InversionPool(Generic[K]):
         settings: NullTextSettings,
         empty_embedding: Tensor,
         slots: int,
+        storage: Storage = "float32",
     ) -> None:
         """Start empty.
 
@@ -58,6 +81,7 @@ class InversionPool(Generic[K]):
             settings: Of the optimization.
             empty_embedding: Embedding of the empty prompt, [tokens, dim]: where null_T starts.
             slots: Images in one network call, at least 1.
+            storage: The form in which embeddings will be stored; they are rounded to it as they are found.
         """
         if slots < 1:
             raise ValueError(f"slots is {slots}, allowed: at least 1")
@@ -66,6 +90,7 @@ class InversionPool(Generic[K]):
         self.settings = settings
         self.empty_embedding = empty_embedding
         self.slots = slots
+        self.storage: Storage = storage
         self.work = Work()
         self._states: dict[K, NullTextState] = {}
 
@@ -87,32 +112,36 @@ class InversionPool(Generic[K]):
             prompt_embedding: C, [tokens, dim] float32.
         """
         assert key not in self._states, key
+        start = prompt_embedding if self.settings.start == "prompt" else self.empty_embedding
         self._states[key] = NullTextState(
             settings=self.settings,
             num_steps=self.schedule.num_steps,
             prompt_embedding=prompt_embedding,
-            null_embedding=self.empty_embedding,
+            start_embedding=round_start(self.storage, start),
             trajectory=[latents],
         )
 
     def tick(self) -> list[tuple[K, NullTextState]]:
         """Make one network call; return the images that it finished.
 
+        A call that does not fit the device's memory changes nothing but `slots`, which are halved.
+
         Raises:
             RuntimeError: Under `torch.inference_mode()`, where no gradient can be had.
+            torch.OutOfMemoryError: If a call for one image does not fit.
         """
         states = self._next_call()
         if not states:
             return []
-        embeddings = torch.stack([s.null_embedding if s.solving else s.prompt_embedding for s in states])
-        with torch.set_grad_enabled(states[0].wants_gradient):
-            noise = self._predict(states, embeddings.requires_grad_(states[0].wants_gradient))
-            solving = [i for i, s in enumerate(states) if s.solving]
-            if solving:
-                self._take_noise_of_null([states[i] for i in solving], noise[solving], embeddings)
-        others = [i for i, s in enumerate(states) if i not in solving]
-        if others:
-            self._take_noise_of_prompt([states[i] for i in others], noise[others])
+        try:
+            evaluation = self._evaluate(states)
+        except torch.OutOfMemoryError:
+            if len(states) == 1:
+                raise
+            self._halve_slots(len(states))
+            return []
+        self._count(states, evaluation)
+        self._settle(states, evaluation)
         finished = [(key, state) for key, state in self._states.items() if state.finished]
         for key, _ in finished:
             del self._states[key]
@@ -124,68 +153,120 @@ class InversionPool(Generic[K]):
         without = [s for s in self._states.values() if not s.wants_gradient]
         return max(without, with_gradient, key=len)[: self.slots]
 
-    def _predict(self, states: list[NullTextState], embeddings: Tensor) -> Tensor:
-        """The one network call of a tick."""
+    def _halve_slots(self, images: int) -> None:
+        self.slots = images // 2
+        logger.warning("a call with %d images does not fit the device's memory: going on with %d", images, self.slots)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _count(self, states: list[NullTextState], evaluation: Evaluation) -> None:
         self.work.calls += 1
         self.work.full_calls += len(states) == self.slots
         self.work.forwards += len(states)
+        self.work.backwards += len(states) * (evaluation.gradients is not None)
         for state in states:
             state.forwards += 1
+            state.backwards += evaluation.gradients is not None
+
+    # --- one call --------------------------------------------------------------------------------
+
+    def _evaluate(self, states: list[NullTextState]) -> Evaluation:
+        """The one network call of a tick, where it leads, and how far that is from the pivot."""
+        want_gradient = states[0].wants_gradient
+        embeddings = torch.stack([s.null_embedding if s.solving else s.prompt_embedding for s in states])
         latents = torch.stack([s.current_latents for s in states])
         timesteps = self.schedule.network_timesteps[self._levels([s.network_t for s in states])]
-        return self.predict_noise(latents, timesteps, embeddings)
+        with torch.set_grad_enabled(want_gradient):
+            noise = self.predict_noise(latents, timesteps, embeddings.requires_grad_(want_gradient))
+            stepped = self._step(states, latents, self._guide(states, noise))
+            losses = (self._targets(states, stepped) - stepped).square().mean(dim=(1, 2, 3))
+            values: list[float] = losses.tolist() if any(self._lands(s) for s in states) else []
+            moving = [i for i, s in enumerate(states) if want_gradient and s.verdict(values[i]) == "move"]
+            gradients = self._gradients(losses[moving].sum(), noise, embeddings) if moving else None
+        return Evaluation(noise.detach(), embeddings.detach(), stepped.detach(), losses.detach(), values, gradients)
+
+    def _lands(self, state: NullTextState) -> bool:
+        """Whether the image can go down a step with what the call predicts."""
+        return not state.inverting and (state.solving or self.settings.guidance_scale == 1)
 
     def _levels(self, levels: list[int]) -> Tensor:
         return torch.tensor(levels, device=self.empty_embedding.device)
 
-    def _step(self, states: list[NullTextState], noise: Tensor, targets: list[int]) -> Tensor:
-        latents = torch.stack([s.current_latents for s in states])
+    def _guide(self, states: list[NullTextState], noise: Tensor) -> Tensor:
+        """Guided noise where the embedding was the null embedding; elsewhere it stays as predicted."""
+        noise_cond = [e if s.noise_cond is None else s.noise_cond for s, e in zip(states, noise, strict=True)]
+        return classifier_free_guidance(noise, torch.stack(noise_cond), self.settings.guidance_scale)
+
+    def _step(self, states: list[NullTextState], latents: Tensor, noise: Tensor) -> Tensor:
+        targets = [s.t + 1 if s.inverting else s.t - 1 for s in states]
         return ddim_step(self.schedule, latents, noise, self._levels([s.t for s in states]), self._levels(targets))
 
-    def _take_noise_of_prompt(self, states: list[NullTextState], noise: Tensor) -> None:
-        """One step up the pivot, or e_c for the step down that comes next."""
-        stepped = self._step(states, noise, [s.t + 1 if s.inverting else s.t - 1 for s in states])
-        for state, e_c, latents in zip(states, noise, stepped, strict=True):
+    def _targets(self, states: list[NullTextState], stepped: Tensor) -> Tensor:
+        return torch.stack([z if s.inverting else s.target for s, z in zip(states, stepped, strict=True)])
+
+    def _gradients(self, loss: Tensor, noise: Tensor, embeddings: Tensor) -> Tensor:
+        """Each row's gradient is that of its own loss: the sum over images of the mean within an image.
+
+        Losses near 1e-5, each a mean over thousands of values, have gradients too small for half precision. A
+        backward is linear in what is sent back: each row goes with a largest value of 1, and its scale follows after.
+        """
+        of_noise = torch.autograd.grad(loss, noise)[0]
+        scale = of_noise.abs().amax(dim=(1, 2, 3)).clamp(min=torch.finfo(of_noise.dtype).tiny)
+        of_embeddings = torch.autograd.grad(noise, embeddings, of_noise / scale.view(-1, 1, 1, 1))[0]
+        return of_embeddings * scale.view(-1, 1, 1)
+
+    # --- what follows from it --------------------------------------------------------------------
+
+    def _settle(self, states: list[NullTextState], evaluation: Evaluation) -> None:
+        """Let each image go where the call leads it."""
+        moving, retreating = [], []
+        for i, state in enumerate(states):
             if state.inverting:
-                state.climb(latents.clone())
-            elif self.settings.guidance_scale == 1:
-                loss = (state.target - latents).square().mean().item()
-                state.accept(latents.clone(), loss)
-            else:
-                state.noise_cond = e_c.clone()
-
-    def _take_noise_of_null(self, states: list[NullTextState], noise: Tensor, embeddings: Tensor) -> None:
-        """Accept the embeddings whose guided step lands near the pivot; move the others."""
-        noise_cond = torch.stack([s.noise_cond for s in states if s.noise_cond is not None])
-        guided = classifier_free_guidance(noise, noise_cond, self.settings.guidance_scale)
-        stepped = self._step(states, guided, [s.t - 1 for s in states])
-        losses = (torch.stack([s.target for s in states]) - stepped).square().mean(dim=(1, 2, 3))
-        values: list[float] = losses.tolist()
-        moving = []
-        for i, (state, loss) in enumerate(zip(states, values, strict=True)):
-            if not isfinite(loss):
-                state.error = f"the loss at t = {state.t} of {self.schedule.num_steps} is {loss}"
-            elif loss < self.settings.threshold_at(state.t, self.schedule.num_steps) or not state.wants_gradient:
-                state.accept(stepped[i].detach().clone(), loss)
-            else:
-                moving.append(i)
+                state.climb(evaluation.stepped[i].clone())
+                continue
+            if not self._lands(state):
+                state.noise_cond = evaluation.noise[i].clone()
+                continue
+            look = Look(state.null_embedding, evaluation.stepped[i].clone(), evaluation.values[i])
+            match state.verdict(look.loss):
+                case "fail":
+                    state.error = f"the loss at t = {state.t} of {self.schedule.num_steps} is {look.loss}"
+                case "accept":
+                    state.accept(look)
+                case "look again":
+                    state.looks += 1
+                case "move":
+                    state.best = look
+                    moving.append(i)
+                case "retreat":
+                    retreating.append(state)
         if moving:
-            gradients = self._gradients(states, losses[moving].sum(), embeddings)
-            self._move([states[i] for i in moving], gradients[moving])
+            self._adopt([states[i] for i in moving], self._moved(states, evaluation, moving))
+        if retreating:
+            self._adopt(retreating, torch.stack([s.retreat() for s in retreating]))
 
-    def _gradients(self, states: list[NullTextState], loss: Tensor, embeddings: Tensor) -> Tensor:
-        """Each row's gradient is that of its own loss: the sum over images of the mean within an image."""
-        self.work.backwards += len(states)
-        for state in states:
-            state.backwards += 1
-        return torch.autograd.grad(loss, embeddings)[0]
+    def _moved(self, states: list[NullTextState], evaluation: Evaluation, rows: list[int]) -> Tensor:
+        """Embeddings after a step of the solver, [rows, tokens, dim]."""
+        assert evaluation.gradients is not None
+        movers, gradients, embeddings = (
+            [states[i] for i in rows],
+            evaluation.gradients[rows],
+            evaluation.embeddings[rows],
+        )
+        if self.settings.solver == "adam":
+            for state, gradient in zip(movers, gradients, strict=True):
+                state.moments = state.moments or Moments(torch.zeros_like(gradient), torch.zeros_like(gradient))
+            moments = [s.moments for s in movers if s.moments is not None]
+            return adam_step(embeddings, gradients, moments, [s.learning_rate for s in movers])
+        steps, squares = polyak_step(gradients, evaluation.losses[rows], [s.square for s in movers])
+        for state, step, square in zip(movers, steps, squares, strict=True):
+            state.step, state.square = step.clone(), square.clone()
+        return embeddings + steps
 
-    def _move(self, states: list[NullTextState], gradients: Tensor) -> None:
-        embeddings = torch.stack([s.null_embedding for s in states])
-        rates = [self.settings.learning_rate_at(s.t, self.schedule.num_steps) for s in states]
-        for state, gradient in zip(states, gradients, strict=True):
-            state.moments = state.moments or Moments(torch.zeros_like(gradient), torch.zeros_like(gradient))
-        moments = [s.moments for s in states if s.moments is not None]
-        moved = adam_step(embeddings, gradients, moments, rates)
-        for state, embedding in zip(states, moved, strict=True):
+    def _adopt(self, states: list[NullTextState], embeddings: Tensor) -> None:
+        """Give each image its next candidate, in the form in which it would be stored."""
+        previous = torch.stack([s.previous_embedding for s in states])
+        for state, embedding in zip(states, round_embeddings(self.storage, embeddings, previous), strict=True):
             state.null_embedding = embedding.clone()
+            state.steps_taken += 1
+            state.looks += 1

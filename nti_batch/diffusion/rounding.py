@@ -1,0 +1,47 @@
+"""Rounding of null embeddings to the form in which they are stored, before anything is computed with them.
+
+What the network sees is then what a reader of the file will have: every later timestep corrects the rounding, and a
+replay from the file retraces the job's own path.
+
+    float32    as they are
+    float16    each value by itself
+    compact    start: float16;   null_t = null_{t+1} + scale_t * level_t,   level_t whole numbers in -3 ... 3
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Storage = Literal["float32", "float16", "compact"]
+LEVELS = 3
+
+
+def round_start(storage: Storage, embedding: Tensor) -> Tensor:
+    """The stored form of the embedding that an image starts from, float32."""
+    return embedding if storage == "float32" else embedding.half().to(embedding.dtype)
+
+
+def round_embeddings(storage: Storage, embeddings: Tensor, previous: Tensor) -> Tensor:
+    """The stored form of null_t, given null_{t+1} in its stored form; both [batch, tokens, dim] float32."""
+    match storage:
+        case "float32":
+            return embeddings
+        case "float16":
+            return embeddings.half().to(embeddings.dtype)
+        case "compact":
+            scale, levels = split_change(embeddings, previous)
+            return previous + scale * levels
+
+
+def split_change(embeddings: Tensor, previous: Tensor) -> tuple[Tensor, Tensor]:
+    """scale_t, [batch, 1, 1], and level_t of a change, [batch, tokens, dim], both float32.
+
+    A scale is a bfloat16 number, so that scale times level has no rounding error, on any device. And it is large beside
+    the rounding error of the sum. So taking rounded embeddings apart gives the same scale and levels again.
+    """
+    change = embeddings - previous
+    least = previous.abs().amax(dim=(1, 2), keepdim=True) * 2.0**-14
+    scale = torch.maximum(change.abs().amax(dim=(1, 2), keepdim=True) / LEVELS, least).bfloat16().to(change.dtype)
+    levels = (change / scale.clamp(min=torch.finfo(torch.bfloat16).tiny)).round()
+    return scale, levels.clamp(-LEVELS, LEVELS)

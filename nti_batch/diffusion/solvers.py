@@ -1,0 +1,78 @@
+"""The rules that move a null embedding at one timestep; each row of a batch is an image of its own.
+
+Notation: g gradient of an image's loss by its embedding, k updates at this timestep, T and t as in `null_text.py`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+DECAY = 0.9
+DAMPING = 0.3
+LIMIT = 1.0
+"""Largest change of one value of an embedding in one Polyak step; CLIP's values are around 1."""
+
+
+@dataclass(slots=True, eq=False)
+class Moments:
+    """Running means of one image's gradient and of its square."""
+
+    mean: Tensor
+    square: Tensor
+    steps: int = 0
+
+
+def adam_step(embeddings: Tensor, gradients: Tensor, moments: list[Moments], learning_rates: list[float]) -> Tensor:
+    """Move each image's embedding by Adam with its own moments, step count and rate.
+
+        m <- 0.9 m + 0.1 g;   v <- 0.999 v + 0.001 g^2
+        null <- null - lr * (m / (1 - 0.9^k)) / (sqrt(v / (1 - 0.999^k)) + 1e-8)
+
+    Kingma and Ba, "Adam", 2015, https://arxiv.org/abs/1412.6980, Algorithm 1; `torch.optim.Adam` has one step
+    count for all rows, and here each image is at its own.
+
+    Args:
+        embeddings: null_t, [batch, tokens, dim].
+        gradients: In the same shape.
+        moments: One for each image; updated in place.
+        learning_rates: One for each image.
+    """
+    for gradient, m in zip(gradients, moments, strict=True):
+        m.steps += 1
+        m.mean = torch.lerp(m.mean, gradient, 0.1)
+        m.square = torch.lerp(m.square, gradient.square(), 0.001)
+
+    def column(values: list[float]) -> Tensor:
+        return torch.tensor(values, dtype=embeddings.dtype, device=embeddings.device).view(-1, 1, 1)
+
+    mean = torch.stack([m.mean for m in moments]) / column([1 - 0.9**m.steps for m in moments])
+    square = torch.stack([m.square for m in moments]) / column([1 - 0.999**m.steps for m in moments])
+    return embeddings - column(learning_rates) * mean / (square.sqrt() + 1e-8)
+
+
+def polyak_step(
+    gradients: Tensor, losses: Tensor, squares: list[Tensor | None], limit: float = LIMIT
+) -> tuple[Tensor, Tensor]:
+    """The preconditioned Polyak step of each image: what to add to its embedding, and its new v.
+
+        v <- 0.9 v + 0.1 g^2
+        d = g / (sqrt(v) + 0.3 rms(sqrt(v)))
+        step = - loss / <g, d> d,   cut so that no value changes by more than `limit`
+
+    The least loss is known to be zero, so the length needs no learning rate: it leads to where the loss would be zero
+    if it were linear. Polyak, "Introduction to Optimization", 1987, section 5.3. v is kept from timestep to timestep.
+
+    Args:
+        gradients: g, [batch, tokens, dim].
+        losses: [batch].
+        squares: v of each image, [tokens, dim]; None before its first step.
+        limit: Largest change of one value.
+    """
+    pairs = zip(gradients.square(), squares, strict=True)
+    square = torch.stack([new if old is None else torch.lerp(new, old, DECAY) for new, old in pairs])
+    root = square.sqrt()
+    direction = gradients / (root + DAMPING * square.mean(dim=(1, 2), keepdim=True).sqrt())
+    slope = (gradients * direction).sum(dim=(1, 2), keepdim=True)
+    step = -losses.view(-1, 1, 1) / slope * direction
+    return step * (limit / step.abs().amax(dim=(1, 2), keepdim=True)).clamp(max=1), square

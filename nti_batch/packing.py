@@ -1,0 +1,168 @@
+"""An inversion as two members of a tar: `<key>.safetensors` with its tensors, `<key>.json` with everything else.
+
+The tensors' layout is named in the header of the safetensors, under `layout`:
+
+    float32-1   noise_latents float32;  null_embeddings [T, tokens, dim] float32
+    float16-1   noise_latents float32;  null_embeddings [T, tokens, dim] float16
+    compact-1   noise_latents float32;  start [tokens, dim] float16
+                moved [M] int64: rows of null_embeddings that differ from the row before, or from `start`
+                scales [M] float32
+                levels uint8: a zlib stream of [M, tokens, dim] int8;  row = row before + scale * level
+"""
+
+import dataclasses
+import hashlib
+import json
+import tarfile
+import time
+import urllib.parse
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast, get_args
+
+import numpy as np
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from nti_batch.diffusion.rounding import Storage, split_change
+from nti_batch.manifest import Json
+from nti_batch.records import Inversion
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredInversion:
+    """An inversion read back from a run."""
+
+    shard: str
+    key: str
+    prompt: str
+    noise_latents: Tensor
+    """z_T, [channels, height, width] float32."""
+
+    null_embeddings: Tensor
+    """[T, tokens, dim] float32; row 0 belongs to the noisiest timestep."""
+
+    metadata: dict[str, Json]
+    """The `.json` member: sizes, model, settings, losses, PSNR, work."""
+
+
+def pack_tensors(storage: Storage, noise_latents: Tensor, start_embedding: Tensor, null_embeddings: Tensor) -> bytes:
+    """Safetensors bytes in the layout of a storage; embeddings must be rounded to it, all on the CPU."""
+    match storage:
+        case "compact":
+            tensors = _compact(start_embedding, null_embeddings)
+        case "float16":
+            tensors = {"null_embeddings": null_embeddings.half()}
+        case "float32":
+            tensors = {"null_embeddings": null_embeddings}
+    tensors["noise_latents"] = noise_latents
+    return save({name: t.contiguous() for name, t in tensors.items()}, metadata={"layout": f"{storage}-1"})
+
+
+def pack(inversion: Inversion, settings: dict[str, Json]) -> tuple[bytes, dict[str, Json]]:
+    """The two members of an inversion: safetensors bytes, and metadata with their checksum and what made them."""
+    storage = cast(Storage, settings["output.storage"])
+    assert storage in get_args(Storage), storage
+    payload = pack_tensors(storage, inversion.noise_latents, inversion.start_embedding, inversion.null_embeddings)
+    left_out = {"unit", "noise_latents", "start_embedding", "null_embeddings"}
+    kept = {f.name for f in dataclasses.fields(inversion)} - left_out
+    metadata: dict[str, Json] = {"shard": inversion.unit.shard, "settings": settings}
+    metadata.update({name: getattr(inversion, name) for name in sorted(kept)})
+    metadata.update(finished=time.time(), sha256=hashlib.sha256(payload).hexdigest())
+    return payload, metadata
+
+
+def unpack(payload: bytes, metadata: dict[str, Json]) -> StoredInversion:
+    """The opposite of `pack`; embeddings are float32 again, whatever the layout.
+
+    Raises:
+        ValueError: If the layout is not known here.
+    """
+    tensors = load(payload)
+    match layout := _layout(payload):
+        case "float32-1" | "float16-1":
+            null_embeddings = tensors["null_embeddings"].float()
+        case "compact-1":
+            null_embeddings = _expand(tensors, num_steps=len(metadata["timesteps"]))  # type: ignore[arg-type]
+        case _:
+            raise ValueError(
+                f"{metadata['key']!r} has the layout {layout!r}: a newer nti_batch wrote it; update this one"
+            )
+    return StoredInversion(
+        shard=str(metadata["shard"]),
+        key=str(metadata["key"]),
+        prompt=str(metadata["prompt"]),
+        noise_latents=tensors["noise_latents"],
+        null_embeddings=null_embeddings,
+        metadata=metadata,
+    )
+
+
+def _layout(payload: bytes) -> str | None:
+    """What the header of safetensors bytes says: 8 bytes with its length, then JSON."""
+    header: dict[str, dict[str, str]] = json.loads(payload[8 : 8 + int.from_bytes(payload[:8], "little")])
+    return header.get("__metadata__", {}).get("layout")
+
+
+def _compact(start: Tensor, null_embeddings: Tensor) -> dict[str, Tensor]:
+    """The tensors of the layout compact-1, for embeddings that were rounded to it."""
+    previous = torch.cat([start[None], null_embeddings[:-1]])
+    scales, levels = split_change(null_embeddings, previous)
+    assert torch.equal(previous + scales * levels, null_embeddings), (
+        "embeddings that were not rounded as they were found"
+    )
+    moved = levels.flatten(1).any(1).nonzero()[:, 0]
+    stream = zlib.compress(levels[moved].to(torch.int8).numpy().tobytes())
+    return {
+        "start": start.half(),
+        "moved": moved,
+        "scales": scales[moved, 0, 0],
+        "levels": torch.from_numpy(np.frombuffer(stream, np.uint8).copy()),
+    }
+
+
+def _expand(tensors: dict[str, Tensor], num_steps: int) -> Tensor:
+    """The opposite of `_compact`, [T, tokens, dim] float32."""
+    null_embedding = tensors["start"].float()
+    stream = zlib.decompress(tensors["levels"].numpy().tobytes())
+    levels = torch.from_numpy(np.frombuffer(stream, np.int8).copy()).view(-1, *null_embedding.shape)
+    changes = dict(zip(tensors["moved"].tolist(), tensors["scales"].view(-1, 1, 1) * levels, strict=True))
+    rows = []
+    for i in range(num_steps):
+        null_embedding = null_embedding + changes[i] if i in changes else null_embedding
+        rows.append(null_embedding)
+    return torch.stack(rows)
+
+
+def member_name(key: str) -> str:
+    """A key as a tar member's name that stays in its folder: everything special, the dot too, becomes %XX."""
+    return urllib.parse.quote(key, safe="").replace(".", "%2E")
+
+
+def read_members(part: Path) -> Iterator[tuple[bytes, dict[str, Json]]]:
+    """The inversions of a part in order, in their stored form, each checked against its checksum.
+
+    Raises:
+        ValueError: Where a member is damaged or missing; those before it have been yielded.
+    """
+    payloads: dict[str, bytes] = {}
+    try:
+        with tarfile.open(part, "r:") as tar:
+            for member in tar:
+                stem, _, kind = member.name.rpartition(".")
+                stream = tar.extractfile(member)
+                content = stream.read() if stream else b""
+                if kind == "json":
+                    payload, metadata = payloads.pop(stem), json.loads(content)
+                    if hashlib.sha256(payload).hexdigest() != metadata["sha256"]:
+                        raise ValueError(f"the tensors of {metadata['key']!r} do not have the checksum in its .json")
+                    yield payload, metadata
+                else:
+                    payloads[stem] = content
+    except (tarfile.TarError, OSError, KeyError, ValueError) as error:
+        raise ValueError(f"{part} is damaged: {error}") from error
+    if payloads:
+        raise ValueError(f"{part} is damaged: no .json for {', '.join(payloads)}")
