@@ -66,7 +66,7 @@ def add_bench_command(commands: "argparse._SubParsersAction[argparse.ArgumentPar
     parser.add_argument("--guidance_scale", type=float, default=7.5, help="classifier-free guidance")
     parser.add_argument("--solver", default="adam", help="of the job, 'adam' or 'polyak'; the authors' loop has Adam")
     parser.add_argument("--start", default="empty", help="of the job: 'empty' or 'prompt'")
-    parser.add_argument("--storage", default="compact", choices=("float32", "float16", "compact"), help="of the job")
+    parser.add_argument("--storage", default="float32", choices=("float32", "float16", "compact"), help="of the job")
     parser.add_argument("--rounds", type=int, default=2, help="turns of each side")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=lambda arguments, rest: bench(arguments))

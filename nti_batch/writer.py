@@ -18,14 +18,14 @@ class InversionWriter(BasePredictionWriter):
     """Writes inversions as they come, and commits a part on a count or time limit and at the end."""
 
     def __init__(
-        self, dir: str, storage: Storage = "compact", part_images: int = 64, part_minutes: float = 10.0
+        self, dir: str, storage: Storage = "float32", part_images: int = 64, part_minutes: float = 10.0
     ) -> None:
         """Settings of the output.
 
         Args:
             dir: Output folder of the run; the same folder again continues the run.
             storage: Form of the null embeddings in the files; they are rounded to it as they are found, so that a
-                replay from the file is the job's own. 'compact' is the smallest.
+                replay from the file is the job's own: 'float32', 'float16' or 'compact', the smallest.
             part_images: Images in one output tar, at most.
             part_minutes: A part is committed when its first image has waited this long.
         """

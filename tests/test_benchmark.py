@@ -48,7 +48,7 @@ def test_the_command_prints_both_sides(tiny_model: Path, shard: Path, capsys: py
     assert found["speedup"] == pytest.approx(found["job"]["images_per_hour"] / found["authors"]["images_per_hour"])
     assert found["job"]["forward_equivalents"] == found["job"]["forwards"] + found["job"]["backwards"]
     assert found["authors"]["forward_equivalents"] == found["authors"]["forwards"] + 2 * found["authors"]["backwards"]
-    assert found["job"]["stored_bytes"] < found["authors"]["stored_bytes"]
+    assert found["job"]["stored_bytes"] == found["authors"]["stored_bytes"]
     assert main(command) == 0
     assert "forward equivalents" in capsys.readouterr().out
 

@@ -10,7 +10,7 @@ A Stable Diffusion in miniature, in diffusers' folder format, learnt from drawn 
     Wang et al., "TokenCompose: Text-to-Image Diffusion with Token-level Supervision", 2024,
     https://arxiv.org/abs/2312.03626.
 
-Seeded; about half an hour on two cores. `python -m nti_batch.demo.evaluate` measures the outcome.
+Seeded; 20 minutes to an hour on two cores. `python -m nti_batch.demo.evaluate` measures the outcome.
 """
 
 import argparse
