@@ -1,27 +1,18 @@
-"""This job and the authors' loop side by side, on the same images in one run: `nti-batch bench`.
-
-The authors' loop is the one of their notebook (google/prompt-to-prompt, null_text_w_ptp.ipynb), written anew: one
-image at a time, weights not frozen, step first and test afterwards, an advance that evaluates both embeddings again.
-"""
+"""This job and the authors' loop side by side, on the same images in one run: `nti-batch bench`."""
 
 import dataclasses
 import sys
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from statistics import fmean
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from nti_batch.authors_loop import Inverted, authors_loop
 from nti_batch.datamodule import InversionDataModule
-from nti_batch.diffusion.ddim import ddim_invert, ddim_step
-from nti_batch.diffusion.guidance import classifier_free_guidance
+from nti_batch.diffusion.guidance import NoisePredictor
 from nti_batch.diffusion.metrics import psnr
 from nti_batch.diffusion.null_text import NullTextSettings, Solver, Start
 from nti_batch.diffusion.pool import InversionPool
@@ -30,160 +21,13 @@ from nti_batch.diffusion.schedule import DDIMSchedule
 from nti_batch.packing import pack_tensors
 from nti_batch.records import CaptionedImage
 from nti_batch.stable_diffusion import ModelDescription, ModelSource, Precision, StableDiffusion
+from nti_batch.stopwatch import Cost, UNetClock, measured
 from nti_batch.stream import RawSample, read_unit
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Inverted:
-    """What either side found for one image, and the UNet work that it cost."""
-
-    latents: Tensor
-    """z_0, [channels, height, width]."""
-
-    null_embeddings: Tensor
-    """[T, tokens, dim]."""
-
-    forwards: int
-    backwards: int
-    stored_bytes: int
-    """Size of the tensors in a file."""
-
-
-@dataclass(slots=True)
-class Side:
-    """Measurements of one side, summed over its turns."""
-
-    seconds: float = 0.0
-    unet_seconds: float = 0.0
-    peak_bytes: int = 0
-    inverted: list[Inverted] = field(default_factory=list)
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for what was asked of a GPU, so that a clock tells the truth."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-class UNetClock:
-    """A `NoisePredictor` that adds up the time spent in the network, forwards and backwards."""
-
-    def __init__(self, networks: StableDiffusion) -> None:
-        """Start at zero."""
-        self.networks, self.seconds, self._started = networks, 0.0, 0.0
-
-    def __call__(self, latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
-        """Predict, and listen for the gradient that passes."""
-        self._start()
-        noise = self.networks.predict_noise(latents, timesteps, embeddings)
-        self._stop()
-        if noise.requires_grad and embeddings.requires_grad:
-            noise.register_hook(lambda gradient: self._start())
-            self._until_gradient_of(embeddings)
-        return noise
-
-    def _until_gradient_of(self, embeddings: Tensor) -> None:
-        """Stop the clock once: the authors' loop gives the same tensor to many calls."""
-
-        def stop(gradient: Tensor) -> None:
-            self._stop()
-            handle.remove()
-
-        handle = embeddings.register_hook(stop)
-
-    def _start(self) -> None:
-        synchronize(self.networks.device)
-        self._started = time.perf_counter()
-
-    def _stop(self) -> None:
-        synchronize(self.networks.device)
-        self.seconds += time.perf_counter() - self._started
-
-
-@contextmanager
-def measured(side: Side, clock: UNetClock) -> Iterator[None]:
-    """Add the time and the peak memory of a turn to its side: of the GPU, or of the process."""
-    device = clock.networks.device
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    stop, peak = threading.Event(), [resident_bytes()]
-    watch = threading.Thread(target=_watch_memory, args=(stop, peak), daemon=True)
-    watch.start()
-    before = clock.seconds
-    synchronize(device)
-    start = time.perf_counter()
-    yield
-    synchronize(device)
-    side.seconds += time.perf_counter() - start
-    side.unet_seconds += clock.seconds - before
-    stop.set()
-    watch.join()
-    seen = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak[0]
-    side.peak_bytes = max(side.peak_bytes, seen)
-
-
-def resident_bytes() -> int:
-    """Memory of this process now."""
-    pages = Path("/proc/self/statm").read_text().split()[1]
-    return int(pages) * 4096
-
-
-def _watch_memory(stop: threading.Event, peak: list[int]) -> None:
-    while not stop.wait(0.02):
-        peak[0] = max(peak[0], resident_bytes())
-
-
-# --- the two sides -------------------------------------------------------------------------------
-
-
-def authors_loop(
-    networks: StableDiffusion,
-    predict: UNetClock,
-    image: CaptionedImage,
-    schedule: DDIMSchedule,
-    settings: NullTextSettings,
-) -> Inverted:
-    """Invert one image as the authors' notebook does.
-
-    Its weights are not frozen, so that every backward computes the gradients of the whole UNet, which nothing uses.
-    """
-    networks.unet.requires_grad_(True)
-    latents = networks.encode_pictures(image.pixels[None])
-    prompt, null = networks.embed_prompts([image.prompt]), networks.embed_prompts([""])
-    trajectory = ddim_invert(predict, schedule, latents, prompt)
-    z, found, forwards, backwards = trajectory[-1], [], schedule.num_steps, 0
-    for level in range(schedule.num_steps, 0, -1):
-        t = torch.tensor([level], device=z.device)
-        timestep = schedule.network_timesteps[t]
-        null = null.detach().clone().requires_grad_()
-        optimizer = torch.optim.Adam([null], lr=settings.learning_rate_at(level, schedule.num_steps))
-        with torch.no_grad():
-            e_c = predict(z, timestep, prompt)
-        forwards += 1
-        for _ in range(settings.num_inner_steps):
-            guided = classifier_free_guidance(predict(z, timestep, null), e_c, settings.guidance_scale)
-            loss = F.mse_loss(ddim_step(schedule, z, guided, t, t - 1), trajectory[level - 1])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            forwards, backwards = forwards + 1, backwards + 1
-            if loss.item() < settings.threshold_at(level, schedule.num_steps):
-                break
-        found.append(null.detach()[0])
-        with torch.no_grad():
-            both = predict(z.repeat(2, 1, 1, 1), timestep.repeat(2), torch.cat([null, prompt]))
-            z = ddim_step(schedule, z, classifier_free_guidance(both[:1], both[1:], settings.guidance_scale), t, t - 1)
-        forwards += 2
-    networks.unet.requires_grad_(False)
-    networks.unet.zero_grad(set_to_none=True)
-    embeddings = torch.stack(found)
-    stored = pack_tensors("float32", trajectory[-1][0].cpu(), null[0].cpu(), embeddings.cpu())
-    return Inverted(z[0], embeddings, forwards, backwards, len(stored))
 
 
 def pooled(
     networks: StableDiffusion,
-    predict: UNetClock,
+    predict: NoisePredictor,
     images: Sequence[CaptionedImage],
     schedule: DDIMSchedule,
     settings: NullTextSettings,
@@ -261,7 +105,7 @@ def run_benchmark(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """What is told of one side."""
+    """What is told of one cost."""
 
     images_per_hour: float
     forwards: float
@@ -346,18 +190,20 @@ def compare(
         rounds: Turns of each side; each takes its share of the images.
     """
     schedule, clock = networks.schedule(num_steps), UNetClock(networks)
-    job, authors = Side(), Side()
-    for turn in range(rounds):
-        batch = images[turn::rounds]
+    job, authors = Cost(), Cost()
+    ours: list[Inverted] = []
+    theirs: list[Inverted] = []
+    turns = [images[turn::rounds] for turn in range(rounds)]
+    for number, batch in enumerate(turns, 1):
         with measured(job, clock):
-            job.inverted += pooled(networks, clock, batch, schedule, settings, slots, storage)
+            ours += pooled(networks, clock, batch, schedule, settings, slots, storage)
         with measured(authors, clock):
-            authors.inverted += [authors_loop(networks, clock, image, schedule, settings) for image in batch]
+            theirs += [authors_loop(networks, clock, image, schedule, settings) for image in batch]
         print(
-            f"turn {turn + 1} of {rounds}: job {job.seconds:.0f} s, authors' loop {authors.seconds:.0f} s",
+            f"turn {number} of {rounds}: job {job.seconds:.0f} s, authors' loop {authors.seconds:.0f} s",
             file=sys.stderr,
         )
-    order = [image for turn in range(rounds) for image in images[turn::rounds]]
+    order = [image for batch in turns for image in batch]
     inputs = [image.pixels.to(networks.device)[None] / 255 for image in order]
     vae = [
         psnr(networks.decode_latents(networks.encode_pictures(image.pixels[None])), pixels).item()
@@ -367,31 +213,37 @@ def compare(
     return Comparison(
         images=len(images),
         psnr_vae=fmean(vae),
-        job=_figures(networks, job, inputs, vae, empty, backward_cost=1),
-        authors=_figures(networks, authors, inputs, vae, empty, backward_cost=2),
+        job=_figures(networks, ours, job, inputs, vae, empty, backward_cost=1),
+        authors=_figures(networks, theirs, authors, inputs, vae, empty, backward_cost=2),
     )
 
 
 def _figures(
-    networks: StableDiffusion, side: Side, inputs: list[Tensor], vae: list[float], empty: Tensor, backward_cost: int
+    networks: StableDiffusion,
+    inverted: list[Inverted],
+    cost: Cost,
+    inputs: list[Tensor],
+    vae: list[float],
+    empty: Tensor,
+    backward_cost: int,
 ) -> Figures:
     reached = [
         psnr(networks.decode_latents(found.latents[None]), pixels).item()
-        for found, pixels in zip(side.inverted, inputs, strict=True)
+        for found, pixels in zip(inverted, inputs, strict=True)
     ]
     gaps = [best - own for best, own in zip(vae, reached, strict=True)]
-    forwards = fmean(found.forwards for found in side.inverted)
-    backwards = fmean(found.backwards for found in side.inverted)
+    forwards = fmean(found.forwards for found in inverted)
+    backwards = fmean(found.backwards for found in inverted)
     return Figures(
-        images_per_hour=3600 * len(inputs) / side.seconds,
+        images_per_hour=3600 * len(inputs) / cost.seconds,
         forwards=forwards,
         backwards=backwards,
         forward_equivalents=forwards + backward_cost * backwards,
         psnr=fmean(reached),
         gap=fmean(gaps),
         worst_gap=max(gaps),
-        distance=fmean((found.null_embeddings - empty).norm(dim=(1, 2)).mean().item() for found in side.inverted),
-        peak_bytes=side.peak_bytes,
-        stored_bytes=fmean(found.stored_bytes for found in side.inverted),
-        unet_share=side.unet_seconds / side.seconds,
+        distance=fmean((found.null_embeddings - empty).norm(dim=(1, 2)).mean().item() for found in inverted),
+        peak_bytes=cost.peak_bytes,
+        stored_bytes=fmean(found.stored_bytes for found in inverted),
+        unet_share=cost.unet_seconds / cost.seconds,
     )

@@ -7,10 +7,12 @@ import pytest
 import torch
 from tiny import captioned, write_shard
 
-from nti_batch.benchmark import UNetClock, authors_loop, load_images, pooled
+from nti_batch.authors_loop import authors_loop
+from nti_batch.benchmark import load_images, pooled
 from nti_batch.cli import main
 from nti_batch.diffusion.null_text import NullTextSettings
 from nti_batch.stable_diffusion import ModelSource, StableDiffusion
+from nti_batch.stopwatch import UNetClock
 
 NEVER = NullTextSettings(num_inner_steps=2, early_stop_epsilon=0, early_stop_growth=0)
 

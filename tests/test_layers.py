@@ -19,7 +19,7 @@ LAYERS = [
     {"records"},
     {"stable_diffusion", "stream", "images", "manifest"},
     {"packing"},
-    {"inversions"},
+    {"inversions", "authors_loop", "stopwatch"},
     {"module", "datamodule", "writer", "status"},
     {"signals", "progress", "preview", "benchmark"},
     {"cli"},

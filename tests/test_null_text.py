@@ -12,6 +12,7 @@ from nti_batch.diffusion.ddim import ddim_invert, ddim_sample, ddim_step
 from nti_batch.diffusion.guidance import NoisePredictor
 from nti_batch.diffusion.null_text import NullTextSettings, NullTextState
 from nti_batch.diffusion.pool import InversionPool
+from nti_batch.diffusion.rounding import Storage
 from nti_batch.diffusion.schedule import DDIMSchedule
 from nti_batch.diffusion.solvers import Moments, adam_step
 
@@ -33,9 +34,10 @@ def invert(
     inputs: list[tuple[Tensor, Tensor]],
     slots: int = 1,
     empty: Tensor = EMPTY,
+    storage: Storage = "float32",
 ) -> tuple[list[NullTextState], InversionPool[int]]:
     """Run a pool as the job does: admit while there is room, tick, drain."""
-    pool = InversionPool[int](predict, schedule, settings, empty, slots)
+    pool = InversionPool[int](predict, schedule, settings, empty, slots, storage)
     done: dict[int, NullTextState] = {}
     for key, (latents, prompt) in enumerate(inputs):
         while len(pool) == pool.capacity:

@@ -3,13 +3,12 @@
 import pytest
 import torch
 from fakes import rowwise, stable_diffusion_schedule
-from test_null_text import EMPTY, NEVER, images, invert
+from test_null_text import NEVER, images, invert
 from torch import Tensor
 
 from nti_batch.diffusion.ddim import ddim_invert, ddim_sample, ddim_step
 from nti_batch.diffusion.guidance import classifier_free_guidance
 from nti_batch.diffusion.null_text import NullTextSettings
-from nti_batch.diffusion.pool import InversionPool
 from nti_batch.diffusion.rounding import LEVELS, round_embeddings, round_start, split_change
 from nti_batch.diffusion.slots import find_slots
 from nti_batch.diffusion.solvers import polyak_step
@@ -51,15 +50,9 @@ def test_no_value_changes_by_more_than_the_limit_and_the_direction_stays():
 @pytest.mark.parametrize("storage", ["float32", "compact"])
 def test_polyak_never_keeps_a_step_that_raised_the_loss(storage: str):
     schedule, settings = stable_diffusion_schedule(20), NullTextSettings(solver="polyak", num_inner_steps=6, **NEVER)
-    pool = InversionPool[int](wavy, schedule, settings, EMPTY, slots=4, storage=storage)
-    inputs = images(4)
-    states = dict(enumerate(inputs))
-    for key, image in enumerate(inputs):
-        pool.admit(key, *image)
-    while len(pool):
-        states |= {key: state for key, state in pool.tick()}
+    states, _ = invert(wavy, schedule, settings, images(4), slots=4, storage=storage)
     overshot = 0
-    for state in states.values():
+    for state in states:
         z, previous = state.trajectory[-1][None], state.start_embedding
         for i, null in enumerate(state.null_embeddings):
             t = torch.tensor([20 - i])
@@ -148,12 +141,7 @@ def test_a_compact_embedding_is_a_whole_number_of_steps_from_the_last_and_comes_
 @pytest.mark.parametrize("solver", ["adam", "polyak"])
 def test_rounded_embeddings_still_lead_to_the_picture_and_retrace_the_path(storage: str, solver: str):
     schedule, (latents, prompt) = stable_diffusion_schedule(50), images(3)[2]
-    pool = InversionPool[int](rowwise, schedule, NullTextSettings(solver=solver), EMPTY, slots=1, storage=storage)
-    pool.admit(0, latents, prompt)
-    done = []
-    while len(pool):
-        done += pool.tick()
-    ((_, state),) = done
+    (state,), _ = invert(rowwise, schedule, NullTextSettings(solver=solver), [(latents, prompt)], storage=storage)
     null = [row[None] for row in state.null_embeddings]
     replay = ddim_sample(rowwise, schedule, state.trajectory[-1][None], prompt[None], null, 7.5)[0]
     torch.testing.assert_close(replay, state.current_latents, atol=1e-5, rtol=1e-5)
