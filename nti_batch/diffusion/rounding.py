@@ -5,7 +5,7 @@ replay from the file retraces the job's own path.
 
     float32    as they are
     float16    each value by itself
-    compact    start: float16;   null_t = null_{t+1} + scale_t * level_t,   level_t whole numbers in -3 ... 3
+    compact    start: float16;   null_t = null_{t+1} + scale_t * level_t,   level_t whole numbers in -15 ... 15
 """
 
 from typing import Literal
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 Storage = Literal["float32", "float16", "compact"]
-LEVELS = 3
+LEVELS = 15
+"""Fewer are smaller, and cost Adam more updates: its changes are dense."""
 
 
 def round_start(storage: Storage, embedding: Tensor) -> Tensor:
