@@ -36,63 +36,61 @@ def main(argv: Sequence[str] | None = None) -> int:
     status_parser.add_argument("--json", action="store_true", help="print one JSON object")
     status_parser.set_defaults(run=lambda arguments, rest: status(arguments.out, arguments.json))
 
-    add_bench_command(commands)
+    bench_parser = commands.add_parser("bench", help="compare the job with the authors' loop", add_help=False)
+    bench_parser.set_defaults(run=lambda arguments, rest: bench(rest))
 
     arguments, rest = parser.parse_known_args(argv)
-    if rest and arguments.command != "invert":
+    if rest and arguments.command == "status":
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     code: int = arguments.run(arguments, rest)
     return code
 
 
-def add_bench_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Describe `nti-batch bench`."""
-    parser = commands.add_parser(
-        "bench",
-        help="compare the job with the authors' loop on the same images",
-        description="Invert the same images by the job and by the authors' loop (one image at a time, weights not "
-        "frozen), in turns, and compare speed, UNet work, quality and memory.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--model", default="demo", help="a folder in diffusers' layout, a hub id, or 'demo'")
-    parser.add_argument(
-        "--precision", default="float32", choices=("float32", "bfloat16", "float16"), help="of the UNet"
-    )
-    parser.add_argument("--device", default=None, help="such as 'cuda'; a GPU if there is one")
-    parser.add_argument("--shards", default="demo", help="input shards, as for invert")
-    parser.add_argument("--images", type=int, default=16, help="number of images")
-    parser.add_argument("--slots", type=int, default=8, help="images in one UNet call of the job")
-    parser.add_argument("--num_steps", type=int, default=50, help="DDIM steps")
-    parser.add_argument("--guidance_scale", type=float, default=7.5, help="classifier-free guidance")
-    parser.add_argument("--solver", default="adam", help="of the job, 'adam' or 'polyak'; the authors' loop has Adam")
-    parser.add_argument("--start", default="empty", help="of the job: 'empty' or 'prompt'")
-    parser.add_argument("--storage", default="float32", choices=("float32", "float16", "compact"), help="of the job")
-    parser.add_argument("--rounds", type=int, default=2, help="turns of each side")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.set_defaults(run=lambda arguments, rest: bench(arguments))
+def bench(argv: Sequence[str]) -> int:
+    """Print the comparison of the job with the authors' loop."""
+    import torch
+    from jsonargparse import ArgumentError, ArgumentParser
 
-
-def bench(arguments: argparse.Namespace) -> int:
-    """Print the comparison with the authors' loop."""
-    from nti_batch.benchmark import run_benchmark
+    from nti_batch.benchmarks.job_loop import load_images
+    from nti_batch.benchmarks.side_by_side import Setup, compare
+    from nti_batch.datamodule import InversionDataModule
+    from nti_batch.diffusion.rounding import Storage
+    from nti_batch.module import NullTextInversion
+    from nti_batch.stable_diffusion import ModelDescription
 
     quiet()
+    parser = ArgumentParser(
+        prog="nti-batch bench",
+        description="Invert the same images by the job and by the authors' loop (one image at a time, weights not "
+        "frozen, float32, their constants), in turns, and compare speed, UNet work, quality, memory and bytes.",
+        exit_on_error=False,
+    )
+    parser.add_argument("--config", action="config", help="a YAML file as for invert, such as configs/fast.yaml")
+    parser.add_class_arguments(NullTextInversion, "model")
+    parser.add_argument("--data.shards", type=str, default="demo", help="as for invert")
+    parser.add_argument("--data.caption", type=str, default="txt", help="as for invert")
+    parser.add_argument("--output.storage", type=Storage, default="float32", help="of the job, as for invert")
+    parser.add_argument("--images", type=int, default=16, help="number of images")
+    parser.add_argument("--rounds", type=int, default=2, help="turns of each side, which take a share of the images")
+    parser.add_argument("--device", type=str, default=None, help="such as 'cuda'; a GPU if there is one")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     try:
-        comparison = run_benchmark(
-            model=arguments.model,
-            precision=arguments.precision,
-            device=arguments.device,
-            shards=arguments.shards,
-            count=arguments.images,
-            slots=arguments.slots,
-            num_steps=arguments.num_steps,
-            guidance_scale=arguments.guidance_scale,
-            solver=arguments.solver,
-            start=arguments.start,
-            storage=arguments.storage,
-            rounds=arguments.rounds,
+        arguments = parser.parse_args(list(argv))
+        module = NullTextInversion(**arguments.model)
+        data = InversionDataModule(arguments.data.shards, arguments.data.caption, slices=1)
+        setup = Setup(
+            source=module.source,
+            device=arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+            precision=module.precision,
+            compile_backend=module.compile_backend,
+            num_steps=module.num_steps,
+            settings=module.null_text,
+            slots=module.slots,
+            storage=arguments.output.storage,
         )
-    except ValueError as error:
+        images = load_images(data, ModelDescription.of(module.source).size, arguments.images)
+        comparison = compare(setup, images, arguments.rounds)
+    except (ValueError, ArgumentError) as error:
         return refuse(error)
     print(json.dumps(comparison.as_json()) if arguments.json else "\n".join(comparison.lines()))
     return DONE

@@ -7,12 +7,13 @@ import pytest
 import torch
 from tiny import captioned, write_shard
 
-from nti_batch.authors_loop import authors_loop
-from nti_batch.benchmark import load_images, pooled
+from nti_batch.benchmarks.authors_loop import authors_loop
+from nti_batch.benchmarks.job_loop import job_loop, load_images
+from nti_batch.benchmarks.stopwatch import UNetClock
 from nti_batch.cli import main
+from nti_batch.datamodule import InversionDataModule
 from nti_batch.diffusion.null_text import NullTextSettings
 from nti_batch.stable_diffusion import ModelSource, StableDiffusion
-from nti_batch.stopwatch import UNetClock
 
 NEVER = NullTextSettings(num_inner_steps=2, early_stop_epsilon=0, early_stop_growth=0)
 
@@ -28,8 +29,9 @@ def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_with_the_early_stop_off_both_sides_find_the_same(networks: StableDiffusion, shard: Path):
-    images, schedule, clock = load_images(str(shard), 16, 2), networks.schedule(3), UNetClock(networks)
-    ours = pooled(networks, clock, images, schedule, NEVER, slots=2, storage="float32")
+    images, schedule = load_images(InversionDataModule(str(shard)), 16, 2), networks.schedule(3)
+    clock = UNetClock(networks.predict_noise, networks.device)
+    ours = job_loop(networks, clock, images, schedule, NEVER, slots=2, storage="float32")
     for image, found in zip(images, ours, strict=True):
         theirs = authors_loop(networks, clock, image, schedule, NEVER)
         torch.testing.assert_close(found.null_embeddings, theirs.null_embeddings, atol=1e-3, rtol=1e-3)
@@ -41,7 +43,8 @@ def test_with_the_early_stop_off_both_sides_find_the_same(networks: StableDiffus
 
 
 def test_the_command_prints_both_sides(tiny_model: Path, shard: Path, capsys: pytest.CaptureFixture[str]):
-    command = ["bench", f"--model={tiny_model}", f"--shards={shard}", "--images=4", "--slots=2", "--num_steps=3"]
+    command = ["bench", f"--model.name={tiny_model}", f"--data.shards={shard}", "--images=4"]
+    command += ["--model.slots=2", "--model.num_steps=3"]
     assert main([*command, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     for side in (found["job"], found["authors"]):
@@ -60,12 +63,12 @@ def test_the_command_prints_both_sides(tiny_model: Path, shard: Path, capsys: py
     [
         ("--images=9", "--images is 9, and"),
         ("--rounds=0", "--rounds is 0, allowed: 1 to the number of images, 4"),
-        ("--model=/none", "model '/none' is no folder"),
-        ("--solver=sgd", "solver is sgd, allowed: 'adam' or 'polyak'"),
+        ("--model.name=/none", "model '/none' is no folder"),
+        ("--model.solver=sgd", "model.solver"),
     ],
 )
 def test_a_wrong_setting_is_refused(
     tiny_model: Path, shard: Path, wrong: str, text: str, capsys: pytest.CaptureFixture[str]
 ):
-    assert main(["bench", f"--model={tiny_model}", f"--shards={shard}", "--images=4", wrong]) == 2
+    assert main(["bench", f"--model.name={tiny_model}", f"--data.shards={shard}", "--images=4", wrong]) == 2
     assert text in capsys.readouterr().err

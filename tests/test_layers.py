@@ -19,9 +19,11 @@ LAYERS = [
     {"records"},
     {"stable_diffusion", "stream", "images", "manifest"},
     {"packing"},
-    {"inversions", "authors_loop", "stopwatch"},
+    {"inversions"},
     {"module", "datamodule", "writer", "status"},
-    {"signals", "progress", "preview", "benchmark"},
+    {"signals", "progress", "preview", "benchmarks.inverted", "benchmarks.stopwatch"},
+    {"benchmarks.authors_loop", "benchmarks.job_loop"},
+    {"benchmarks.side_by_side"},
     {"cli"},
     {"__main__"},
 ]

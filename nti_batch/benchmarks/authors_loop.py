@@ -4,12 +4,10 @@ google/prompt-to-prompt, null_text_w_ptp.ipynb, written anew: weights not frozen
 advance that evaluates both embeddings again.
 """
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
+from nti_batch.benchmarks.inverted import Inverted
 from nti_batch.diffusion.ddim import ddim_invert, ddim_step
 from nti_batch.diffusion.guidance import NoisePredictor, classifier_free_guidance
 from nti_batch.diffusion.null_text import NullTextSettings
@@ -17,22 +15,6 @@ from nti_batch.diffusion.schedule import DDIMSchedule
 from nti_batch.packing import pack_tensors
 from nti_batch.records import CaptionedImage
 from nti_batch.stable_diffusion import StableDiffusion
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Inverted:
-    """What either side found for one image, and the UNet work that it cost."""
-
-    latents: Tensor
-    """z_0, [channels, height, width]."""
-
-    null_embeddings: Tensor
-    """[T, tokens, dim]."""
-
-    forwards: int
-    backwards: int
-    stored_bytes: int
-    """Size of the tensors in a file."""
 
 
 def authors_loop(

@@ -1,0 +1,1 @@
+"""What the job costs, beside what else there is: speed, network work, quality, memory, bytes."""
