@@ -75,8 +75,8 @@ def pack(inversion: Inversion, settings: dict[str, Json]) -> tuple[bytes, dict[s
     return payload, metadata
 
 
-def unpack(payload: bytes, metadata: dict[str, Json]) -> StoredInversion:
-    """The opposite of `pack`; embeddings are float32 again, whatever the layout.
+def unpack_tensors(payload: bytes, num_steps: int) -> tuple[Tensor, Tensor]:
+    """The opposite of `pack_tensors`: noise latents and null embeddings, float32 again, whatever the layout.
 
     Raises:
         ValueError: If the layout is not known here.
@@ -86,16 +86,27 @@ def unpack(payload: bytes, metadata: dict[str, Json]) -> StoredInversion:
         case "float32-1" | "float16-1":
             null_embeddings = tensors["null_embeddings"].float()
         case "compact-1":
-            null_embeddings = _expand(tensors, num_steps=len(metadata["timesteps"]))  # type: ignore[arg-type]
+            null_embeddings = _expand(tensors, num_steps)
         case _:
-            raise ValueError(
-                f"{metadata['key']!r} has the layout {layout!r}: a newer nti_batch wrote it; update this one"
-            )
+            raise ValueError(f"the layout is {layout!r}: a newer nti_batch wrote it; update this one")
+    return tensors["noise_latents"], null_embeddings
+
+
+def unpack(payload: bytes, metadata: dict[str, Json]) -> StoredInversion:
+    """The opposite of `pack`.
+
+    Raises:
+        ValueError: If the layout is not known here.
+    """
+    try:
+        noise_latents, null_embeddings = unpack_tensors(payload, len(metadata["timesteps"]))  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ValueError(f"{metadata['key']!r} cannot be read: {error}") from error
     return StoredInversion(
         shard=str(metadata["shard"]),
         key=str(metadata["key"]),
         prompt=str(metadata["prompt"]),
-        noise_latents=tensors["noise_latents"],
+        noise_latents=noise_latents,
         null_embeddings=null_embeddings,
         metadata=metadata,
     )

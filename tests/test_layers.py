@@ -23,7 +23,8 @@ LAYERS = [
     {"module", "datamodule", "writer", "status"},
     {"signals", "progress", "preview", "benchmarks.inverted", "benchmarks.stopwatch"},
     {"benchmarks.authors_loop", "benchmarks.job_loop"},
-    {"benchmarks.side_by_side"},
+    {"benchmarks.side_by_side", "benchmarks.solvers", "benchmarks.inner_step", "benchmarks.ranks"},
+    {"benchmarks.storage"},
     {"cli"},
     {"__main__"},
 ]

@@ -7,10 +7,11 @@ import pytest
 import torch
 from fakes import rowwise, stable_diffusion_schedule
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from nti_batch.diffusion.ddim import ddim_invert, ddim_sample, ddim_step
 from nti_batch.diffusion.guidance import NoisePredictor
-from nti_batch.diffusion.null_text import NullTextSettings, NullTextState
+from nti_batch.diffusion.null_text import NullTextSettings, NullTextState, Solver
 from nti_batch.diffusion.pool import InversionPool
 from nti_batch.diffusion.rounding import Storage
 from nti_batch.diffusion.schedule import DDIMSchedule
@@ -227,3 +228,35 @@ def test_the_authors_learning_rates_and_thresholds():
     for i in range(50):
         assert settings.learning_rate_at(50 - i, 50) == pytest.approx(1e-2 * (1 - i / 100))
         assert settings.threshold_at(50 - i, 50) == pytest.approx(1e-5 + i * 2e-5)
+
+
+class HostTraffic(TorchFunctionMode):
+    """Counts what makes the host wait for a GPU: values read from tensors, and tensors made from Python's numbers."""
+
+    READS = {"tolist", "item", "cpu", "numpy", "nonzero", "__bool__", "__float__", "__int__", "__index__", "__array__"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads = self.writes = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]  # noqa: ANN
+        name = getattr(func, "__name__", "")
+        listed = name in ("__getitem__", "__setitem__") and isinstance(args[1], list)
+        self.reads += name in self.READS
+        self.writes += (name in ("tensor", "as_tensor")) + listed
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("solver", ["adam", "polyak"])
+@pytest.mark.parametrize("storage", ["float32", "compact"])
+def test_a_network_call_costs_one_read_and_at_most_two_writes(solver: Solver, storage: Storage):
+    schedule = stable_diffusion_schedule(5)
+    settings = NullTextSettings(solver=solver, num_inner_steps=3)
+    pool = InversionPool[int](rowwise, schedule, settings, EMPTY, 4, storage)
+    for key, (latents, prompt) in enumerate(images(7)):
+        pool.admit(key, latents, prompt)
+    with HostTraffic() as traffic:
+        while len(pool):
+            pool.tick()
+    assert 0 < traffic.reads <= pool.work.calls
+    assert pool.work.calls <= traffic.writes <= pool.work.calls + (traffic.reads if solver == "adam" else 0)

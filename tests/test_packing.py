@@ -68,5 +68,5 @@ def test_embeddings_that_were_not_rounded_are_not_stored_as_if_they_were():
 def test_a_layout_of_the_future_is_refused_in_words():
     payload, metadata = pack(found("float16", [0.1]), {"output.storage": "float16"})
     newer = save(load(payload), metadata={"layout": "tiny-7"})
-    with pytest.raises(ValueError, match=r"'k' has the layout 'tiny-7': a newer nti_batch wrote it"):
+    with pytest.raises(ValueError, match=r"'k' cannot be read: the layout is 'tiny-7': a newer nti_batch wrote it"):
         unpack(newer, metadata)

@@ -1,8 +1,11 @@
-"""Writes the sample shards of drawn scenes: `python -m nti_batch.demo.samples`.
+"""Writes shards of drawn scenes that training never saw: `python -m nti_batch.demo.samples [FOLDER --shards 4]`.
+
+Without arguments, the sample shards of the package; more shards begin with the same scenes.
 
 The files are the same, byte for byte, wherever Pillow compresses PNG alike.
 """
 
+import argparse
 import json
 import tarfile
 from dataclasses import asdict
@@ -56,13 +59,17 @@ def write_shard(path: Path, scenes: list[Scene]) -> None:
                 tar.addfile(member, BytesIO(data))
 
 
-def write_shards(folder: Path = FOLDER) -> None:
-    """Write all shards of scenes into an existing folder."""
-    scenes = unseen_scenes(NUM_SHARDS * SCENES_PER_SHARD)
-    for shard in range(NUM_SHARDS):
+def write_shards(folder: Path = FOLDER, num_shards: int = NUM_SHARDS) -> None:
+    """Write shards of scenes into an existing folder."""
+    scenes = unseen_scenes(num_shards * SCENES_PER_SHARD)
+    for shard in range(num_shards):
         first = shard * SCENES_PER_SHARD
         write_shard(folder / f"scenes-{shard:06d}.tar", scenes[first : first + SCENES_PER_SHARD])
 
 
 if __name__ == "__main__":
-    write_shards()
+    parser = argparse.ArgumentParser(description="Write shards of drawn scenes.")
+    parser.add_argument("folder", nargs="?", type=Path, default=FOLDER, help="existing folder")
+    parser.add_argument("--shards", type=int, default=NUM_SHARDS, help=f"each with {SCENES_PER_SHARD} scenes")
+    arguments = parser.parse_args()
+    write_shards(arguments.folder, arguments.shards)

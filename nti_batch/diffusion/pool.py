@@ -175,31 +175,31 @@ class InversionPool(Generic[K]):
         want_gradient = states[0].wants_gradient
         embeddings = torch.stack([s.null_embedding if s.solving else s.prompt_embedding for s in states])
         latents = torch.stack([s.current_latents for s in states])
-        timesteps = self.schedule.network_timesteps[self._levels([s.network_t for s in states])]
+        asked, source, target = self._levels(states)
+        timesteps = self.schedule.network_timesteps[asked]
         with torch.set_grad_enabled(want_gradient):
             noise = self.predict_noise(latents, timesteps, embeddings.requires_grad_(want_gradient))
-            stepped = self._step(states, latents, self._guide(states, noise))
+            stepped = ddim_step(self.schedule, latents, self._guide(states, noise), source, target)
             losses = (self._targets(states, stepped) - stepped).square().mean(dim=(1, 2, 3))
             values: list[float] = losses.tolist() if any(self._lands(s) for s in states) else []
             moving = [i for i, s in enumerate(states) if want_gradient and s.verdict(values[i]) == "move"]
-            gradients = self._gradients(losses[moving].sum(), noise, embeddings) if moving else None
+            gradients = self._gradients(_rows(losses, moving).sum(), noise, embeddings) if moving else None
         return Evaluation(noise.detach(), embeddings.detach(), stepped.detach(), losses.detach(), values, gradients)
 
     def _lands(self, state: NullTextState) -> bool:
         """Whether the image can go down a step with what the call predicts."""
         return not state.inverting and (state.solving or self.settings.guidance_scale == 1)
 
-    def _levels(self, levels: list[int]) -> Tensor:
-        return torch.tensor(levels, device=self.empty_embedding.device)
+    def _levels(self, states: list[NullTextState]) -> tuple[Tensor, Tensor, Tensor]:
+        """The level whose timestep the network is asked for, and those of the DDIM step; in one copy to the device."""
+        levels = [(s.network_t, s.t, s.t + 1 if s.inverting else s.t - 1) for s in states]
+        asked, source, target = torch.tensor(levels, device=self.empty_embedding.device).unbind(1)
+        return asked, source, target
 
     def _guide(self, states: list[NullTextState], noise: Tensor) -> Tensor:
         """Guided noise where the embedding was the null embedding; elsewhere it stays as predicted."""
         noise_cond = [e if s.noise_cond is None else s.noise_cond for s, e in zip(states, noise, strict=True)]
         return classifier_free_guidance(noise, torch.stack(noise_cond), self.settings.guidance_scale)
-
-    def _step(self, states: list[NullTextState], latents: Tensor, noise: Tensor) -> Tensor:
-        targets = [s.t + 1 if s.inverting else s.t - 1 for s in states]
-        return ddim_step(self.schedule, latents, noise, self._levels([s.t for s in states]), self._levels(targets))
 
     def _targets(self, states: list[NullTextState], stepped: Tensor) -> Tensor:
         return torch.stack([z if s.inverting else s.target for s, z in zip(states, stepped, strict=True)])
@@ -248,17 +248,14 @@ class InversionPool(Generic[K]):
     def _moved(self, states: list[NullTextState], evaluation: Evaluation, rows: list[int]) -> Tensor:
         """Embeddings after a step of the solver, [rows, tokens, dim]."""
         assert evaluation.gradients is not None
-        movers, gradients, embeddings = (
-            [states[i] for i in rows],
-            evaluation.gradients[rows],
-            evaluation.embeddings[rows],
-        )
+        movers = [states[i] for i in rows]
+        gradients, embeddings = _rows(evaluation.gradients, rows), _rows(evaluation.embeddings, rows)
         if self.settings.solver == "adam":
             for state, gradient in zip(movers, gradients, strict=True):
                 state.moments = state.moments or Moments(torch.zeros_like(gradient), torch.zeros_like(gradient))
             moments = [s.moments for s in movers if s.moments is not None]
             return adam_step(embeddings, gradients, moments, [s.learning_rate for s in movers])
-        steps, squares = polyak_step(gradients, evaluation.losses[rows], [s.square for s in movers])
+        steps, squares = polyak_step(gradients, _rows(evaluation.losses, rows), [s.square for s in movers])
         for state, step, square in zip(movers, steps, squares, strict=True):
             state.step, state.square = step.clone(), square.clone()
         return embeddings + steps
@@ -270,3 +267,8 @@ class InversionPool(Generic[K]):
             state.null_embedding = embedding.clone()
             state.steps_taken += 1
             state.looks += 1
+
+
+def _rows(tensor: Tensor, rows: list[int]) -> Tensor:
+    """Some rows of a tensor; indexing with a list would wait for the device."""
+    return torch.stack([tensor[i] for i in rows])

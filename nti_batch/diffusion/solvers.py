@@ -43,12 +43,12 @@ def adam_step(embeddings: Tensor, gradients: Tensor, moments: list[Moments], lea
         m.mean = torch.lerp(m.mean, gradient, 0.1)
         m.square = torch.lerp(m.square, gradient.square(), 0.001)
 
-    def column(values: list[float]) -> Tensor:
-        return torch.tensor(values, dtype=embeddings.dtype, device=embeddings.device).view(-1, 1, 1)
-
-    mean = torch.stack([m.mean for m in moments]) / column([1 - 0.9**m.steps for m in moments])
-    square = torch.stack([m.square for m in moments]) / column([1 - 0.999**m.steps for m in moments])
-    return embeddings - column(learning_rates) * mean / (square.sqrt() + 1e-8)
+    rates = [(1 - 0.9**m.steps, 1 - 0.999**m.steps, lr) for m, lr in zip(moments, learning_rates, strict=True)]
+    columns = torch.tensor(rates, dtype=embeddings.dtype, device=embeddings.device)
+    unbiased_mean, unbiased_square, learning_rate = columns.view(-1, 3, 1, 1).unbind(1)
+    mean = torch.stack([m.mean for m in moments]) / unbiased_mean
+    square = torch.stack([m.square for m in moments]) / unbiased_square
+    return embeddings - learning_rate * mean / (square.sqrt() + 1e-8)
 
 
 def polyak_step(

@@ -1,0 +1,97 @@
+"""Each solver's work, quality and bytes on the embedded model: `python -m nti_batch.benchmarks.solvers`.
+
+Prints a Markdown table: scenes that training never saw and photographs, guidance scales and numbers of steps.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+from nti_batch.benchmarks.inverted import Score, score
+from nti_batch.benchmarks.job_loop import job_loop, load_images
+from nti_batch.datamodule import SAMPLES, InversionDataModule
+from nti_batch.diffusion.null_text import NullTextSettings
+from nti_batch.diffusion.rounding import Storage
+from nti_batch.records import CaptionedImage
+from nti_batch.stable_diffusion import ModelDescription, ModelSource, StableDiffusion
+
+AUTHORS = NullTextSettings()
+FAST = NullTextSettings(start="prompt", early_stop_epsilon=3e-4, early_stop_growth=0)
+SOLVERS = {
+    'Adam from ""': AUTHORS,
+    'Polyak from ""': replace(AUTHORS, solver="polyak"),
+    "Adam from the prompt": replace(AUTHORS, start="prompt"),
+    "Polyak from the prompt": replace(AUTHORS, start="prompt", solver="polyak"),
+    "Adam from the prompt, one threshold": FAST,
+    "Polyak from the prompt, one threshold": replace(FAST, solver="polyak"),
+}
+CASES = [(3.0, 50), (12.0, 50), (7.5, 20), (7.5, 100)]
+"""Guidance scales and numbers of steps beside 7.5 and 50."""
+
+HEADER = """\
+| solver | images | guidance | steps | forwards | backwards | sum | gap, mean | gap, worst | distance | kB |
+|---|---|---|---|---|---|---|---|---|---|---|"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """What every solver is tried on."""
+
+    name: str
+    images: Sequence[CaptionedImage]
+    guidance_scale: float = 7.5
+    num_steps: int = 50
+
+
+def table_row(solver: str, case: Case, scores: Sequence[Score]) -> str:
+    """Means over the images; the gap is the distance to the VAE's PSNR in dB."""
+    forwards, backwards = fmean(s.forwards for s in scores), fmean(s.backwards for s in scores)
+    gaps = [s.gap for s in scores]
+    cells = [
+        solver,
+        f"{len(scores)} {case.name}",
+        f"{case.guidance_scale:g}",
+        str(case.num_steps),
+        f"{forwards:.0f}",
+        f"{backwards:.0f}",
+        f"{forwards + backwards:.0f}",
+        f"{fmean(gaps):.3f}",
+        f"{max(gaps):.2f}",
+        f"{fmean(s.distance for s in scores):.1f}",
+        f"{fmean(s.stored_bytes for s in scores) / 1000:.1f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def measure(networks: StableDiffusion, settings: NullTextSettings, case: Case, storage: Storage) -> list[Score]:
+    """Invert the images of a case."""
+    schedule = networks.schedule(case.num_steps)
+    settings = replace(settings, guidance_scale=case.guidance_scale)
+    found = job_loop(networks, networks.predict_noise, case.images, schedule, settings, 16, storage)
+    return [score(networks, image, inverted) for image, inverted in zip(case.images, found, strict=True)]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description="Each solver's work, quality and bytes on the embedded model.")
+    parser.add_argument("--scenes", required=True, help="shards of drawn scenes, by nti_batch.demo.samples")
+    parser.add_argument("--count", type=int, default=64, help="scenes at guidance 7.5 and 50 steps; elsewhere half")
+    parser.add_argument("--storage", default="compact", choices=("float32", "float16", "compact"))
+    arguments = parser.parse_args()
+    networks, size = StableDiffusion.load(ModelSource("demo")), ModelDescription.of(ModelSource("demo")).size
+    scenes = load_images(InversionDataModule(arguments.scenes), size, arguments.count)
+    photographs = load_images(InversionDataModule(str(SAMPLES / "photographs-000000.tar")), size, 8)
+    cases = [Case(name="scenes", images=scenes), Case(name="photographs", images=photographs)]
+    half = scenes[: len(scenes) // 2]
+    cases += [Case(name="scenes", images=half, guidance_scale=w, num_steps=steps) for w, steps in CASES]
+    print(HEADER)
+    for case in cases:
+        for solver, settings in SOLVERS.items():
+            print(table_row(solver, case, measure(networks, settings, case, arguments.storage)))
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
