@@ -2,17 +2,28 @@
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
+from diffusers.models.unets import unet_2d_condition
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from tiny import captioned, write_shard
 
+from nti_batch.benchmarks import inner_step
 from nti_batch.benchmarks.authors_loop import authors_loop
+from nti_batch.benchmarks.inner_step import AUTHORS, JOB, Step, timed_step
+from nti_batch.benchmarks.inverted import Score
 from nti_batch.benchmarks.job_loop import job_loop, load_images
+from nti_batch.benchmarks.ranks import images_per_hour
+from nti_batch.benchmarks.solvers import Case, table_row
 from nti_batch.benchmarks.stopwatch import UNetClock
+from nti_batch.benchmarks.storage import invert, packed, replay_loss, widened
 from nti_batch.cli import main
 from nti_batch.datamodule import InversionDataModule
 from nti_batch.diffusion.null_text import NullTextSettings
+from nti_batch.diffusion.rounding import Storage
+from nti_batch.packing import pack_tensors
 from nti_batch.stable_diffusion import ModelSource, StableDiffusion
 
 NEVER = NullTextSettings(num_inner_steps=2, early_stop_epsilon=0, early_stop_growth=0)
@@ -72,3 +83,61 @@ def test_a_wrong_setting_is_refused(
 ):
     assert main(["bench", f"--model.name={tiny_model}", f"--data.shards={shard}", "--images=4", wrong]) == 2
     assert text in capsys.readouterr().err
+
+
+def test_a_solvers_row_gives_means_over_the_images():
+    scores = [
+        Score(forwards=f, backwards=b, stored_bytes=2000 * f, psnr=30.0 - gap, psnr_vae=30.0, distance=d)
+        for f, b, gap, d in ((100, 0, 0.1, 1.0), (200, 50, 0.3, 3.0))
+    ]
+    row = table_row("Adam", Case(name="scenes", images=[]), scores)
+    assert row == "| Adam | 2 scenes | 7.5 | 50 | 150 | 25 | 175 | 0.200 | 0.30 | 2.0 | 300.0 |"
+
+
+def test_a_replay_from_what_would_be_in_the_file_is_the_jobs_own(networks: StableDiffusion, shard: Path):
+    images = load_images(InversionDataModule(str(shard)), 16, 2)
+    settings = NullTextSettings(num_inner_steps=2)
+    for storage in get_args(Storage):
+        for image, state in zip(images, invert(networks, images, settings, storage), strict=True):
+            assert abs(replay_loss(networks, image, state, packed(storage, state))) < 1e-3
+    payload = pack_tensors(
+        "float32", torch.zeros_like(state.trajectory[-1]), state.start_embedding, torch.stack(state.null_embeddings)
+    )
+    assert abs(replay_loss(networks, image, state, payload)) > 1e-3
+
+
+def test_widened_embeddings_change_by_as_much_at_the_same_timesteps():
+    embeddings = torch.randn(5, 3, 4)
+    embeddings[2] = embeddings[1]
+    wide = widened(embeddings, 12)
+    assert wide.shape == (5, 3, 12) and torch.equal(wide[2], wide[1])
+    sizes, expected = (wide[1:] - wide[:-1]).abs(), (embeddings[1:] - embeddings[:-1]).abs()
+    for block in sizes.split(4, dim=-1):
+        torch.testing.assert_close(block.sort(-1).values, expected.sort(-1).values)
+
+
+def test_two_ranks_are_timed_on_the_same_images(tiny_model: Path, shard: Path):
+    flags = [f"--model.name={tiny_model}", "--model.num_steps=2", "--data.slices=2"]
+    assert all(images_per_hour(str(shard), ranks, flags) > 0 for ranks in (1, 2))
+
+
+@pytest.mark.parametrize(("step", "has_gradients"), [(AUTHORS, True), *((step, False) for step in JOB)])
+def test_only_the_authors_inner_step_computes_gradients_of_weights(
+    step: Step, has_gradients: bool, monkeypatch: pytest.MonkeyPatch
+):
+    filled: list[torch.dtype] = []
+
+    def small(sample_size: int, cross_attention_dim: int) -> UNet2DConditionModel:
+        blocks = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
+        unet = UNet2DConditionModel(
+            sample_size, cross_attention_dim=cross_attention_dim, block_out_channels=(32,), **blocks
+        )
+        for parameter in unet.parameters():
+            parameter.register_post_accumulate_grad_hook(lambda p: filled.append(p.dtype))
+        return unet
+
+    monkeypatch.setattr(unet_2d_condition, "UNet2DConditionModel", small)
+    inner_step._unet.cache_clear()
+    seconds, peak = timed_step(step, "cpu", latents_size=8)
+    assert bool(filled) is has_gradients
+    assert seconds > 0 and peak > 50 * 2**20 and torch.get_default_dtype() == torch.float32

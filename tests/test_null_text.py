@@ -2,6 +2,8 @@
 
 import math
 import random
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -233,17 +235,17 @@ def test_the_authors_learning_rates_and_thresholds():
 class HostTraffic(TorchFunctionMode):
     """Counts what makes the host wait for a GPU: values read from tensors, and tensors made from Python's numbers."""
 
-    READS = {"tolist", "item", "cpu", "numpy", "nonzero", "__bool__", "__float__", "__int__", "__index__", "__array__"}
+    READS = frozenset({"tolist", "item", "cpu", "numpy", "nonzero", "__bool__", "__float__", "__int__", "__index__"})
+    reads = writes = 0
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.reads = self.writes = 0
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]  # noqa: ANN
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Look at a call of torch, and make it."""
         name = getattr(func, "__name__", "")
-        listed = name in ("__getitem__", "__setitem__") and isinstance(args[1], list)
+        listed = name == "__getitem__" and isinstance(args[1], list)
         self.reads += name in self.READS
-        self.writes += (name in ("tensor", "as_tensor")) + listed
+        self.writes += name == "tensor" or listed
         return func(*args, **kwargs or {})
 
 

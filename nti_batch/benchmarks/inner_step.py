@@ -7,11 +7,17 @@ trainable weights, so that the gradients of all of them are computed; the job's 
 import argparse
 import time
 from dataclasses import dataclass
+from functools import cache
+from statistics import median
+from typing import TYPE_CHECKING
 
 import torch
 
 from nti_batch.benchmarks.stopwatch import OwnProcess, peak_bytes, synchronize
 from nti_batch.stable_diffusion import Precision
+
+if TYPE_CHECKING:
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,49 +33,53 @@ AUTHORS = Step("authors', float32", "float32", frozen=False)
 JOB = [Step("job, float32", "float32", frozen=True), Step("job, bfloat16", "bfloat16", frozen=True)]
 
 
-def timed_step(step: Step, device: str, latents_size: int, repetitions: int) -> tuple[float, int]:
-    """Seconds of the fastest of some forwards and backwards of one image, and the peak memory of it all, in bytes."""
+@cache
+def _unet(step: Step, device: torch.device) -> "UNet2DConditionModel":
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-    dtype, place = getattr(torch, step.precision), torch.device(device)
-    torch.set_default_dtype(dtype)  # or a float32 copy would count as memory of the bfloat16 step
-    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768).to(place)
-    unet.requires_grad_(not step.frozen).eval()
+    torch.set_default_dtype(getattr(torch, step.precision))  # or a float32 copy would count as the bfloat16 step's
+    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768).to(device)
     torch.set_default_dtype(torch.float32)
-    latents = torch.randn(1, 4, latents_size, latents_size, device=place, dtype=dtype)
-    seconds = []
-    for _ in range(repetitions):
-        embedding = torch.randn(1, 77, 768, device=place, dtype=dtype, requires_grad=True)
-        synchronize(place)
-        start = time.perf_counter()
-        noise = unet(latents, torch.tensor([500], device=place), embedding, return_dict=False)[0]
-        noise.float().square().mean().backward()  # as the authors': every parameter that requires a gradient gets one
-        synchronize(place)
-        seconds.append(time.perf_counter() - start)
-        unet.zero_grad(set_to_none=True)
-    return min(seconds), peak_bytes(place)
+    return unet.requires_grad_(not step.frozen).eval()
+
+
+def timed_step(step: Step, device: str, latents_size: int) -> tuple[float, int]:
+    """Seconds of a forward and a backward of one image, and the peak memory of the process so far, in bytes."""
+    place = torch.device(device)
+    unet = _unet(step, place)
+    latents = torch.randn(1, 4, latents_size, latents_size, device=place, dtype=unet.dtype)
+    embedding = torch.randn(1, 77, 768, device=place, dtype=unet.dtype, requires_grad=True)
+    synchronize(place)
+    start = time.perf_counter()
+    noise = unet(latents, torch.tensor([500], device=place), embedding, return_dict=False)[0]
+    # as the authors': every weight that requires a gradient gets one, and keeps it, as nobody sets it back
+    noise.float().square().mean().backward()
+    synchronize(place)
+    return time.perf_counter() - start, peak_bytes(place)
 
 
 def main() -> None:
-    """Measure each way in a process of its own, alternating, and print the ratios to the authors' step."""
+    """Measure each way beside the authors', alternating, each in a process of its own, and print the ratios."""
     parser = argparse.ArgumentParser(description="One inner step of a full-size Stable Diffusion 1.5 UNet.")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--latents", type=int, default=64, help="height and width of the latents")
-    parser.add_argument("--repetitions", type=int, default=3, help="steps in a round; the fastest counts")
-    parser.add_argument("--rounds", type=int, default=2, help="turns of each way; the fastest and the leanest count")
+    parser.add_argument("--steps", type=int, default=4, help="of each way, after a first one that is not timed")
     arguments = parser.parse_args()
-    steps = [AUTHORS, *JOB]
-    measured: dict[Step, list[tuple[float, int]]] = {step: [] for step in steps}
-    for _ in range(arguments.rounds):
-        for step in steps:
-            with OwnProcess() as process:
-                result = process.call(timed_step, step, arguments.device, arguments.latents, arguments.repetitions)
-            measured[step].append(result)
-    best = {step: tuple(map(min, zip(*results, strict=True))) for step, results in measured.items()}
     print(f"{arguments.latents} x {arguments.latents} latents, {arguments.device}, {torch.get_num_threads()} threads")
-    for step, (seconds, peak) in best.items():
-        time_ratio, memory_ratio = seconds / best[AUTHORS][0], peak / best[AUTHORS][1]
-        print(f"{step.name:18} {seconds:7.2f} s {peak / 1e9:6.2f} GB   {time_ratio:.2f} {memory_ratio:.2f}")
+    for step in JOB:
+        with OwnProcess() as theirs, OwnProcess() as ours:
+            pairs = [
+                (
+                    theirs.call(timed_step, AUTHORS, arguments.device, arguments.latents),
+                    ours.call(timed_step, step, arguments.device, arguments.latents),
+                )
+                for _ in range(1 + arguments.steps)
+            ]
+        ratio = median(own[0] / other[0] for other, own in pairs[1:])
+        other_seconds, own_seconds = (median(pair[side][0] for pair in pairs[1:]) for side in (0, 1))
+        other_peak, own_peak = pairs[-1][0][1], pairs[-1][1][1]
+        print(f"{step.name:14} {own_seconds:6.2f} s against {other_seconds:6.2f} s: {ratio:.2f}", end="    ")
+        print(f"{own_peak / 1e9:5.2f} GB against {other_peak / 1e9:5.2f} GB: {own_peak / other_peak:.2f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -77,15 +77,17 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="Each solver's work, quality and bytes on the embedded model.")
     parser.add_argument("--scenes", required=True, help="shards of drawn scenes, by nti_batch.demo.samples")
-    parser.add_argument("--count", type=int, default=64, help="scenes at guidance 7.5 and 50 steps; elsewhere half")
+    parser.add_argument(
+        "--count", type=int, default=64, help="scenes at guidance 7.5 and 50 steps; a quarter elsewhere"
+    )
     parser.add_argument("--storage", default="compact", choices=("float32", "float16", "compact"))
     arguments = parser.parse_args()
     networks, size = StableDiffusion.load(ModelSource("demo")), ModelDescription.of(ModelSource("demo")).size
     scenes = load_images(InversionDataModule(arguments.scenes), size, arguments.count)
     photographs = load_images(InversionDataModule(str(SAMPLES / "photographs-000000.tar")), size, 8)
     cases = [Case(name="scenes", images=scenes), Case(name="photographs", images=photographs)]
-    half = scenes[: len(scenes) // 2]
-    cases += [Case(name="scenes", images=half, guidance_scale=w, num_steps=steps) for w, steps in CASES]
+    quarter = scenes[: len(scenes) // 4]
+    cases += [Case(name="scenes", images=quarter, guidance_scale=w, num_steps=steps) for w, steps in CASES]
     print(HEADER)
     for case in cases:
         for solver, settings in SOLVERS.items():
