@@ -263,3 +263,14 @@ class StableDiffusion(nn.Module):
             return predicted
         abar = self.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
         return abar.sqrt() * predicted + (1 - abar).sqrt() * latents
+
+
+def random_unet(precision: Precision, device: torch.device) -> "UNet2DConditionModel":
+    """The UNet of Stable Diffusion 1.5 in its full size with random weights: what time and memory are measured on."""
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    torch.set_default_dtype(getattr(torch, precision))  # or a float32 copy would count as a bfloat16 network's memory
+    try:
+        return UNet2DConditionModel(sample_size=64, cross_attention_dim=768).to(device)
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from nti_batch.benchmarks.stopwatch import OwnProcess, peak_bytes, synchronize
-from nti_batch.stable_diffusion import Precision
+from nti_batch.stable_diffusion import Precision, random_unet
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -35,12 +35,7 @@ JOB = [Step("job, float32", "float32", frozen=True), Step("job, bfloat16", "bflo
 
 @cache
 def _unet(step: Step, device: torch.device) -> "UNet2DConditionModel":
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-
-    torch.set_default_dtype(getattr(torch, step.precision))  # or a float32 copy would count as the bfloat16 step's
-    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768).to(device)
-    torch.set_default_dtype(torch.float32)
-    return unet.requires_grad_(not step.frozen).eval()
+    return random_unet(step.precision, device).requires_grad_(not step.frozen).eval()
 
 
 def timed_step(step: Step, device: str, latents_size: int) -> tuple[float, int]:
