@@ -1,11 +1,13 @@
 """The comparison with the authors' loop counts what it should, and both sides do the same inversion."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
+import yaml
 from diffusers.models.unets import unet_2d_condition
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from tiny import captioned, write_shard
@@ -13,17 +15,16 @@ from tiny import captioned, write_shard
 from nti_batch.benchmarks import inner_step
 from nti_batch.benchmarks.authors_loop import authors_loop
 from nti_batch.benchmarks.inner_step import AUTHORS, JOB, Step, timed_step
-from nti_batch.benchmarks.inverted import Score
+from nti_batch.benchmarks.inverted import Score, score
 from nti_batch.benchmarks.job_loop import job_loop, load_images
 from nti_batch.benchmarks.ranks import images_per_hour
-from nti_batch.benchmarks.solvers import Case, table_row
+from nti_batch.benchmarks.solvers import FAST, Case, table_row
 from nti_batch.benchmarks.stopwatch import UNetClock
-from nti_batch.benchmarks.storage import invert, packed, replay_loss, widened
+from nti_batch.benchmarks.storage import packed, replay_psnr, widened
 from nti_batch.cli import main
 from nti_batch.datamodule import InversionDataModule
 from nti_batch.diffusion.null_text import NullTextSettings
 from nti_batch.diffusion.rounding import Storage
-from nti_batch.packing import pack_tensors
 from nti_batch.stable_diffusion import ModelSource, StableDiffusion
 
 NEVER = NullTextSettings(num_inner_steps=2, early_stop_epsilon=0, early_stop_growth=0)
@@ -95,15 +96,20 @@ def test_a_solvers_row_gives_means_over_the_images():
 
 
 def test_a_replay_from_what_would_be_in_the_file_is_the_jobs_own(networks: StableDiffusion, shard: Path):
-    images = load_images(InversionDataModule(str(shard)), 16, 2)
+    images, schedule = load_images(InversionDataModule(str(shard)), 16, 2), networks.schedule(50)
     settings = NullTextSettings(num_inner_steps=2)
     for storage in get_args(Storage):
-        for image, state in zip(images, invert(networks, images, settings, storage), strict=True):
-            assert abs(replay_loss(networks, image, state, packed(storage, state))) < 1e-3
-    payload = pack_tensors(
-        "float32", torch.zeros_like(state.trajectory[-1]), state.start_embedding, torch.stack(state.null_embeddings)
-    )
-    assert abs(replay_loss(networks, image, state, payload)) > 1e-3
+        inverted = job_loop(networks, networks.predict_noise, images, schedule, settings, 16, storage)
+        for image, found in zip(images, inverted, strict=True):
+            own = score(networks, image, found).psnr
+            assert abs(own - replay_psnr(networks, image, packed(storage, found), 50, 7.5)) < 1e-3
+    payload = packed("float32", dataclasses.replace(found, noise_latents=torch.zeros_like(found.noise_latents)))
+    assert abs(own - replay_psnr(networks, image, payload, 50, 7.5)) > 1e-3
+
+
+def test_the_solver_called_fast_is_the_one_of_the_config():
+    config = yaml.safe_load((Path(__file__).parents[1] / "configs" / "fast.yaml").read_text())
+    assert NullTextSettings(**config["model"]) == FAST
 
 
 def test_widened_embeddings_change_by_as_much_at_the_same_timesteps():

@@ -30,9 +30,9 @@ def authors_loop(
     """
     networks.unet.requires_grad_(True)
     latents = networks.encode_pictures(image.pixels[None])
-    prompt, null = networks.embed_prompts([image.prompt]), networks.embed_prompts([""])
+    prompt, empty = networks.embed_prompts([image.prompt]), networks.embed_prompts([""])
     trajectory = ddim_invert(predict, schedule, latents, prompt)
-    z, found, forwards, backwards = trajectory[-1], [], schedule.num_steps, 0
+    z, null, found, forwards, backwards = trajectory[-1], empty, [], schedule.num_steps, 0
     for level in range(schedule.num_steps, 0, -1):
         t = torch.tensor([level], device=z.device)
         timestep = schedule.network_timesteps[t]
@@ -57,6 +57,6 @@ def authors_loop(
         forwards += 2
     networks.unet.requires_grad_(False)
     networks.unet.zero_grad(set_to_none=True)
-    embeddings = torch.stack(found)
-    stored = pack_tensors("float32", trajectory[-1][0].cpu(), null[0].cpu(), embeddings.cpu())
-    return Inverted(z[0], embeddings, forwards, backwards, len(stored))
+    noise, embeddings = trajectory[-1][0], torch.stack(found)
+    stored = pack_tensors("float32", noise.cpu(), empty[0].cpu(), embeddings.cpu())
+    return Inverted(noise, z[0], empty[0], embeddings, forwards, backwards, len(stored))

@@ -13,8 +13,14 @@ from nti_batch.stable_diffusion import StableDiffusion
 class Inverted:
     """What a loop found for one image, and the UNet work that it cost."""
 
+    noise_latents: Tensor
+    """z_T, [channels, height, width]."""
+
     latents: Tensor
-    """z_0, [channels, height, width]."""
+    """z_0, in the same shape."""
+
+    start_embedding: Tensor
+    """What null_T started from, [tokens, dim]."""
 
     null_embeddings: Tensor
     """[T, tokens, dim]."""

@@ -50,8 +50,9 @@ def job_loop(
     def advance() -> None:
         for key, s in pool.tick():
             embeddings = torch.stack(s.null_embeddings)
-            stored = pack_tensors(storage, s.trajectory[-1].cpu(), s.start_embedding.cpu(), embeddings.cpu())
-            done[key] = Inverted(s.current_latents, embeddings, s.forwards, s.backwards, len(stored))
+            noise, start = s.trajectory[-1], s.start_embedding
+            stored = pack_tensors(storage, noise.cpu(), start.cpu(), embeddings.cpu())
+            done[key] = Inverted(noise, s.current_latents, start, embeddings, s.forwards, s.backwards, len(stored))
 
     for key, image in enumerate(images):
         while len(pool) == pool.capacity:
