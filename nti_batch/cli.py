@@ -227,7 +227,7 @@ def conclude(
         return STOPPED
     report = run_status(writer.run.out)
     if trainer.is_global_zero:
-        if writer.rows and report.done:
+        if writer.tally.done:
             print(f"preview: {draw_preview(writer.run, data, module.networks)}")
         print("\n".join(report.lines()))
     if report.missing and trainer.world_size == 1 + len(children):

@@ -62,11 +62,11 @@ class PartWriter:
     def _unfinished(self) -> Path:
         return self.part.with_name(self.part.name + ".tmp")
 
-    def add_inversion(self, inversion: Inversion) -> ManifestRow:
+    def add_inversion(self, inversion: Inversion) -> None:
         """Append the two members and hand them to the operating system."""
-        return self.add_packed(*pack(inversion, self.settings))
+        self.add_packed(*pack(inversion, self.settings))
 
-    def add_packed(self, payload: bytes, metadata: dict[str, Json]) -> ManifestRow:
+    def add_packed(self, payload: bytes, metadata: dict[str, Json]) -> None:
         """Append an inversion in its stored form."""
         if self._file is None:
             self._file = open(self._unfinished, "wb")  # noqa: SIM115 (it lives until the commit)
@@ -79,12 +79,10 @@ class PartWriter:
             self.num_bytes += len(content)
         self._file.flush()
         self.rows.append(ManifestRow.of_inversion(metadata))
-        return self.rows[-1]
 
-    def add_failure(self, failure: Failure) -> ManifestRow:
+    def add_failure(self, failure: Failure) -> None:
         """Note a failed image; it has a row and no members."""
         self.rows.append(ManifestRow.of_failure(failure))
-        return self.rows[-1]
 
     def commit(self) -> None:
         """Make the part whole and name its images in a manifest."""

@@ -1,7 +1,6 @@
 """What a person sees while the job runs: one line."""
 
 import time
-from statistics import fmean
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -15,7 +14,7 @@ class ProgressLine(Callback):
     """Done, failed, images an hour, time left and mean PSNR of the first rank; on no terminal, a line a minute."""
 
     def __init__(self, writer: InversionWriter, total: int | None) -> None:
-        """Show the rows that `writer` has written.
+        """Show what `writer` has written.
 
         Args:
             writer: Of this process.
@@ -52,30 +51,36 @@ class ProgressLine(Callback):
         """Show where the job is."""
         if not trainer.is_global_zero:
             return
-        self.bar.update(self.task, completed=len(self.writer.rows), description=self.text())
+        self._show()
         if not self.console.is_terminal and time.monotonic() - self.last >= 60:
             self.last = time.monotonic()
             self.console.print(self.text(), highlight=False)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the last state on the terminal."""
+        if trainer.is_global_zero:
+            self._show()
         self.bar.stop()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give the terminal back before the error is shown."""
         self.bar.stop()
 
+    def _show(self) -> None:
+        tally = self.writer.tally
+        self.bar.update(self.task, completed=tally.done + tally.failed, description=self.text())
+
     def text(self) -> str:
-        """One line about the rows so far."""
-        rows = self.writer.rows
-        done = [row.psnr for row in rows if row.psnr is not None]
-        parts = [f"{len(done)} done, {len(rows) - len(done)} failed"]
-        if rows:
-            rate = len(rows) / (time.monotonic() - self.start)
+        """One line about the images so far."""
+        tally = self.writer.tally
+        images = tally.done + tally.failed
+        parts = [f"{tally.done} done, {tally.failed} failed"]
+        if images:
+            rate = images / (time.monotonic() - self.start)
             parts.append(f"{3600 * rate:.0f} images/hour")
             if self.total is not None:
-                minutes = max(0, self.total - len(rows)) / rate / 60
+                minutes = max(0, self.total - images) / rate / 60
                 parts.append(f"{minutes / 60:.1f} h left" if minutes > 90 else f"{minutes:.1f} min left")
-        if done:
-            parts.append(f"PSNR {fmean(done):.2f} dB")
+        if tally.done:
+            parts.append(f"PSNR {tally.psnr_sum / tally.done:.2f} dB")
         return ", ".join(parts)

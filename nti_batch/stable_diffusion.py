@@ -163,6 +163,7 @@ class StableDiffusion(nn.Module):
         self.alphas_cumprod: Tensor
         self.register_buffer("alphas_cumprod", alphas_cumprod.float())
         self.requires_grad_(False).eval()
+        self.vae.to(memory_format=torch.channels_last)  # encodes faster so; the UNet gains nothing
 
     @classmethod
     def load(cls, source: ModelSource, precision: Precision = "float32") -> "StableDiffusion":

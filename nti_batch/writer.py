@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,17 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 
 from nti_batch.diffusion.rounding import Storage
 from nti_batch.inversions import InversionRun, PartWriter
-from nti_batch.manifest import ManifestRow
 from nti_batch.records import Failure, Inversion, Outcome, UnitRead, WorkUnit
+
+
+@dataclass(slots=True)
+class Tally:
+    """What this process has written since its start."""
+
+    done: int = 0
+    failed: int = 0
+    psnr_sum: float = 0.0
+    """Over the images that are done, in dB."""
 
 
 class InversionWriter(BasePredictionWriter):
@@ -38,8 +48,7 @@ class InversionWriter(BasePredictionWriter):
         self.storage: Storage = storage
         self.part_images = part_images
         self.part_minutes = part_minutes
-        self.rows: list[ManifestRow] = []
-        """Rows of this process since its start, without a copy of the tensors."""
+        self.tally = Tally()
         self._parts: dict[WorkUnit, PartWriter] = {}
         self._expected: dict[WorkUnit, int] = {}
 
@@ -71,9 +80,12 @@ class InversionWriter(BasePredictionWriter):
         part = self._parts[outcome.unit]
         match outcome:
             case Inversion():
-                self.rows.append(part.add_inversion(outcome))
+                part.add_inversion(outcome)
+                self.tally.done += 1
+                self.tally.psnr_sum += outcome.psnr
             case Failure():
-                self.rows.append(part.add_failure(outcome))
+                part.add_failure(outcome)
+                self.tally.failed += 1
 
     def _commit(self, unit: WorkUnit) -> None:
         self._parts.pop(unit).commit()

@@ -7,7 +7,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -38,34 +38,42 @@ class UNetClock:
     def __init__(self, predict_noise: NoisePredictor, device: torch.device) -> None:
         """Start at zero."""
         self.predict_noise, self.device = predict_noise, device
-        self.seconds, self._started = 0.0, 0.0
+        self.seconds = 0.0
 
     def __call__(self, latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
-        """Predict, and listen for the gradient that passes."""
-        self._start()
-        noise = self.predict_noise(latents, timesteps, embeddings)
-        self._stop()
-        if noise.requires_grad and embeddings.requires_grad:
-            noise.register_hook(lambda gradient: self._start())
-            self._until_gradient_of(embeddings)
+        """Predict, and time the backward too, should there be one."""
+        if not (torch.is_grad_enabled() and embeddings.requires_grad):
+            with self.running():
+                return self.predict_noise(latents, timesteps, embeddings)
+        noise: Tensor = _Timed.apply(self, latents, timesteps, embeddings)  # type: ignore[no-untyped-call]
         return noise
 
-    def _until_gradient_of(self, embeddings: Tensor) -> None:
-        """Stop the clock once: the authors' loop gives the same tensor to many calls."""
-
-        def stop(gradient: Tensor) -> None:
-            self._stop()
-            handle.remove()
-
-        handle = embeddings.register_hook(stop)
-
-    def _start(self) -> None:
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Count the time of a `with` block."""
         synchronize(self.device)
-        self._started = time.perf_counter()
-
-    def _stop(self) -> None:
+        start = time.perf_counter()
+        yield
         synchronize(self.device)
-        self.seconds += time.perf_counter() - self._started
+        self.seconds += time.perf_counter() - start
+
+
+class _Timed(torch.autograd.Function):
+    """The network as one node of the graph, whose own graph lies within: so its backward is one call to be timed."""
+
+    @staticmethod
+    def forward(ctx: Any, clock: UNetClock, latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
+        ctx.clock, ctx.embeddings = clock, embeddings.detach().requires_grad_()
+        with clock.running(), torch.enable_grad():
+            noise = clock.predict_noise(latents, timesteps, ctx.embeddings)
+        ctx.noise = noise
+        return noise.detach()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None, Tensor]:
+        with ctx.clock.running():
+            ctx.noise.backward(gradient)
+        return None, None, None, ctx.embeddings.grad
 
 
 @contextmanager

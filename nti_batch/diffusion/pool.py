@@ -220,14 +220,15 @@ class InversionPool(Generic[K]):
     def _settle(self, states: list[NullTextState], evaluation: Evaluation) -> None:
         """Let each image go where the call leads it."""
         moving, retreating = [], []
-        for i, state in enumerate(states):
+        rows = zip(states, evaluation.noise, evaluation.stepped, strict=True)
+        for i, (state, noise, stepped) in enumerate(rows):
             if state.inverting:
-                state.climb(evaluation.stepped[i].clone())
+                state.climb(stepped.clone())
                 continue
             if not self._lands(state):
-                state.noise_cond = evaluation.noise[i].clone()
+                state.noise_cond = noise.clone()
                 continue
-            look = Look(state.null_embedding, evaluation.stepped[i].clone(), evaluation.values[i])
+            look = Look(state.null_embedding, stepped.clone(), evaluation.values[i])
             match state.verdict(look.loss):
                 case "fail":
                     state.error = f"the loss at t = {state.t} of {self.schedule.num_steps} is {look.loss}"
