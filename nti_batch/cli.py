@@ -1,16 +1,19 @@
-"""The command line: `nti-batch invert`, `nti-batch status`, `nti-batch bench`.
+"""The command line: `nti-batch invert`, `nti-batch status`, `nti-batch verify`, `nti-batch bench`.
 
 Exit codes: 0 every input image is committed as done; 3 finished, but some images are committed as failed; 75 stopped
 early by a signal, run the same command again; 2 the settings are wrong; 1 anything else.
 """
 
 import argparse
+import dataclasses
 import json
 import logging
 import os
+import subprocess
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -39,8 +42,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     bench_parser = commands.add_parser("bench", help="compare the job with the authors' loop", add_help=False)
     bench_parser.set_defaults(run=lambda arguments, rest: bench(rest))
 
+    verify_parser = commands.add_parser(
+        "verify", help="check a run: checksums, shapes, one commit an image, nothing lost"
+    )
+    verify_parser.add_argument("out", metavar="OUT", help="output folder of the run")
+    verify_parser.add_argument(
+        "--data.shards", dest="shards", help="the input, if it is elsewhere than the run read it"
+    )
+    verify_parser.add_argument(
+        "--recompute", type=int, default=0, metavar="N", help="inversions to replay and compare with their PSNR"
+    )
+    verify_parser.add_argument("--json", action="store_true", help="print one JSON list")
+    verify_parser.set_defaults(
+        run=lambda arguments, rest: verify(arguments.out, arguments.shards, arguments.recompute, arguments.json)
+    )
+
     arguments, rest = parser.parse_known_args(argv)
-    if rest and arguments.command == "status":
+    if rest and arguments.command in ("status", "verify"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     code: int = arguments.run(arguments, rest)
     return code
@@ -114,10 +132,33 @@ def status(out: str, as_json: bool) -> int:
     return DONE
 
 
+def verify(out: str, shards: str | None, recompute: int, as_json: bool) -> int:
+    """Print what is wrong with a run, a line for each finding."""
+    from nti_batch.stream import expand_shards
+    from nti_batch.verify import verify_run
+
+    found = []
+    try:
+        for finding in verify_run(Path(out), expand_shards(shards) if shards else None, recompute):
+            found.append(finding)
+            if not as_json:
+                print(f"{finding.where}: {finding.what}")
+    except ValueError as error:
+        return refuse(error)
+    if as_json:
+        print(json.dumps([dataclasses.asdict(finding) for finding in found]))
+    else:
+        print(f"{len(found)} findings" if found else "all is well")
+    return ERROR if found else DONE
+
+
 def invert(argv: Sequence[str]) -> int:
     """Invert what is not committed yet: the main job."""
     from jsonargparse import ArgumentError
     from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    from nti_batch.inversions import OutputError
+    from nti_batch.lock import UnitInUseError
 
     quiet()
 
@@ -126,8 +167,22 @@ def invert(argv: Sequence[str]) -> int:
     # a TypeError is what Lightning raises for a wrong value of --trainer.devices
     except (ValueError, TypeError, ArgumentError, MisconfigurationException) as error:
         return refuse(error)
-    trainer.predict(module, data, return_predictions=False)
+    try:
+        trainer.predict(module, data, return_predictions=False)
+    except BaseException as error:
+        for child in children_of(trainer):
+            child.terminate()
+            child.wait()
+        if not isinstance(error, (UnitInUseError, OutputError)):
+            raise
+        print(f"nti-batch: {error}", file=sys.stderr)
+        return ERROR
     return conclude(trainer, module, data, writer)
+
+
+def children_of(trainer: "Trainer") -> "list[subprocess.Popen[bytes]]":
+    """The ranks that this process started."""
+    return getattr(trainer.strategy.launcher, "procs", [])
 
 
 def quiet() -> None:
@@ -216,7 +271,7 @@ def conclude(
     from nti_batch.preview import draw_preview
     from nti_batch.status import run_status
 
-    children = getattr(trainer.strategy.launcher, "procs", [])
+    children = children_of(trainer)
     if not trainer.is_global_zero and "SLURM_PROCID" not in os.environ:
         # a code other than 0 makes the process that started this one kill all others; the first rank tells the outcome
         return DONE
@@ -225,12 +280,15 @@ def conclude(
     if module.stop_requested:
         print(f"stopped early; run the same command again to continue {writer.run.out}", file=sys.stderr)
         return STOPPED
-    report = run_status(writer.run.out)
+    is_whole_job = trainer.world_size == 1 + len(children)
+    is_whole_run = is_whole_job and data.parts == 1
+    ranks = (0, 1) if is_whole_job else (trainer.global_rank, trainer.world_size)
+    report = run_status(writer.run.out, None if is_whole_run else data.units_of(*ranks))
     if trainer.is_global_zero:
         if writer.tally.done:
             print(f"preview: {draw_preview(writer.run, data, module.networks)}")
         print("\n".join(report.lines()))
-    if report.missing and trainer.world_size == 1 + len(children):
+    if report.missing:
         print(f"{report.missing} images are not committed, though the job went to its end", file=sys.stderr)
         return ERROR
     return SOME_FAILED if report.failed else DONE

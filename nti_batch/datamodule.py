@@ -27,6 +27,7 @@ class InversionDataModule(LightningDataModule):
         height: int | None = None,
         width: int | None = None,
         slices: int = 8,
+        part: str | None = None,
     ) -> None:
         """Settings of the input.
 
@@ -36,8 +37,10 @@ class InversionDataModule(LightningDataModule):
             height: Pictures are cropped about their centre and resized to this many pixels; null is the model's own.
             width: Likewise.
             slices: Work units of a shard: what the ranks share out. Fixed for a run.
+            part: 'K/N' for one of N jobs, K = 0 to N - 1, that share the work units of one output folder.
         """
         super().__init__()
+        self.part, self.parts = _job_part(part)
         self.urls = expand_shards(str(SAMPLES / "*.tar") if shards == "demo" else shards)
         self.units = work_units(self.urls, slices)
         caption_source(caption)
@@ -66,8 +69,8 @@ class InversionDataModule(LightningDataModule):
         }
 
     def units_of(self, rank: int, world_size: int) -> list[WorkUnit]:
-        """The work units of a rank: every `world_size`-th."""
-        return self.units[rank::world_size]
+        """The work units of a rank: every `world_size`-th of this job's part."""
+        return self.units[self.part :: self.parts][rank::world_size]
 
     def estimate(self, units: list[WorkUnit]) -> int | None:
         """About how many images these work units hold, by the headers of the first shards; None if those are remote."""
@@ -98,6 +101,15 @@ class InversionDataModule(LightningDataModule):
         return DataLoader(ItemStream(self, self.units_of(self.trainer.global_rank, self.trainer.world_size)), None)
 
 
+def _job_part(part: str | None) -> tuple[int, int]:
+    if part is None:
+        return 0, 1
+    index, slash, count = part.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise ValueError(f"data.part is {part!r}, allowed: 'K/N' with K = 0 to N - 1, for example '0/4'")
+    return int(index), int(count)
+
+
 class ItemStream(IterableDataset[Item]):
     """Decoded images of some work units that are not committed yet, each unit closed by a `UnitRead`."""
 
@@ -112,13 +124,14 @@ class ItemStream(IterableDataset[Item]):
         for unit in self.units:
             if run.is_complete(unit):
                 continue
+            run.lock(unit)
             run.salvage(unit)
             committed = {row.key for row in run.rows(unit)}
-            images = len(committed)
+            read = 0
             for sample in read_unit(unit, self.data.caption, committed):
                 if self.data.stop_requested():
                     return
                 if sample.key not in committed:
-                    images += 1
+                    read += 1
                     yield self.data.decode(sample) if isinstance(sample, RawSample) else sample
-            yield UnitRead(unit, images)
+            yield UnitRead(unit, len(committed), read)

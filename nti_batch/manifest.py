@@ -1,6 +1,7 @@
 """The manifest of a part: a row of JSON for each image, done or failed. An image is committed when one names it."""
 
 import dataclasses
+import hashlib
 import json
 import time
 from dataclasses import dataclass
@@ -58,16 +59,35 @@ class ManifestRow:
         )
 
 
-def read_manifest(manifest: Path) -> list[ManifestRow]:
-    """The rows of one manifest.
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The rows of a part; in the file, a last line has the checksums of the rows and of the tar."""
 
-    Raises:
-        ValueError: If it is damaged, naming it and the line.
-    """
-    rows = []
-    for number, line in enumerate(manifest.read_text(encoding="utf-8").splitlines(), 1):
+    rows: list[ManifestRow]
+    part_sha256: str
+    """Empty where no image is done, and so there is no tar."""
+
+    def text(self) -> str:
+        """The file's content."""
+        rows = "".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in self.rows)
+        return rows + json.dumps({"rows_sha256": _sha256(rows), "part_sha256": self.part_sha256}) + "\n"
+
+    @classmethod
+    def read(cls, path: Path) -> "Manifest":
+        """The opposite of `text`.
+
+        Raises:
+            ValueError: If the file is damaged, naming it.
+        """
         try:
-            rows.append(ManifestRow(**json.loads(line)))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{manifest}, line {number}, is damaged: {error}") from error
-    return rows
+            *lines, last = path.read_bytes().decode().splitlines(keepends=True)
+            checksums = json.loads(last)
+            if last != json.dumps(checksums) + "\n" or _sha256("".join(lines)) != checksums["rows_sha256"]:
+                raise ValueError("the rows do not have the checksum in the last line")
+            return cls([ManifestRow(**json.loads(line)) for line in lines], checksums["part_sha256"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -100,10 +100,11 @@ class Inversion:
 
 @dataclass(frozen=True, slots=True)
 class UnitRead:
-    """A work unit has been read to its end: it holds `images` rows in all, those committed earlier included."""
+    """A work unit has been read to its end: `committed` images were there before, and `read` were handed on."""
 
     unit: WorkUnit
-    images: int
+    committed: int
+    read: int
 
 
 Outcome = Inversion | Failure | UnitRead

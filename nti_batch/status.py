@@ -1,12 +1,14 @@
 """How far a run is."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
 from nti_batch.inversions import InversionRun
 from nti_batch.manifest import ManifestRow
+from nti_batch.records import WorkUnit
 from nti_batch.stream import count_images, work_units
 
 
@@ -52,16 +54,26 @@ class RunStatus:
         return dataclasses.asdict(self)
 
 
-def run_status(out: str | Path) -> RunStatus:
+def units_of(run: InversionRun) -> list[WorkUnit]:
+    """All work units of a run."""
+    slices = run.settings()["data.slices"]
+    assert isinstance(slices, int)
+    return work_units(run.shards(), slices)
+
+
+def run_status(out: str | Path, units: Sequence[WorkUnit] | None = None) -> RunStatus:
     """Read a run's manifests, and the headers of those input shards that are not finished.
+
+    Args:
+        out: The output folder.
+        units: Work units to look at; all of the run if None.
 
     Raises:
         ValueError: If the folder is no run, a manifest is damaged, or an unfinished shard cannot be read.
     """
     run = InversionRun(Path(out))
-    slices = run.settings()["data.slices"]
-    assert isinstance(slices, int)
-    units = work_units(run.shards(), slices)
+    if units is None:
+        units = units_of(run)
     rows_of = {unit: run.rows(unit) for unit in units}
     rows = [row for unit in units for row in rows_of[unit]]
     done = [row for row in rows if row.status == "done"]

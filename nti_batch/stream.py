@@ -136,7 +136,14 @@ def read_unit(unit: WorkUnit, caption: str, skip: Container[str]) -> Iterator[Ra
 
 def count_images(url: str) -> int:
     """How many ids `read_unit` has over all units. Of a local tar the headers are read, the data is not."""
-    return sum(1 for _ in _samples(url, lambda ordinal, key: False, (), []))
+    keys, _ = read_keys(url)
+    return len(keys)
+
+
+def read_keys(url: str) -> tuple[list[str], list[str]]:
+    """The keys of the ids that `read_unit` has over all units, and what is wrong with the shard."""
+    faults: list[str] = []
+    return [sample.key for sample in _samples(url, lambda ordinal, key: False, (), faults)], faults
 
 
 @dataclass(slots=True)

@@ -1,6 +1,7 @@
 """Hands what a prediction step returns to the output folder, and commits it in parts."""
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,10 @@ class InversionWriter(BasePredictionWriter):
         self.part_minutes = part_minutes
         self.tally = Tally()
         self._parts: dict[WorkUnit, PartWriter] = {}
-        self._expected: dict[WorkUnit, int] = {}
+        self._taken: Counter[WorkUnit] = Counter()
+        """Images of the work units that are not complete."""
+
+        self._ends: dict[WorkUnit, UnitRead] = {}
 
     def write_on_batch_end(
         self,
@@ -71,34 +75,43 @@ class InversionWriter(BasePredictionWriter):
                 self._commit(unit)
 
     def _take(self, outcome: Outcome) -> None:
-        if isinstance(outcome, UnitRead):
-            self._expected[outcome.unit] = outcome.images
-            self._mark_if_complete(outcome.unit)
-            return
-        if outcome.unit not in self._parts:
-            self._parts[outcome.unit] = self.run.new_part(outcome.unit)
-        part = self._parts[outcome.unit]
+        unit = outcome.unit
         match outcome:
+            case UnitRead():
+                self._ends[unit] = outcome
             case Inversion():
-                part.add_inversion(outcome)
+                self._part(unit).add_inversion(outcome)
+                self._taken[unit] += 1
                 self.tally.done += 1
                 self.tally.psnr_sum += outcome.psnr
             case Failure():
-                part.add_failure(outcome)
+                self._part(unit).add_failure(outcome)
+                self._taken[unit] += 1
                 self.tally.failed += 1
+        if unit in self._ends and self._taken[unit] == self._ends[unit].read:
+            self._complete(unit)
+
+    def _part(self, unit: WorkUnit) -> PartWriter:
+        if unit not in self._parts:
+            self._parts[unit] = self.run.new_part(unit)
+        return self._parts[unit]
 
     def _commit(self, unit: WorkUnit) -> None:
-        self._parts.pop(unit).commit()
-        self._mark_if_complete(unit)
+        if unit in self._parts:
+            self._parts.pop(unit).commit()
 
-    def _mark_if_complete(self, unit: WorkUnit) -> None:
-        if unit not in self._parts and self._expected.get(unit) == len(self.run.rows(unit)):
-            self.run.mark_complete(unit, self._expected[unit])
+    def _complete(self, unit: WorkUnit) -> None:
+        """Commit what is left of a work unit and be done with it."""
+        self._commit(unit)
+        end = self._ends.pop(unit)
+        self.run.mark_complete(unit, end.committed + self._taken.pop(unit, 0))
+        self.run.release(unit)
 
     def commit_all(self) -> None:
-        """Commit every open part."""
+        """Commit every open part, and leave the work units to whoever comes next."""
         for unit in list(self._parts):
             self._commit(unit)
+        self.run.release_all()
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Commit what is left."""

@@ -17,7 +17,7 @@ from nti_batch import preview, read_inversions
 from nti_batch.cli import main
 from nti_batch.diffusion.metrics import psnr
 from nti_batch.images import decode_image
-from nti_batch.manifest import read_manifest
+from nti_batch.manifest import Manifest
 from nti_batch.preview import replay
 from nti_batch.signals import STOP_SIGNALS
 from nti_batch.stable_diffusion import ModelSource, StableDiffusion
@@ -111,7 +111,7 @@ def test_every_bad_input_ends_as_a_row_and_its_neighbours_are_inverted(
     assert main(arguments(tiny_model, shard, out)) == 3
     assert main(["status", str(out), "--json"]) == 0
     status = json.loads(capsys.readouterr().out.splitlines()[-1])
-    rows = {r.key: r for manifest in sorted((out / "inversions").glob("*.jsonl")) for r in read_manifest(manifest)}
+    rows = {r.key: r for manifest in sorted((out / "inversions").glob("*.jsonl")) for r in Manifest.read(manifest).rows}
     done = {key for key, row in rows.items() if row.status == "done"}
     stages = {key: row.stage for key, row in rows.items() if row.status == "failed"}
     assert done == {"000", "001"}
@@ -223,6 +223,7 @@ WRONG = {
     "--data.caption=xml": "caption is 'xml'; allowed are 'txt' and 'json:FIELD'",
     "--data.height=15": "height 15 and width 16 does not fit",
     "--data.slices=0": "slices is 0",
+    "--data.part=2/2": "data.part is '2/2', allowed: 'K/N' with K = 0 to N - 1",
     "--model.guidance_scale=0.5": "guidance_scale is 0.5, allowed: at least 1",
     "--model.solver=newton": "newton",
     "--model.slots=0": "model.slots is 0, allowed: at least 1",

@@ -14,9 +14,9 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from nti_batch.demo.train import make_tokenizer
 
 
-def write_model(folder: Path, prediction_type: str = "epsilon") -> Path:
+def write_model(folder: Path, prediction_type: str = "epsilon", seed: int = 0) -> Path:
     """Random weights, a VAE of factor 2, 16 x 16 pictures."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     tokenizer = make_tokenizer()
     tokenizer.save_pretrained(folder / "tokenizer")
     CLIPTextModel(

@@ -1,0 +1,72 @@
+"""A work unit belongs to one process at a time; the operating system takes a dead owner's claim away."""
+
+import fcntl
+import json
+import os
+import socket
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import IO
+
+
+class UnitInUseError(Exception):
+    """Another job that still runs works on the same images."""
+
+
+class UnitLock:
+    """An advisory lock (flock(2)) on a file that says who holds it.
+
+    It ends with its process, however that dies: nothing is stale, and nobody waits. Across nodes it needs a file
+    system that passes locks on: NFS and GPFS do, Lustre when it is mounted with `flock`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Take the lock.
+
+        Raises:
+            UnitInUseError: If a living process has it; the text says which.
+        """
+        self.path = path
+        self._file = _open_current(path)
+        self._file.seek(0)
+        self._file.truncate()
+        json.dump(_whoami(), self._file)
+        self._file.flush()
+
+    def release(self) -> None:
+        """Give the lock back and leave no file."""
+        self.path.unlink(missing_ok=True)
+        self._file.close()
+
+
+def _open_current(path: Path) -> IO[str]:
+    """The locked file that `path` names; an owner that ended in between has taken its file away."""
+    while True:
+        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115  # the lock lives as long as it is open
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            with file:
+                file.seek(0)
+                raise UnitInUseError(_in_use(path, file.read())) from error
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            return file
+        file.close()
+
+
+def _whoami() -> dict[str, str | int]:
+    owner: dict[str, str | int] = {"host": socket.gethostname(), "process": os.getpid()}
+    if job := os.environ.get("SLURM_JOB_ID"):
+        owner["Slurm job"] = job
+    return {**owner, "since": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+
+
+def _in_use(path: Path, content: str) -> str:
+    try:
+        owner = ", ".join(f"{name} {value}" for name, value in json.loads(content).items())
+    except ValueError:
+        owner = "it has not said who it is"
+    return (
+        f"{path.stem!r} in {str(path.parent.parent)!r} is being inverted by another job ({owner}): wait until that "
+        "job ends, or end it; jobs that share a folder take a part each, with --data.part"
+    )

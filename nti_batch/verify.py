@@ -1,0 +1,175 @@
+"""Whether a run is what it says: manifests against parts, against the input, and replayed from the files."""
+
+import hashlib
+import re
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nti_batch.datamodule import InversionDataModule
+from nti_batch.diffusion.metrics import psnr
+from nti_batch.inversions import InversionRun, read_inversions
+from nti_batch.manifest import Json, Manifest, ManifestRow
+from nti_batch.packing import StoredInversion, read_members, unpack
+from nti_batch.preview import choose_images, read_inputs, replay
+from nti_batch.records import WorkUnit
+from nti_batch.stable_diffusion import ModelSource, StableDiffusion
+from nti_batch.status import units_of
+from nti_batch.stream import read_keys, work_units
+
+REPLAY_TOLERANCE = 0.05
+"""In dB; a replay on the same kind of device is closer by far."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that is not as it should be."""
+
+    where: str
+    """A file, or an image as 'shard/key'."""
+
+    what: str
+
+
+def verify_run(out: Path, shards: list[str] | None, recompute: int) -> Iterator[Finding]:
+    """Everything that is wrong with a run, as it is found.
+
+    Args:
+        out: The output folder.
+        shards: Addresses of the input shards; those in `run.json` if None.
+        recompute: Inversions to replay and compare with the PSNR that they recorded, with the model of the run.
+
+    Raises:
+        ValueError: If the folder is no run, or `recompute` needs what is not there.
+    """
+    run = InversionRun(out)
+    slices = run.settings()["data.slices"]
+    assert isinstance(slices, int)
+    units = units_of(run) if shards is None else work_units(shards, slices)
+    by_shard: dict[str, list[WorkUnit]] = {}
+    for unit in units:
+        by_shard.setdefault(unit.shard, []).append(unit)
+    for of_shard in by_shard.values():
+        yield from _check_shard(run, of_shard)
+    yield from _strangers(run, units)
+    if recompute:
+        yield from _replayed(run, units, recompute)
+
+
+def _check_shard(run: InversionRun, units: list[WorkUnit]) -> Iterator[Finding]:
+    shard, committed = units[0].shard, set[str]()
+    for unit in units:
+        rows: list[ManifestRow] = []
+        for manifest in run.manifests(unit):
+            try:
+                rows += yield from _check_part(run, manifest)
+            except ValueError as error:
+                yield Finding(str(manifest), str(error))
+        for row in rows:
+            if row.shard != shard:
+                yield Finding(f"{row.shard}/{row.key}", f"is in a manifest of shard {shard!r}")
+            if row.key in committed:
+                yield Finding(f"{shard}/{row.key}", "is committed twice")
+            committed.add(row.key)
+        try:
+            if run.is_complete(unit) and run.images_when_complete(unit) != len(rows):
+                yield Finding(unit.name, f"is marked complete, and its manifests hold {len(rows)} images")
+        except ValueError as error:
+            yield Finding(unit.name, str(error))
+    keys, faults = read_keys(units[0].url)
+    for key in keys:
+        if key not in committed:
+            yield Finding(f"{shard}/{key}", "is in the input and not committed")
+    if not faults:
+        for key in sorted(committed - set(keys) - {""}):
+            yield Finding(f"{shard}/{key}", "is committed and not in the input")
+    elif "" not in committed:
+        yield Finding(units[0].url, f"cannot be read to its end: {faults[0]}")
+
+
+def _check_part(run: InversionRun, path: Path) -> Generator[Finding, None, list[ManifestRow]]:
+    """Findings of one part; its rows are what the generator returns."""
+    manifest = Manifest.read(path)
+    part, done = path.with_suffix(".tar"), {row.key: row for row in manifest.rows if row.status == "done"}
+    if not done:
+        return manifest.rows
+    try:
+        with open(part, "rb") as file:
+            checksum = hashlib.sha256()
+            while chunk := file.read(1 << 20):
+                checksum.update(chunk)
+        if checksum.hexdigest() != manifest.part_sha256:
+            yield Finding(str(part), "does not have the checksum in its manifest")
+        for payload, metadata in read_members(part):
+            key = str(metadata["key"])
+            row = done.pop(key, None)
+            if row is None or ManifestRow.of_inversion(metadata) != row:
+                yield Finding(str(part), f"holds {key!r}, and its manifest says something else of it")
+            for wrong in _wrong(unpack(payload, metadata), run.settings()):
+                yield Finding(f"{metadata['shard']}/{key}", wrong)
+    except (OSError, ValueError) as error:
+        yield Finding(str(part), str(error))
+    else:
+        for key in done:
+            yield Finding(str(part), f"lacks {key!r}, which its manifest names")
+    return manifest.rows
+
+
+def _wrong(stored: StoredInversion, settings: dict[str, Json]) -> Iterator[str]:
+    if stored.metadata["settings"] != settings:
+        yield "was made with other settings than the run's"
+    timesteps = stored.metadata["timesteps"]
+    assert isinstance(timesteps, list)
+    if stored.null_embeddings.ndim != 3 or len(stored.null_embeddings) != len(timesteps):
+        shape = tuple(stored.null_embeddings.shape)
+        yield f"null_embeddings have the shape {shape}, not [{len(timesteps)}, tokens, dim]"
+    tensors: dict[str, Tensor] = {
+        "null_embeddings": stored.null_embeddings,
+        "noise_latents": stored.noise_latents,
+    }
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.float32:
+            yield f"{name} are {tensor.dtype}, not float32"
+        if not tensor.isfinite().all():
+            yield f"{name} hold numbers that are not finite"
+
+
+def _strangers(run: InversionRun, units: Sequence[WorkUnit]) -> Iterator[Finding]:
+    """Files that belong to no work unit, and the leavings of a job that died."""
+    names = {unit.name for unit in units}
+    for path in sorted(run.folder.iterdir()):
+        found = re.fullmatch(r"(.+?)(?:\.\d{5,}\.(tar|jsonl))?(?:\.(complete|lock|salvage))?(\.tmp)?", path.name)
+        if found is None or found[1] not in names:
+            yield Finding(str(path), "belongs to no work unit of these shards")
+        elif path.suffix == ".salvage" or path.name.endswith(".tar.tmp") or _is_uncommitted(path):
+            yield Finding(str(path), "is not committed: a job is at it, or has died; run the job again")
+
+
+def _is_uncommitted(path: Path) -> bool:
+    return path.suffix == ".tar" and not path.with_suffix(".jsonl").exists()
+
+
+def _replayed(run: InversionRun, units: Sequence[WorkUnit], count: int) -> Iterator[Finding]:
+    settings = run.settings()
+    source = ModelSource(
+        *(settings[f"model.{name}"] for name in ("name", "revision", "variant"))  # type: ignore[arg-type]
+    )
+    networks = StableDiffusion.load(source, settings["model.precision"])  # type: ignore[arg-type]
+    if torch.cuda.is_available():
+        networks.to("cuda")
+    ids = choose_images(run, units, count)
+    data = InversionDataModule("::".join(dict.fromkeys(unit.url for unit in units)), str(settings["data.caption"]))
+    data.height, data.width = settings["data.height"], settings["data.width"]  # type: ignore[assignment]
+    inputs = read_inputs(data, ids)
+    for stored in read_inversions(run.out, ids):
+        picture = replay(networks, [stored], guided=True).cpu()
+        reached = psnr(picture, inputs[stored.shard, stored.key].pixels[None] / 255).item()
+        recorded = stored.metadata["psnr"]
+        assert isinstance(recorded, float)
+        if abs(reached - recorded) > REPLAY_TOLERANCE:
+            yield Finding(
+                f"{stored.shard}/{stored.key}", f"replays to {reached:.3f} dB, and recorded {recorded:.3f} dB"
+            )
