@@ -1,8 +1,10 @@
 """What is written is read back, what is damaged is named, and a dead job's work is found again."""
 
 import dataclasses
+import hashlib
 import io
 import json
+import resource
 import tarfile
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import torch
 
 from nti_batch import inversions, read_inversions
 from nti_batch.inversions import InversionRun, OutputError
+from nti_batch.manifest import Manifest
 from nti_batch.records import Failure, Inversion, WorkUnit
 
 UNIT = WorkUnit("shard[0]", "shard[0].tar", 1, 3)
@@ -158,6 +161,25 @@ def test_a_commit_that_dies_at_any_step_loses_and_repeats_nothing(
     again.salvage(UNIT)
     assert sorted(row.key for row in again.rows(UNIT)) == ["a", "b", "earlier"]
     assert sorted(stored.key for stored in read_inversions(run.out)) == ["a", "b", "earlier"]
+
+
+def test_a_disk_that_fills_up_is_named_and_leaves_a_whole_part(run: InversionRun):
+    """The limit on the size of a file cuts a write short, as a full disk does."""
+    part = run.new_part(UNIT)
+    part.add_inversion(inversion("a"))
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = part.part.with_suffix(".tar.tmp").stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 700, unlimited[1]))
+    try:
+        with pytest.raises(OutputError, match=r"00000\.tar cannot be written: File too large; what is committed stays"):
+            part.add_inversion(inversion("b"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    part.add_inversion(inversion("c"))
+    part.commit()
+    assert [stored.key for stored in read_inversions(run.out)] == ["a", "c"]
+    manifest = Manifest.read(part.part.with_suffix(".jsonl"))
+    assert manifest.part_sha256 == hashlib.sha256(part.part.read_bytes()).hexdigest()
 
 
 def test_salvage_that_dies_is_salvaged(run: InversionRun, monkeypatch: pytest.MonkeyPatch):
