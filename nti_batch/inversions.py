@@ -163,8 +163,8 @@ class InversionRun:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if self.run_file.exists():
-                known = self.shards()
-                _refuse_other_settings(self.out, self.settings(), settings)
+                known_settings, known = self._run()
+                _refuse_other_settings(self.out, known_settings, settings)
                 shards = list(dict.fromkeys([*known, *shards]))
                 if shards == known:
                     return

@@ -54,11 +54,11 @@ class RunStatus:
         return dataclasses.asdict(self)
 
 
-def units_of(run: InversionRun) -> list[WorkUnit]:
-    """All work units of a run."""
+def units_of(run: InversionRun, shards: list[str] | None = None) -> list[WorkUnit]:
+    """All work units of a run, in its own shards or in those at other addresses."""
     slices = run.settings()["data.slices"]
     assert isinstance(slices, int)
-    return work_units(run.shards(), slices)
+    return work_units(run.shards() if shards is None else shards, slices)
 
 
 def run_status(out: str | Path, units: Sequence[WorkUnit] | None = None) -> RunStatus:

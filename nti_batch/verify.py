@@ -18,7 +18,7 @@ from nti_batch.preview import choose_images, read_inputs, replay
 from nti_batch.records import WorkUnit
 from nti_batch.stable_diffusion import ModelSource, StableDiffusion
 from nti_batch.status import units_of
-from nti_batch.stream import read_keys, work_units
+from nti_batch.stream import read_keys
 
 REPLAY_TOLERANCE = 0.05
 """In dB; a replay on the same kind of device is closer by far."""
@@ -46,9 +46,7 @@ def verify_run(out: Path, shards: list[str] | None, recompute: int) -> Iterator[
         ValueError: If the folder is no run, or `recompute` needs what is not there.
     """
     run = InversionRun(out)
-    slices = run.settings()["data.slices"]
-    assert isinstance(slices, int)
-    units = units_of(run) if shards is None else work_units(shards, slices)
+    units = units_of(run, shards)
     by_shard: dict[str, list[WorkUnit]] = {}
     for unit in units:
         by_shard.setdefault(unit.shard, []).append(unit)
