@@ -7,24 +7,27 @@ From WebDataset come the patterns, the addresses and the rule that splits a memb
 import bz2
 import glob
 import gzip
+import io
 import json
 import lzma
 import os
 import re
 import tarfile
+import time
 import zlib
 from collections.abc import Callable, Collection, Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
+from pathlib import Path
 from tarfile import EOFHeaderError  # type: ignore[attr-defined]  # typeshed leaves it out
 from typing import TYPE_CHECKING, Any
 
-from webdataset.gopen import Pipe, gopen, gopen_schemes
 from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
 from nti_batch.records import Failure, WorkUnit
+from nti_batch.transfer import Source, is_url
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -33,6 +36,9 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif")
 
 _DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError)
 _FAULTS_TOLD = 5
+PAUSES = (1.0, 2.0, 4.0, 8.0)
+"""Seconds before a broken transfer is tried again."""
+
 # a forged size sends tarfile back, for ever, or through 2**95 bytes that are not there
 _LARGEST_MEMBER = 1 << 33
 _TAR_IN_COMMAND = re.compile(r"([^/\s='\"]+\.(?:tar(?:\.\w+)?|tgz))(?![\w.])", re.IGNORECASE)
@@ -48,17 +54,56 @@ class RawSample:
     image: bytes
 
 
-def expand_shards(patterns: str) -> list[str]:
-    """Paths, globs, braces, `::` lists and urls -> the address of each shard, once, sorted within each glob."""
+def expand_shards(patterns: str, allow_pipe: bool = False) -> list[str]:
+    """Paths, globs, braces, `::` lists, urls and files of these -> the address of each shard, once.
+
+    Args:
+        patterns: Several are joined by '::'; '@FILE' is a text file with one pattern a line.
+        allow_pipe: Whether 'pipe:COMMAND' may be among them.
+
+    Raises:
+        ValueError: If nothing is found, or a pattern means nothing or is not allowed.
+    """
+    given = [line for pattern in _expand(patterns) for line in _lines(pattern)]
+    shards = list(dict.fromkeys(shard for pattern in given for shard in _matches(pattern)))
+    if not allow_pipe:
+        refuse_pipes(shards)
+    return shards
+
+
+def refuse_pipes(urls: Iterable[str]) -> None:
+    """Raise a ValueError if one of the addresses would run a shell."""
+    for url in urls:
+        if url.startswith("pipe:"):
+            raise ValueError(
+                f"shard {url!r} runs a command in a shell: add --data.allow_pipe=true if you trust where it comes from"
+            )
+
+
+def _expand(patterns: str) -> list[str]:
     try:
-        expanded = expand_urls(patterns)
+        expanded: list[str] = expand_urls(patterns)
     except (AssertionError, ValueError) as error:
         raise ValueError(f"shards {patterns!r} cannot be expanded: {error}; check its braces and variables") from error
-    return list(dict.fromkeys(shard for pattern in expanded for shard in _matches(pattern)))
+    return expanded
+
+
+def _lines(pattern: str) -> list[str]:
+    """What a pattern stands for: itself, or those in the file that it names."""
+    if not pattern.startswith("@"):
+        return [pattern]
+    try:
+        lines = Path(pattern[1:]).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"shards {pattern!r}: the list cannot be read: {error}") from error
+    found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    if not found:
+        raise ValueError(f"shards {pattern!r}: the list is empty; give one path, glob or url a line")
+    return [expanded for line in found for expanded in _expand(line)]
 
 
 def _matches(pattern: str) -> list[str]:
-    if _is_url(pattern):
+    if is_url(pattern):
         return [pattern]
     if "://" in pattern:
         raise ValueError(f"shard {pattern!r} has an unknown scheme; use 'pipe:COMMAND', which writes it to its stdout")
@@ -73,16 +118,11 @@ def _matches(pattern: str) -> list[str]:
     return files
 
 
-def _is_url(address: str) -> bool:
-    scheme, colon, _ = address.partition(":")
-    return bool(colon) and scheme in {"file", *gopen_schemes}
-
-
 def shard_name(url: str) -> str:
     """File name without '.tar', '.tar.gz' or '.tgz': it names the shard's rows and output files."""
     is_command = url.startswith("pipe:")
     tars = _TAR_IN_COMMAND.findall(url) if is_command else []
-    address = re.split("[?#]", url)[0] if _is_url(url) and not is_command else url
+    address = re.split("[?#]", url)[0] if is_url(url) and not is_command else url
     file_name = tars[-1] if tars else os.path.basename(address)
     name = re.sub(r"\.(tar(\.(gz|bz2|xz))?|tgz)$", "", file_name, flags=re.IGNORECASE)
     if not name:
@@ -114,11 +154,19 @@ def caption_source(caption: str) -> tuple[str, str]:
     raise ValueError(f"caption is {caption!r}; allowed are 'txt' and 'json:FIELD', for example 'json:caption'")
 
 
-def read_unit(unit: WorkUnit, caption: str, skip: Container[str]) -> Iterator[RawSample | Failure]:
-    """One pass over the shard: a row for each id of this unit that is not in `skip`, in the order of the tar.
+def read_unit(
+    unit: WorkUnit, caption: str, skip: Container[str], stopped: Callable[[], bool] = lambda: False
+) -> Iterator[RawSample | Failure]:
+    """A row for each id of this unit that is not in `skip`, in the order of the tar.
 
-    Samples are dealt to the units by ordinal. What is wrong with the shard as a whole is told once: in a last row with
-    an empty key, by the unit of index 0.
+    Samples are dealt to the units by ordinal. What is wrong with the shard as a whole is told in a last row with an
+    empty key, by each unit: of a transfer that broke for one, the others know nothing.
+
+    Args:
+        unit: What to read.
+        caption: Where prompts are: 'txt' or 'json:FIELD'.
+        skip: Keys to leave out; the empty one stands for the shard as a whole.
+        stopped: Asked while a transfer is waited for; when it says so, reading ends without another row.
     """
     extension, json_field = caption_source(caption)
     faults: list[str] = []
@@ -126,10 +174,10 @@ def read_unit(unit: WorkUnit, caption: str, skip: Container[str]) -> Iterator[Ra
     def is_wanted(ordinal: int, key: str) -> bool:
         return ordinal % unit.count == unit.index and key not in skip
 
-    for sample in _samples(unit.url, is_wanted, {*IMAGE_EXTENSIONS, extension}, faults):
+    for sample in _samples(unit.url, is_wanted, {*IMAGE_EXTENSIONS, extension}, faults, stopped):
         if sample.wanted:
             yield _row(unit, sample, extension, json_field)
-    if faults and unit.index == 0 and "" not in skip:
+    if faults and "" not in skip:
         more = [f"and {len(faults) - _FAULTS_TOLD} more"] if len(faults) > _FAULTS_TOLD else []
         yield Failure(unit, "", "shard", "; ".join(faults[:_FAULTS_TOLD] + more))
 
@@ -214,15 +262,65 @@ def _listed(extensions: Iterable[str]) -> str:
     return ", ".join(f".{extension}" for extension in extensions)
 
 
+@dataclass(slots=True)
+class _Reading:
+    """How one reading of a shard, from its beginning, went."""
+
+    faults: list[str] = field(default_factory=list)
+    is_broken: bool = False
+    """Whether the transfer broke, so that another reading may go further."""
+
+
 def _samples(
-    url: str, is_wanted: Callable[[int, str], bool], needed: Collection[str], faults: list[str]
+    url: str,
+    is_wanted: Callable[[int, str], bool],
+    needed: Collection[str],
+    faults: list[str],
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[_Sample]:
-    """Each id of the shard once, in order, with the `needed` members if it is wanted. Fills `faults`."""
+    """Each id of the shard once, in order, with the `needed` members if it is wanted. Fills `faults`.
+
+    A broken transfer begins anew; where it broke, nothing is told before the last try.
+    """
+    told: set[str] = set()
+    for pause in (*PAUSES, None):
+        reading, last = _Reading(), None
+        for sample in _read(url, lambda n, key: key not in told and is_wanted(n, key), needed, reading, stopped):
+            if sample.damage is None and sample.key not in told:
+                told.add(sample.key)
+                yield sample
+            last = sample
+        if stopped():
+            return
+        if pause is None or not reading.is_broken:
+            break
+        _wait(pause, stopped)
+    if last is not None and last.key not in told:
+        yield last
+    tries = f" (tried {len(PAUSES) + 1} times)" if reading.is_broken else ""
+    faults += [fault + tries for fault in reading.faults]
+
+
+def _wait(seconds: float, stopped: Callable[[], bool]) -> None:
+    end = time.monotonic() + seconds
+    while not stopped() and (left := end - time.monotonic()) > 0:
+        time.sleep(min(left, 0.5))
+
+
+def _read(
+    url: str,
+    is_wanted: Callable[[int, str], bool],
+    needed: Collection[str],
+    reading: _Reading,
+    stopped: Callable[[], bool],
+) -> Iterator[_Sample]:
+    """The ids of the shard, until the end or the first damage; only the last one can be damaged."""
     seen: set[str] = set()
-    source: Any = None
+    source: Source | None = None
+    faults = reading.faults
     try:
-        source = gopen(url) if _is_url(url) else open(url, "rb")  # noqa: SIM115  # _close asks how it ended
-        archive = _open_archive(source)
+        source = Source(url, stopped)
+        archive = _open_archive(source.stream)
         for ordinal, (key, members) in enumerate(groupby(_named_members(archive, faults), itemgetter(0))):
             is_first = key not in seen
             seen.add(key)
@@ -237,7 +335,9 @@ def _samples(
     except _DAMAGE as damage:
         faults.insert(0, f"{damage}, after {len(seen)} keys")
     finally:
-        faults[:0] = _close(source)
+        if source is not None and (failure := source.close()):
+            faults.insert(0, failure)
+            reading.is_broken = not source.was_refused
     if not seen and not faults:
         faults.append("the shard holds no samples")
 
@@ -310,9 +410,7 @@ class _Archive(tarfile.TarFile):
             raise tarfile.ReadError(f"the end marker at byte {self.offset} is cut")
 
 
-def _open_archive(source: Any) -> _Archive:  # a file or webdataset's Pipe, which has no types
-    # Pipe.read drops what it has just read when its command has failed
-    stream = source.stream if isinstance(source, Pipe) else source
+def _open_archive(stream: io.BufferedReader) -> _Archive:
     magic = stream.peek(10)
     file: Any = stream
     if magic.startswith(b"\x1f\x8b"):
@@ -320,17 +418,6 @@ def _open_archive(source: Any) -> _Archive:  # a file or webdataset's Pipe, whic
     elif magic.startswith(b"BZh") and magic[4:10] == b"1AY&SY":
         file = bz2.BZ2File(stream)
     elif magic.startswith(b"\xfd7zXZ"):
-        file = lzma.LZMAFile(stream)  # noqa: SIM115  # _close closes what lies below
+        file = lzma.LZMAFile(stream)  # noqa: SIM115  # its source is closed
     can_skip = file is stream and stream.seekable()
     return _Archive.open(fileobj=file, mode="r:" if can_skip else "r|", encoding="utf-8", errors="backslashreplace")
-
-
-def _close(source: Any) -> list[str]:  # as above
-    """Why the source failed, if it did: a command that we stopped early dies of its broken pipe, which is no fault."""
-    has_ended = isinstance(source, Pipe) and not source.stream.peek(1)
-    try:
-        if source is not None:
-            source.close()
-    except OSError as error:
-        return [str(error)] if has_ended else []
-    return []

@@ -12,10 +12,17 @@ from pathlib import Path
 
 import pytest
 
+from nti_batch import stream
 from nti_batch.records import Failure, WorkUnit
 from nti_batch.stream import RawSample, caption_source, count_images, expand_shards, read_unit, shard_name, work_units
 
 END = bytes(1024)
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that fails is not tried again: it will fail again."""
+    monkeypatch.setattr(stream, "PAUSES", ())
 
 
 def header(name: str | bytes, size: int, kind: bytes = b"0", size_field: bytes | None = None) -> bytes:
@@ -66,7 +73,7 @@ def check_everywhere(folder: Path, content: bytes, expected: list[tuple[str, str
     rows = read(url)
     assert told(rows) == expected
     assert told(read(f"pipe:cat '{url}'")) == expected
-    assert sorted(told(read(url, slices=3))) == sorted(expected)
+    assert sorted(told(read(url, slices=3))) == sorted(expected + 2 * [row for row in expected if not row[0]])
     ids = sum(1 for key, _ in expected if key)
     assert count_images(url) == ids
     assert count_images(f"pipe:cat '{url}'") == ids
@@ -268,10 +275,9 @@ def test_a_file_that_is_no_archive_or_holds_nothing_gives_one_shard_row(tmp_path
     check_everywhere(tmp_path, content, [("", "shard")])
 
 
-def test_a_shard_that_cannot_be_opened_gives_one_shard_row(tmp_path: Path):
+def test_a_shard_that_cannot_be_opened_gives_a_shard_row(tmp_path: Path):
     for url in (str(tmp_path / "none.tar"), str(tmp_path), "pipe:exit 3", f"file:{tmp_path}/none.tar"):
-        rows = read(url, slices=2)
-        assert told(rows) == [("", "shard")]
+        assert told(read(url, slices=2)) == [("", "shard"), ("", "shard")]
         assert count_images(url) == 0
     assert "none.tar" in error_of(read(str(tmp_path / "none.tar")), "")
     assert "exit 3" in error_of(read("pipe:exit 3"), "")
@@ -333,10 +339,10 @@ def test_a_member_that_belongs_to_no_sample_is_told_and_only_five_are_named(tmp_
     assert error.endswith("; and 3 more")
 
 
-def test_damage_is_told_by_the_first_unit_only_and_not_again_once_committed(tmp_path: Path):
+def test_damage_is_told_by_every_unit_and_not_again_once_committed(tmp_path: Path):
     units = work_units([write(tmp_path, sample("a"))], 3)
     rows = [list(read_unit(unit, "txt", ())) for unit in units]
-    assert [told(unit_rows) for unit_rows in rows] == [[("a", "ok"), ("", "shard")], [], []]
+    assert [told(unit_rows) for unit_rows in rows] == [[("a", "ok"), ("", "shard")], [("", "shard")], [("", "shard")]]
     assert told(list(read_unit(units[0], "txt", ("a", "")))) == []
 
 
@@ -363,7 +369,7 @@ def test_patterns_become_paths_once_each_and_sorted_within_a_glob(tmp_path: Path
     expected = [f"{name}.tar" for name in ("b1", "b2", "b3", "b4", "b5", "b6", "a1", "a0", "odd[1]:x")]
     assert expand_shards("b*.tar::a{1..0}.tar::b1.tar::odd[1]:x.tar") == expected
     urls = ["pipe:cat x0.tar", "pipe:cat x1.tar", "https://h/a?b=*", "file:/none.tar"]
-    assert expand_shards("pipe:cat x{0..1}.tar::https://h/a?b=*::file:/none.tar") == urls
+    assert expand_shards("pipe:cat x{0..1}.tar::https://h/a?b=*::file:/none.tar", allow_pipe=True) == urls
 
 
 @pytest.mark.parametrize("pattern", ["none.tar", "none*.tar", "there{0..1}.tar", "folder", "", "there0.tar::"])
@@ -382,6 +388,28 @@ def test_what_cannot_be_expanded_or_opened_is_refused_at_once():
         expand_shards("s3://bucket/a.tar")
     with pytest.raises(ValueError, match="braces and variables"):
         expand_shards("${NOT_SET_ANYWHERE}/a.tar")
+
+
+def test_a_list_file_holds_a_pattern_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a0", "a1", "b", "@odd"):
+        (tmp_path / f"{name}.tar").touch()
+    (tmp_path / "list.txt").write_text("# mine\na{0..1}.tar\n\n  https://h/c.tar  \na1.tar\n")
+    assert expand_shards("@list.txt::b.tar::./@odd.tar") == [
+        "a0.tar",
+        "a1.tar",
+        "https://h/c.tar",
+        "b.tar",
+        "./@odd.tar",
+    ]
+    (tmp_path / "list.txt").write_text("pipe:cat a0.tar\n")
+    with pytest.raises(ValueError, match="runs a command in a shell: add --data"):
+        expand_shards("@list.txt")
+    (tmp_path / "list.txt").write_text("# none\n")
+    with pytest.raises(ValueError, match=r"'@list\.txt': the list is empty"):
+        expand_shards("@list.txt")
+    with pytest.raises(ValueError, match=r"'@none\.txt': the list cannot be read"):
+        expand_shards("@none.txt")
 
 
 @pytest.mark.parametrize(
