@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from nti_batch.module import NullTextInversion
     from nti_batch.writer import InversionWriter
 
+PIPE = "--data.allow_pipe"
+PIPE_HELP = "allow shards that are the output of a shell command, as for invert"
 DONE, ERROR, WRONG_SETTINGS, SOME_FAILED, STOPPED = 0, 1, 2, 3, 75
 
 
@@ -37,7 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     status_parser = commands.add_parser("status", help="say how far a run is")
     status_parser.add_argument("out", metavar="OUT", help="output folder of the run")
     status_parser.add_argument("--json", action="store_true", help="print one JSON object")
-    status_parser.set_defaults(run=lambda arguments, rest: status(arguments.out, arguments.json))
+    status_parser.add_argument(PIPE, dest="allow_pipe", choices=("true", "false"), default="false", help=PIPE_HELP)
+    status_parser.set_defaults(
+        run=lambda arguments, rest: status(arguments.out, arguments.json, arguments.allow_pipe == "true")
+    )
 
     bench_parser = commands.add_parser("bench", help="compare the job with the authors' loop", add_help=False)
     bench_parser.set_defaults(run=lambda arguments, rest: bench(rest))
@@ -53,8 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--recompute", type=int, default=0, metavar="N", help="inversions to replay and compare with their PSNR"
     )
     verify_parser.add_argument("--json", action="store_true", help="print one JSON list")
+    verify_parser.add_argument(PIPE, dest="allow_pipe", choices=("true", "false"), default="false", help=PIPE_HELP)
     verify_parser.set_defaults(
-        run=lambda arguments, rest: verify(arguments.out, arguments.shards, arguments.recompute, arguments.json)
+        run=lambda arguments, rest: verify(
+            arguments.out, arguments.shards, arguments.recompute, arguments.json, arguments.allow_pipe == "true"
+        )
     )
 
     arguments, rest = parser.parse_known_args(argv)
@@ -120,26 +128,32 @@ def refuse(error: Exception) -> int:
     return WRONG_SETTINGS
 
 
-def status(out: str, as_json: bool) -> int:
+def status(out: str, as_json: bool, allow_pipe: bool) -> int:
     """Print how far a run is."""
-    from nti_batch.status import run_status
+    from nti_batch.inversions import InversionRun
+    from nti_batch.status import run_status, units_of
 
     try:
-        report = run_status(out)
+        run = InversionRun(Path(out))
+        report = run_status(run, units_of(run, allow_pipe=allow_pipe))
     except ValueError as error:
         return refuse(error)
     print(json.dumps(report.as_json()) if as_json else "\n".join(report.lines()))
     return DONE
 
 
-def verify(out: str, shards: str | None, recompute: int, as_json: bool) -> int:
+def verify(out: str, shards: str | None, recompute: int, as_json: bool, allow_pipe: bool) -> int:
     """Print what is wrong with a run, a line for each finding."""
+    from nti_batch.inversions import InversionRun
+    from nti_batch.status import units_of
     from nti_batch.stream import expand_shards
     from nti_batch.verify import verify_run
 
     found = []
     try:
-        for finding in verify_run(Path(out), expand_shards(shards) if shards else None, recompute):
+        run = InversionRun(Path(out))
+        units = units_of(run, expand_shards(shards, allow_pipe) if shards else None, allow_pipe)
+        for finding in verify_run(run, units, recompute):
             found.append(finding)
             if not as_json:
                 print(f"{finding.where}: {finding.what}")
@@ -157,6 +171,7 @@ def invert(argv: Sequence[str]) -> int:
     from jsonargparse import ArgumentError
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+    from nti_batch.failure_limit import TooManyFailuresError
     from nti_batch.inversions import OutputError
     from nti_batch.lock import UnitInUseError
 
@@ -173,7 +188,7 @@ def invert(argv: Sequence[str]) -> int:
         for child in children_of(trainer):
             child.terminate()
             child.wait()
-        if not isinstance(error, (UnitInUseError, OutputError)):
+        if not isinstance(error, (UnitInUseError, OutputError, TooManyFailuresError)):
             raise
         print(f"nti-batch: {error}", file=sys.stderr)
         return ERROR
@@ -216,6 +231,7 @@ def prepare(
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
     from nti_batch.datamodule import InversionDataModule
+    from nti_batch.failure_limit import StopOnFailures
     from nti_batch.module import NEEDS_GRADIENTS, NullTextInversion
     from nti_batch.progress import ProgressLine
     from nti_batch.signals import StopOnSignal
@@ -257,10 +273,10 @@ def prepare(
     settings = {**module.result_settings, **data.result_settings, "output.storage": writer.storage}
     writer.run.create(settings, data.urls)
     data.stop_requested = lambda: module.stop_requested
-    waiting = [
-        u for u in data.units_of(cli.trainer.global_rank, cli.trainer.world_size) if not writer.run.is_complete(u)
-    ]
+    waiting = [unit for unit in data.units_of(cli.trainer.global_rank, cli.trainer.world_size) if data.is_waiting(unit)]
     callbacks += [StopOnSignal(), ProgressLine(writer, data.estimate(waiting))]
+    if data.failure_limit:
+        callbacks.append(StopOnFailures(writer, data.failure_limit))
     return cli.trainer, module, data, writer
 
 
@@ -269,7 +285,7 @@ def conclude(
 ) -> int:
     """Draw the preview, print the summary and find the exit code in what is committed."""
     from nti_batch.preview import draw_preview
-    from nti_batch.status import run_status
+    from nti_batch.status import run_status, units_of
 
     children = children_of(trainer)
     if not trainer.is_global_zero and "SLURM_PROCID" not in os.environ:
@@ -283,7 +299,8 @@ def conclude(
     is_whole_job = trainer.world_size == 1 + len(children)
     is_whole_run = is_whole_job and data.parts == 1
     ranks = (0, 1) if is_whole_job else (trainer.global_rank, trainer.world_size)
-    report = run_status(writer.run.out, None if is_whole_run else data.units_of(*ranks))
+    units = units_of(writer.run, allow_pipe=True) if is_whole_run else data.units_of(*ranks)
+    report = run_status(writer.run, units)
     if trainer.is_global_zero:
         if writer.tally.done:
             print(f"preview: {draw_preview(writer.run, data, module.networks)}")
@@ -291,7 +308,7 @@ def conclude(
     if report.missing:
         print(f"{report.missing} images are not committed, though the job went to its end", file=sys.stderr)
         return ERROR
-    return SOME_FAILED if report.failed else DONE
+    return SOME_FAILED if report.failed or report.damaged_shards else DONE
 
 
 if __name__ == "__main__":

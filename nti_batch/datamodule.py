@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset
 
+from nti_batch.failure_limit import FailureLimit
 from nti_batch.images import decode_image
 from nti_batch.inversions import InversionRun
 from nti_batch.records import CaptionedImage, Failure, UnitRead, WorkUnit
@@ -28,20 +29,30 @@ class InversionDataModule(LightningDataModule):
         width: int | None = None,
         slices: int = 8,
         part: str | None = None,
+        max_failures: int | str | None = None,
+        retry_failed: bool = False,
+        allow_pipe: bool = False,
     ) -> None:
         """Settings of the input.
 
         Args:
-            shards: WebDataset tars: paths, globs, braces and `::` lists; 'demo' for the samples of the package.
+            shards: WebDataset tars: paths, globs, braces, urls, `::` lists, and '@FILE' for a file with one of these
+                a line; 'demo' for the samples of the package.
             caption: Where prompts are: 'txt' or 'json:FIELD'.
             height: Pictures are cropped about their centre and resized to this many pixels; null is the model's own.
             width: Likewise.
             slices: Work units of a shard: what the ranks share out. Fixed for a run.
             part: 'K/N' for one of N jobs, K = 0 to N - 1, that share the work units of one output folder.
+            max_failures: The job ends when more of the images that a rank has taken in have failed: a count, or a
+                share such as '5%', which is judged from the hundredth image on; null goes on whatever fails.
+            retry_failed: Try again what earlier jobs committed as failed.
+            allow_pipe: Allow 'pipe:COMMAND' shards; COMMAND is run by a shell.
         """
         super().__init__()
         self.part, self.parts = _job_part(part)
-        self.urls = expand_shards(str(SAMPLES / "*.tar") if shards == "demo" else shards)
+        self.failure_limit = None if max_failures is None else FailureLimit.parse(str(max_failures))
+        self.retry_failed = retry_failed
+        self.urls = expand_shards(str(SAMPLES / "*.tar") if shards == "demo" else shards, allow_pipe)
         self.units = work_units(self.urls, slices)
         caption_source(caption)
         self.caption, self.height, self.width, self.slices = caption, height, width, slices
@@ -72,6 +83,11 @@ class InversionDataModule(LightningDataModule):
         """The work units of a rank: every `world_size`-th of this job's part."""
         return self.units[self.part :: self.parts][rank::world_size]
 
+    def is_waiting(self, unit: WorkUnit) -> bool:
+        """Whether there is something to do in a work unit."""
+        assert self.run is not None, "attach() comes first"
+        return not self.run.is_complete(unit) or (self.retry_failed and self.run.has_failures(unit))
+
     def estimate(self, units: list[WorkUnit]) -> int | None:
         """About how many images these work units hold, by the headers of the first shards; None if those are remote."""
         urls = list(dict.fromkeys(unit.url for unit in units))[:COUNTED_SHARDS]
@@ -85,11 +101,7 @@ class InversionDataModule(LightningDataModule):
     def decode(self, sample: RawSample) -> CaptionedImage | Failure:
         """A sample's picture in the run's size."""
         assert self.height is not None and self.width is not None, "attach() comes first"
-        try:
-            pixels = decode_image(sample.image, self.height, self.width)
-        except ValueError as error:
-            return Failure(sample.unit, sample.key, "image", str(error))
-        return CaptionedImage(sample.unit, sample.key, sample.prompt, pixels)
+        return decode_sample(sample, self.height, self.width)
 
     def transfer_batch_to_device(self, batch: Item, device: torch.device, dataloader_idx: int) -> Item:
         """Leave the record as it is: only its pixels travel, and the networks fetch them."""
@@ -99,6 +111,15 @@ class InversionDataModule(LightningDataModule):
         """One item a batch: the pool makes its own batches."""
         assert self.trainer is not None
         return DataLoader(ItemStream(self, self.units_of(self.trainer.global_rank, self.trainer.world_size)), None)
+
+
+def decode_sample(sample: RawSample, height: int, width: int) -> CaptionedImage | Failure:
+    """A sample's picture in this size, or why it has none."""
+    try:
+        pixels = decode_image(sample.image, height, width)
+    except ValueError as error:
+        return Failure(sample.unit, sample.key, "image", str(error))
+    return CaptionedImage(sample.unit, sample.key, sample.prompt, pixels)
 
 
 def _job_part(part: str | None) -> tuple[int, int]:
@@ -122,13 +143,15 @@ class ItemStream(IterableDataset[Item]):
         run = self.data.run
         assert run is not None, "attach() comes first"
         for unit in self.units:
-            if run.is_complete(unit):
+            if not self.data.is_waiting(unit):
                 continue
             run.lock(unit)
             run.salvage(unit)
+            if self.data.retry_failed:
+                run.forget_failures(unit)
             committed = {row.key for row in run.rows(unit)}
             read = 0
-            for sample in read_unit(unit, self.data.caption, committed):
+            for sample in read_unit(unit, self.data.caption, committed, self.data.stop_requested):
                 if self.data.stop_requested():
                     return
                 if sample.key not in committed:

@@ -221,7 +221,9 @@ class InversionRun:
         Raises:
             UnitInUseError: If another process is at it.
         """
-        self._locks[unit] = UnitLock(self.folder / f"{unit.name}.lock")
+        path = self.folder / f"{unit.name}.lock"
+        with _named(path):
+            self._locks[unit] = UnitLock(path)
 
     def release(self, unit: WorkUnit) -> None:
         """Give a claimed work unit back; its open part must be committed."""
@@ -238,14 +240,15 @@ class InversionRun:
         part = self._part(unit, number)
         unfinished, rescued = part.with_suffix(".tar.tmp"), part.with_suffix(".tar.salvage")
         saved = 0
-        for left in (rescued, unfinished, part):
-            if left.exists() and not part.with_suffix(".jsonl").exists():
-                os.replace(left, rescued)
-                saved += self._commit_members(rescued, unit)
-                rescued.unlink()
-        if number:
-            # its job died between the commit and this
-            self._part(unit, number - 1).with_suffix(".tar.salvage").unlink(missing_ok=True)
+        with _named(part):
+            for left in (rescued, unfinished, part):
+                if left.exists() and not part.with_suffix(".jsonl").exists():
+                    os.replace(left, rescued)
+                    saved += self._commit_members(rescued, unit)
+                    rescued.unlink()
+            if number:
+                # its job died between the commit and this
+                self._part(unit, number - 1).with_suffix(".tar.salvage").unlink(missing_ok=True)
         return saved
 
     def _commit_members(self, left: Path, unit: WorkUnit) -> int:
@@ -263,7 +266,23 @@ class InversionRun:
 
     def mark_complete(self, unit: WorkUnit, images: int) -> None:
         """Note that no image of the unit is missing, so that it need not be read again."""
-        _write_whole(self._complete(unit), json.dumps({"images": images}) + "\n")
+        path = self._complete(unit)
+        with _named(path):
+            _write_whole(path, json.dumps({"images": images}) + "\n")
+
+    def has_failures(self, unit: WorkUnit) -> bool:
+        """Whether an image of the unit, or its shard, is committed as failed."""
+        return any(row.status == "failed" for row in self.rows(unit))
+
+    def forget_failures(self, unit: WorkUnit) -> None:
+        """Take the rows of failed images out of the manifests, so that these images are missing again."""
+        with _named(self.folder):
+            self._complete(unit).unlink(missing_ok=True)
+            for path in self.manifests(unit):
+                manifest = Manifest.read(path)
+                done = [row for row in manifest.rows if row.status == "done"]
+                if len(done) < len(manifest.rows):
+                    _write_whole(path, Manifest(done, manifest.part_sha256).text())
 
     def is_complete(self, unit: WorkUnit) -> bool:
         """Whether every image of the unit is committed."""

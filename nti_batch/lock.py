@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import socket
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO
@@ -35,7 +36,8 @@ class UnitLock:
 
     def release(self) -> None:
         """Give the lock back and leave no file."""
-        self.path.unlink(missing_ok=True)
+        with suppress(OSError):  # on a file system that has become read-only it stays, and says nothing
+            self.path.unlink()
         self._file.close()
 
 

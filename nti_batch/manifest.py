@@ -24,6 +24,9 @@ class ManifestRow:
     status: Literal["done", "failed"]
     stage: str = ""
     error: str = ""
+    prompt_truncated: bool = False
+    """Whether the end of the prompt was beyond what the text encoder reads."""
+
     psnr: float | None = None
     psnr_vae: float | None = None
     inner_steps: int | None = None

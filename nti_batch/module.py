@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import time
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, Literal
 
 import torch
@@ -136,10 +137,14 @@ class NullTextInversion(LightningModule):
             return Failure(image.unit, image.key, "inversion", state.error)
         pictures = self.networks.decode_latents(torch.stack([state.current_latents, state.trajectory[0]]))
         reached, round_trip = psnr(pictures, (image.pixels.to(pictures.device) / 255)[None]).tolist()
+        if not (isfinite(reached) and isfinite(round_trip)):
+            error = f"the PSNR is {reached}, and {round_trip} for the VAE's round trip: a picture is not finite"
+            return Failure(image.unit, image.key, "reconstruction", error)
         return Inversion(
             unit=image.unit,
             key=image.key,
             prompt=image.prompt,
+            prompt_truncated=self.networks.truncates(image.prompt),
             height=image.pixels.shape[1],
             width=image.pixels.shape[2],
             noise_latents=state.trajectory[-1].cpu(),

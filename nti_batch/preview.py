@@ -1,13 +1,14 @@
 """A picture that shows a run: input, VAE, DDIM and null-text side by side, replayed from the files."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
+from itertools import islice, zip_longest
 from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from nti_batch.datamodule import InversionDataModule
+from nti_batch.datamodule import InversionDataModule, decode_sample
 from nti_batch.diffusion.ddim import ddim_sample
 from nti_batch.diffusion.metrics import psnr
 from nti_batch.inversions import InversionRun, read_inversions
@@ -20,22 +21,28 @@ MARGIN = 12
 LABEL = 18
 
 
-def choose_images(run: InversionRun, units: Iterable[WorkUnit], count: int) -> list[tuple[str, str]]:
-    """Ids of at most `count` images that are done, evenly over the run."""
-    ids = sorted((row.shard, row.key) for unit in units for row in run.rows(unit) if row.status == "done")
-    return [ids[i * len(ids) // count] for i in range(count)] if len(ids) > count else ids
+def choose_images(run: InversionRun, units: Sequence[WorkUnit], count: int) -> list[tuple[str, str]]:
+    """Ids of at most `count` images that are done, evenly over the work units; few manifests are read."""
+    stride = max(1, len(units) // count)
+    evenly = (unit for first in range(stride) for unit in units[first::stride])
+    done = ([(row.shard, row.key) for row in run.rows(unit) if row.status == "done"] for unit in evenly)
+    of_units = islice(filter(None, done), count)
+    by_turns = (found for turn in zip_longest(*of_units) for found in turn if found)
+    return sorted(islice(by_turns, count))
 
 
-def read_inputs(data: InversionDataModule, ids: list[tuple[str, str]]) -> dict[tuple[str, str], CaptionedImage]:
-    """The input images of these ids."""
+def read_inputs(
+    units: Iterable[WorkUnit], caption: str, height: int, width: int, ids: Collection[tuple[str, str]]
+) -> dict[tuple[str, str], CaptionedImage]:
+    """The input images of these ids, in this size."""
     found: dict[tuple[str, str], CaptionedImage] = {}
-    for unit in {WorkUnit(unit.shard, unit.url, 0, 1) for unit in data.units}:
-        wanted = {key for shard, key in ids if shard == unit.shard}
-        for sample in read_unit(unit, data.caption, ()) if wanted else ():
+    for shard, url in dict.fromkeys((unit.shard, unit.url) for unit in units):
+        wanted = {key for of, key in ids if of == shard}
+        for sample in read_unit(WorkUnit(shard, url, 0, 1), caption, ()) if wanted else ():
             if isinstance(sample, RawSample) and sample.key in wanted:
-                image = data.decode(sample)
+                image = decode_sample(sample, height, width)
                 assert isinstance(image, CaptionedImage)
-                found[unit.shard, sample.key] = image
+                found[shard, sample.key] = image
                 if len(wanted := wanted - {sample.key}) == 0:
                     break
     return found
@@ -77,7 +84,8 @@ def draw_preview(run: InversionRun, data: InversionDataModule, networks: StableD
         count: Rows, at most.
     """
     ids = choose_images(run, data.units, count)
-    inputs = read_inputs(data, ids)
+    assert data.height is not None and data.width is not None
+    inputs = read_inputs(data.units, data.caption, data.height, data.width, ids)
     stored = sorted(read_inversions(run.out, ids), key=lambda s: ids.index((s.shard, s.key)))
     pixels = torch.stack([inputs[s.shard, s.key].pixels for s in stored]).to(networks.device)
     vae = networks.decode_latents(networks.encode_pictures(pixels))

@@ -62,6 +62,9 @@ class Inversion:
     unit: WorkUnit
     key: str
     prompt: str
+    prompt_truncated: bool
+    """Whether the prompt has more tokens than the text encoder reads, so that its end had no effect."""
+
     width: int
     height: int
     """Of the picture that was inverted, after crop and resize, in pixels."""

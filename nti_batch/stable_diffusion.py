@@ -240,6 +240,10 @@ class StableDiffusion(nn.Module):
         embeddings: Tensor = self.text_encoder(tokens.to(self.device)).last_hidden_state
         return embeddings
 
+    def truncates(self, prompt: str) -> bool:
+        """Whether the text encoder reads only the beginning of a prompt."""
+        return len(self.tokenizer(prompt, verbose=False).input_ids) > self.tokenizer.model_max_length
+
     @torch.no_grad()
     def encode_pictures(self, pixels: Tensor) -> Tensor:
         """uint8 pixels, [batch, 3, height, width], to latents: the posterior's mean, scaled."""

@@ -1,15 +1,16 @@
 """How far a run is."""
 
 import dataclasses
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from statistics import fmean
+from dataclasses import dataclass, field
+from itertools import groupby
+from math import inf
 
 from nti_batch.inversions import InversionRun
 from nti_batch.manifest import ManifestRow
 from nti_batch.records import WorkUnit
-from nti_batch.stream import count_images, work_units
+from nti_batch.stream import count_images, refuse_pipes, work_units
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +19,9 @@ class RunStatus:
 
     done: int
     failed: int
+    damaged_shards: int
+    """Input shards that could not be read to their end, or hold what belongs to no image."""
+
     missing: int
     """Images of the input that no manifest names."""
 
@@ -30,6 +34,9 @@ class RunStatus:
 
     psnr_vae: float | None
     """Mean VAE round trip against the input, in dB."""
+
+    prompts_truncated: int
+    """Inversions whose prompt the text encoder read only in part."""
 
     failures: tuple[tuple[str, int], ...]
     """Number of failures of each stage."""
@@ -46,6 +53,10 @@ class RunStatus:
             lines.append(
                 f"PSNR {self.psnr:.2f} dB against the input, {gap:.2f} dB below the VAE's own {self.psnr_vae:.2f} dB"
             )
+        if self.damaged_shards:
+            lines.append(f"{self.damaged_shards} input shards are damaged: what may lie behind is not counted")
+        if self.prompts_truncated:
+            lines.append(f"{self.prompts_truncated} prompts are longer than the text encoder reads, and were cut")
         lines += [f"{count} failed at stage {stage!r}" for stage, count in self.failures]
         return lines
 
@@ -54,55 +65,103 @@ class RunStatus:
         return dataclasses.asdict(self)
 
 
-def units_of(run: InversionRun, shards: list[str] | None = None) -> list[WorkUnit]:
-    """All work units of a run, in its own shards or in those at other addresses."""
-    slices = run.settings()["data.slices"]
-    assert isinstance(slices, int)
-    return work_units(run.shards() if shards is None else shards, slices)
-
-
-def run_status(out: str | Path, units: Sequence[WorkUnit] | None = None) -> RunStatus:
-    """Read a run's manifests, and the headers of those input shards that are not finished.
-
-    Args:
-        out: The output folder.
-        units: Work units to look at; all of the run if None.
+def units_of(run: InversionRun, shards: list[str] | None = None, allow_pipe: bool = False) -> list[WorkUnit]:
+    """All work units of a run, in its own shards or in those at other addresses.
 
     Raises:
-        ValueError: If the folder is no run, a manifest is damaged, or an unfinished shard cannot be read.
+        ValueError: If it is no run, or if reading a shard would run a command and that is not allowed.
     """
-    run = InversionRun(Path(out))
-    if units is None:
-        units = units_of(run)
-    rows_of = {unit: run.rows(unit) for unit in units}
-    rows = [row for unit in units for row in rows_of[unit]]
-    done = [row for row in rows if row.status == "done"]
-    missing = 0
-    for url in dict.fromkeys(unit.url for unit in units):
-        open_units = [unit for unit in units if unit.url == url and not run.is_complete(unit)]
-        if open_units:
+    slices = run.settings()["data.slices"]
+    assert isinstance(slices, int)
+    urls = run.shards() if shards is None else shards
+    if not allow_pipe:
+        refuse_pipes(urls)
+    return work_units(urls, slices)
+
+
+def run_status(run: InversionRun, units: Sequence[WorkUnit]) -> RunStatus:
+    """Read the manifests of work units, and the headers of those input shards that are not finished.
+
+    The rows of one work unit are in memory at a time.
+
+    Raises:
+        ValueError: If a manifest is damaged, or an unfinished shard cannot be read.
+    """
+    rows, missing = _Rows(), 0
+    for url, of_shard in groupby(units, key=lambda unit: unit.url):
+        committed_of_open: dict[WorkUnit, int] = {}
+        for unit in of_shard:
+            found = run.rows(unit)
+            for row in found:
+                rows.add(row)
+            if not run.is_complete(unit):
+                committed_of_open[unit] = sum(1 for row in found if row.key)
+        if committed_of_open:
             images = count_images(url)
-            expected = sum(len(range(unit.index, images, unit.count)) for unit in open_units)
-            missing += max(0, expected - sum(len([r for r in rows_of[unit] if r.key]) for unit in open_units))
-    rate = _images_per_hour(done)
-    stages = [row.stage for row in rows if row.status == "failed"]
-    return RunStatus(
-        done=len(done),
-        failed=len(rows) - len(done),
-        missing=missing,
-        images_per_hour=rate,
-        hours_left=missing / rate if rate else None,
-        psnr=fmean(r.psnr for r in done if r.psnr is not None) if done else None,
-        psnr_vae=fmean(r.psnr_vae for r in done if r.psnr_vae is not None) if done else None,
-        failures=tuple((stage, stages.count(stage)) for stage in dict.fromkeys(stages)),
-    )
+            expected = sum(len(range(unit.index, images, unit.count)) for unit in committed_of_open)
+            missing += max(0, expected - sum(committed_of_open.values()))
+    return rows.status(missing)
 
 
-def _images_per_hour(done: list[ManifestRow]) -> float | None:
-    """Images that finished in the last hour before the latest one, over the time since the first of them began."""
-    if not done:
-        return None
-    latest = max(row.finished for row in done)
-    recent = [row for row in done if row.finished > latest - 3600]
-    begin = max(latest - 3600, min(row.finished - (row.seconds or 0) for row in recent))
-    return len(recent) / max(latest - begin, 1e-9) * 3600
+@dataclass(slots=True)
+class _Minute:
+    """The images that finished in one minute."""
+
+    images: int = 0
+    begin: float = inf
+    """When the first of them was begun, in seconds since 1970."""
+
+    latest: float = 0.0
+
+
+@dataclass(slots=True)
+class _Rows:
+    """Sums over rows, of which there may be millions."""
+
+    done: int = 0
+    damaged_shards: set[str] = field(default_factory=set)
+    psnr: float = 0.0
+    psnr_vae: float = 0.0
+    prompts_truncated: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+    minutes: defaultdict[int, _Minute] = field(default_factory=lambda: defaultdict(_Minute))
+
+    def add(self, row: ManifestRow) -> None:
+        if not row.key:
+            self.damaged_shards.add(row.shard)
+            return
+        if row.status == "failed":
+            self.failures[row.stage] += 1
+            return
+        self.done += 1
+        self.psnr += row.psnr or 0.0
+        self.psnr_vae += row.psnr_vae or 0.0
+        self.prompts_truncated += row.prompt_truncated
+        minute = self.minutes[int(row.finished // 60)]
+        minute.images += 1
+        minute.begin = min(minute.begin, row.finished - (row.seconds or 0.0))
+        minute.latest = max(minute.latest, row.finished)
+
+    def status(self, missing: int) -> RunStatus:
+        rate = self._images_per_hour()
+        return RunStatus(
+            done=self.done,
+            failed=self.failures.total(),
+            damaged_shards=len(self.damaged_shards),
+            missing=missing,
+            images_per_hour=rate,
+            hours_left=missing / rate if rate else None,
+            psnr=self.psnr / self.done if self.done else None,
+            psnr_vae=self.psnr_vae / self.done if self.done else None,
+            prompts_truncated=self.prompts_truncated,
+            failures=tuple(self.failures.items()),
+        )
+
+    def _images_per_hour(self) -> float | None:
+        """Images of the last hour before the latest one, over the time since the first of them was begun."""
+        if not self.minutes:
+            return None
+        latest = self.minutes[max(self.minutes)].latest
+        recent = [minute for minute in self.minutes.values() if minute.latest > latest - 3600]
+        begin = max(latest - 3600, min(minute.begin for minute in recent))
+        return sum(minute.images for minute in recent) / max(latest - begin, 1e-9) * 3600

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nti_batch.datamodule import InversionDataModule
 from nti_batch.diffusion.metrics import psnr
 from nti_batch.inversions import InversionRun, read_inversions
 from nti_batch.manifest import Json, Manifest, ManifestRow
@@ -17,7 +16,6 @@ from nti_batch.packing import StoredInversion, read_members, unpack
 from nti_batch.preview import choose_images, read_inputs, replay
 from nti_batch.records import WorkUnit
 from nti_batch.stable_diffusion import ModelSource, StableDiffusion
-from nti_batch.status import units_of
 from nti_batch.stream import read_keys
 
 REPLAY_TOLERANCE = 0.05
@@ -34,19 +32,17 @@ class Finding:
     what: str
 
 
-def verify_run(out: Path, shards: list[str] | None, recompute: int) -> Iterator[Finding]:
+def verify_run(run: InversionRun, units: Sequence[WorkUnit], recompute: int) -> Iterator[Finding]:
     """Everything that is wrong with a run, as it is found.
 
     Args:
-        out: The output folder.
-        shards: Addresses of the input shards; those in `run.json` if None.
+        run: The output folder.
+        units: All its work units, in the shards as they are to be had now.
         recompute: Inversions to replay and compare with the PSNR that they recorded, with the model of the run.
 
     Raises:
-        ValueError: If the folder is no run, or `recompute` needs what is not there.
+        ValueError: If `recompute` needs what is not there.
     """
-    run = InversionRun(out)
-    units = units_of(run, shards)
     by_shard: dict[str, list[WorkUnit]] = {}
     for unit in units:
         by_shard.setdefault(unit.shard, []).append(unit)
@@ -69,7 +65,7 @@ def _check_shard(run: InversionRun, units: list[WorkUnit]) -> Iterator[Finding]:
         for row in rows:
             if row.shard != shard:
                 yield Finding(f"{row.shard}/{row.key}", f"is in a manifest of shard {shard!r}")
-            if row.key in committed:
+            if row.key and row.key in committed:
                 yield Finding(f"{shard}/{row.key}", "is committed twice")
             committed.add(row.key)
         try:
@@ -159,9 +155,9 @@ def _replayed(run: InversionRun, units: Sequence[WorkUnit], count: int) -> Itera
     if torch.cuda.is_available():
         networks.to("cuda")
     ids = choose_images(run, units, count)
-    data = InversionDataModule("::".join(dict.fromkeys(unit.url for unit in units)), str(settings["data.caption"]))
-    data.height, data.width = settings["data.height"], settings["data.width"]  # type: ignore[assignment]
-    inputs = read_inputs(data, ids)
+    height, width = settings["data.height"], settings["data.width"]
+    assert isinstance(height, int) and isinstance(width, int)
+    inputs = read_inputs(units, str(settings["data.caption"]), height, width, ids)
     for stored in read_inversions(run.out, ids):
         picture = replay(networks, [stored], guided=True).cpu()
         reached = psnr(picture, inputs[stored.shard, stored.key].pixels[None] / 255).item()

@@ -1,5 +1,6 @@
 """Hands what a prediction step returns to the output folder, and commits it in parts."""
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -11,8 +12,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from nti_batch.diffusion.rounding import Storage
-from nti_batch.inversions import InversionRun, PartWriter
+from nti_batch.inversions import InversionRun, OutputError, PartWriter
 from nti_batch.records import Failure, Inversion, Outcome, UnitRead, WorkUnit
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -23,6 +26,8 @@ class Tally:
     failed: int = 0
     psnr_sum: float = 0.0
     """Over the images that are done, in dB."""
+
+    last_failure: Failure | None = None
 
 
 class InversionWriter(BasePredictionWriter):
@@ -88,6 +93,7 @@ class InversionWriter(BasePredictionWriter):
                 self._part(unit).add_failure(outcome)
                 self._taken[unit] += 1
                 self.tally.failed += 1
+                self.tally.last_failure = outcome
         if unit in self._ends and self._taken[unit] == self._ends[unit].read:
             self._complete(unit)
 
@@ -118,5 +124,8 @@ class InversionWriter(BasePredictionWriter):
         self.commit_all()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Keep what was finished before the job broke."""
-        self.commit_all()
+        """Keep what was finished before the job broke; that it cannot be kept must not hide why it broke."""
+        try:
+            self.commit_all()
+        except OutputError as error:
+            logger.error("%s", error)

@@ -1,8 +1,12 @@
 """A tiny Stable Diffusion with random weights, and shards to feed it."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+# the networks are tiny: more threads are slower, and many times so where another process computes
+os.environ["OMP_NUM_THREADS"] = "1"
 from tiny import write_model
 
 

@@ -28,6 +28,7 @@ def inversion(key: str, unit: WorkUnit = UNIT) -> Inversion:
         unit=unit,
         key=key,
         prompt=f"a picture of {key}",
+        prompt_truncated=False,
         width=16,
         height=8,
         noise_latents=torch.randn(4, 2, 4, generator=generator),

@@ -116,7 +116,8 @@ def test_every_bad_input_ends_as_a_row_and_its_neighbours_are_inverted(
     stages = {key: row.stage for key, row in rows.items() if row.status == "failed"}
     assert done == {"000", "001"}
     assert stages == {"html": "image", "mute": "caption", "blank": "caption", "009": "shard", "": "shard"}
-    assert (status["done"], status["failed"], status["missing"]) == (len(done), len(stages), 0)
+    counts = [status[name] for name in ("done", "failed", "damaged_shards", "missing")]
+    assert counts == [len(done), len(stages) - 1, 1, 0]
     assert main(arguments(tiny_model, shard, out)) == 3, "a second run has nothing to do, and still says what failed"
 
 
@@ -224,6 +225,9 @@ WRONG = {
     "--data.height=15": "height 15 and width 16 does not fit",
     "--data.slices=0": "slices is 0",
     "--data.part=2/2": "data.part is '2/2', allowed: 'K/N' with K = 0 to N - 1",
+    "--data.max_failures=5.5": "data.max_failures is '5.5', allowed: a count such as 100, or a share such as 5%",
+    "--data.shards=pipe:cat a.tar": "'pipe:cat a.tar' runs a command in a shell: add --data.allow_pipe=true",
+    "--data.shards=@/no/list.txt": "'@/no/list.txt': the list cannot be read",
     "--model.guidance_scale=0.5": "guidance_scale is 0.5, allowed: at least 1",
     "--model.solver=newton": "newton",
     "--model.slots=0": "model.slots is 0, allowed: at least 1",

@@ -9,6 +9,7 @@ from tiny import captioned, write_model, write_shard
 
 from nti_batch.cli import main
 from nti_batch.inversions import InversionRun
+from nti_batch.status import units_of
 from nti_batch.verify import verify_run
 
 
@@ -43,7 +44,7 @@ def run(finished: Path, tmp_path: Path) -> InversionRun:
 
 def findings(run: InversionRun, recompute: int = 0) -> list[str]:
     """A line for each."""
-    return [f"{found.where}: {found.what}" for found in verify_run(run.out, None, recompute)]
+    return [f"{found.where}: {found.what}" for found in verify_run(run, units_of(run), recompute)]
 
 
 def test_a_good_run_has_no_findings(run: InversionRun, capsys: pytest.CaptureFixture[str]):
@@ -98,7 +99,10 @@ def test_a_replay_that_misses_its_psnr_is_named(run: InversionRun, tiny_model: P
 def test_a_shard_of_the_input_that_is_gone_is_named(run: InversionRun, tmp_path: Path, finished: Path):
     moved = write_shard(tmp_path / "a.tar", captioned(3))
     shards = f"{moved}::{finished}/b.tar"
-    found = [f"{f.where}: {f.what}" for f in verify_run(run.out, shards.split("::"), 0)]
+    found = [f"{f.where}: {f.what}" for f in verify_run(run, units_of(run, shards.split("::")), 0)]
     assert found == ["a/002: is in the input and not committed"]
     moved.unlink()
-    assert any(str(moved) in f.where and "cannot be read" in f.what for f in verify_run(run.out, shards.split("::"), 0))
+    assert any(
+        str(moved) in f.where and "cannot be read" in f.what
+        for f in verify_run(run, units_of(run, shards.split("::")), 0)
+    )
