@@ -302,8 +302,8 @@ def conclude(
     units = units_of(writer.run, allow_pipe=True) if is_whole_run else data.units_of(*ranks)
     report = run_status(writer.run, units)
     if trainer.is_global_zero:
-        if writer.tally.done:
-            print(f"preview: {draw_preview(writer.run, data, module.networks)}")
+        if writer.tally.done and (preview := draw_preview(writer.run, data, module.networks)):
+            print(f"preview: {preview}")
         print("\n".join(report.lines()))
     if report.missing:
         print(f"{report.missing} images are not committed, though the job went to its end", file=sys.stderr)

@@ -74,8 +74,10 @@ def replay(networks: StableDiffusion, stored: list[StoredInversion], guided: boo
     return networks.decode_latents(latents)
 
 
-def draw_preview(run: InversionRun, data: InversionDataModule, networks: StableDiffusion, count: int = 8) -> Path:
-    """Write OUT/preview.png: a row for each of some images.
+def draw_preview(
+    run: InversionRun, data: InversionDataModule, networks: StableDiffusion, count: int = 8
+) -> Path | None:
+    """Write OUT/preview.png: a row for each of some images; None if their inputs are not to be had any more.
 
     Args:
         run: With at least one image done.
@@ -86,7 +88,9 @@ def draw_preview(run: InversionRun, data: InversionDataModule, networks: StableD
     ids = choose_images(run, data.units, count)
     assert data.height is not None and data.width is not None
     inputs = read_inputs(data.units, data.caption, data.height, data.width, ids)
-    stored = sorted(read_inversions(run.out, ids), key=lambda s: ids.index((s.shard, s.key)))
+    stored = sorted(read_inversions(run.out, inputs), key=lambda s: ids.index((s.shard, s.key)))
+    if not stored:
+        return None
     pixels = torch.stack([inputs[s.shard, s.key].pixels for s in stored]).to(networks.device)
     vae = networks.decode_latents(networks.encode_pictures(pixels))
     columns = [pixels / 255, vae, replay(networks, stored, False), replay(networks, stored, True)]

@@ -148,17 +148,20 @@ def _is_uncommitted(path: Path) -> bool:
 
 def _replayed(run: InversionRun, units: Sequence[WorkUnit], count: int) -> Iterator[Finding]:
     settings = run.settings()
-    source = ModelSource(
-        *(settings[f"model.{name}"] for name in ("name", "revision", "variant"))  # type: ignore[arg-type]
-    )
-    networks = StableDiffusion.load(source, settings["model.precision"])  # type: ignore[arg-type]
+    names = ("model.name", "model.revision", "model.variant", "model.precision", "data.height", "data.width")
+    if missing := [name for name in (*names, "data.caption") if name not in settings]:
+        raise ValueError(f"{run.run_file} is damaged: it lacks {', '.join(missing)}")
+    name, revision, variant, precision, height, width = (settings[name] for name in names)
+    assert isinstance(height, int) and isinstance(width, int)
+    source = ModelSource(name, revision, variant)  # type: ignore[arg-type]
+    networks = StableDiffusion.load(source, precision)  # type: ignore[arg-type]
     if torch.cuda.is_available():
         networks.to("cuda")
     ids = choose_images(run, units, count)
-    height, width = settings["data.height"], settings["data.width"]
-    assert isinstance(height, int) and isinstance(width, int)
     inputs = read_inputs(units, str(settings["data.caption"]), height, width, ids)
-    for stored in read_inversions(run.out, ids):
+    for shard, key in sorted(set(ids) - set(inputs)):
+        yield Finding(f"{shard}/{key}", "is committed, and its input cannot be read")
+    for stored in read_inversions(run.out, inputs):
         picture = replay(networks, [stored], guided=True).cpu()
         reached = psnr(picture, inputs[stored.shard, stored.key].pixels[None] / 255).item()
         recorded = stored.metadata["psnr"]
