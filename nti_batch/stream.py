@@ -1,6 +1,6 @@
 """Input shards -> work units -> samples. What is damaged gives a row that says so; nothing is skipped in silence.
 
-tarfile takes a wrong header for the end of an archive and WebDataset believes it, so a shard is walked strictly here.
+tarfile takes a wrong header for the end of an archive and WebDataset believes it, so a shard is walked strictly.
 From WebDataset come the patterns, the addresses and the rule that splits a member's name into key and extension.
 """
 
@@ -13,28 +13,28 @@ import os
 import re
 import tarfile
 import zlib
-from collections.abc import Callable, Collection, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
-from tarfile import EOFHeaderError  # type: ignore[attr-defined]  # typeshed leaves it out
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from webdataset.gopen import Pipe, gopen, gopen_schemes
 from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
+from nti_batch.archive import Archive
 from nti_batch.records import Failure, WorkUnit
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif")
 
 _DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError)
 _FAULTS_TOLD = 5
-# a forged size sends tarfile back, for ever, or through 2**95 bytes that are not there
-_LARGEST_MEMBER = 1 << 33
+_LARGEST_IMAGE = 1 << 30
+_LARGEST_CAPTION = 1 << 20
+_NO_USERS_FILES = re.compile(r"__[^/]*__($|/)|(.*/)?(__MACOSX/|(\._[^/]*|\.DS_Store)$)", re.DOTALL)
+"""WebDataset's `__meta__`, and what macOS packs beside each file."""
+
 _TAR_IN_COMMAND = re.compile(r"([^/\s='\"]+\.(?:tar(?:\.\w+)?|tgz))(?![\w.])", re.IGNORECASE)
 
 
@@ -126,7 +126,8 @@ def read_unit(unit: WorkUnit, caption: str, skip: Container[str]) -> Iterator[Ra
     def is_wanted(ordinal: int, key: str) -> bool:
         return ordinal % unit.count == unit.index and key not in skip
 
-    for sample in _samples(unit.url, is_wanted, {*IMAGE_EXTENSIONS, extension}, faults):
+    needed = {**dict.fromkeys(IMAGE_EXTENSIONS, _LARGEST_IMAGE), extension: _LARGEST_CAPTION}
+    for sample in _samples(unit.url, is_wanted, needed, faults):
         if sample.wanted:
             yield _row(unit, sample, extension, json_field)
     if faults and unit.index == 0 and "" not in skip:
@@ -143,7 +144,7 @@ def count_images(url: str) -> int:
 def read_keys(url: str) -> tuple[list[str], list[str]]:
     """The keys of the ids that `read_unit` has over all units, and what is wrong with the shard."""
     faults: list[str] = []
-    return [sample.key for sample in _samples(url, lambda ordinal, key: False, (), faults)], faults
+    return [sample.key for sample in _samples(url, lambda ordinal, key: False, {}, faults)], faults
 
 
 @dataclass(slots=True)
@@ -215,9 +216,12 @@ def _listed(extensions: Iterable[str]) -> str:
 
 
 def _samples(
-    url: str, is_wanted: Callable[[int, str], bool], needed: Collection[str], faults: list[str]
+    url: str, is_wanted: Callable[[int, str], bool], needed: Mapping[str, int], faults: list[str]
 ) -> Iterator[_Sample]:
-    """Each id of the shard once, in order, with the `needed` members if it is wanted. Fills `faults`."""
+    """Each id of the shard once, in order, with the `needed` members if it is wanted. Fills `faults`.
+
+    `needed` holds extensions, and how many bytes of each are read: a small shard may unpack to more than memory.
+    """
     seen: set[str] = set()
     source: Any = None
     try:
@@ -242,13 +246,15 @@ def _samples(
         faults.append("the shard holds no samples")
 
 
-def _fill(sample: _Sample, archive: tarfile.TarFile, members: Iterable[Any], needed: Collection[str]) -> None:
+def _fill(sample: _Sample, archive: tarfile.TarFile, members: Iterable[Any], needed: Mapping[str, int]) -> None:
     try:
         for _, extension, member in members:
             if extension in sample.members:
                 sample.fault = f"two members are called {member.name!r}, small and capital letters alike"
             elif not member.isreg() or member.issparse():
                 sample.fault = f"{member.name!r} is no regular file; pack with 'tar --dereference --hard-dereference'"
+            elif member.size > needed.get(extension, member.size):
+                sample.fault = f"{member.name!r} has {member.size} bytes, and at most {needed[extension]} are read"
             sample.members[extension] = None
             if sample.wanted and not sample.fault and extension in needed:
                 data = archive.extractfile(member)
@@ -258,59 +264,20 @@ def _fill(sample: _Sample, archive: tarfile.TarFile, members: Iterable[Any], nee
         sample.damage = damage
 
 
-def _named_members(archive: "_Archive", faults: list[str]) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
-    """(key, extension, member) of all that is no folder and, by WebDataset's rule, no `__meta__`."""
+def _named_members(archive: Archive, faults: list[str]) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+    """(key, extension, member) of all that is no folder, no label of the tar and one of the user's own files."""
     while (member := archive.next()) is not None:
-        if member.isdir() or re.match(r"__[^/]*__($|/)", member.name):
+        if member.isdir() or member.type in (b"D", b"V") or _NO_USERS_FILES.match(member.name):
             continue
         key, extension = base_plus_ext(member.name)
-        if key is None:
+        if key is None or key.endswith("/"):
             faults.append(f"{member.name!r} belongs to no sample: its name is not KEY.EXTENSION")
         else:
             yield key, extension.lower(), member
     archive.check_end()
 
 
-class _Header(tarfile.TarInfo):
-    """The header of a member, read strictly."""
-
-    @classmethod
-    def fromtarfile(cls, archive: tarfile.TarFile) -> "Self":
-        """Raise where the base class gives tarfile a reason to stop in silence or not to stop at all."""
-        try:
-            member = super().fromtarfile(archive)
-        except (EOFHeaderError, tarfile.ReadError):
-            raise
-        except Exception as error:
-            raise tarfile.ReadError(f"byte {archive.offset} has neither header nor end marker ({error})") from error
-        if member.size < 0 or not 0 <= archive.offset - member.offset_data <= _LARGEST_MEMBER:
-            raise tarfile.ReadError(f"{member.name!r} has the impossible size of {member.size} bytes")
-        return member
-
-
-class _Archive(tarfile.TarFile):
-    """A tar that is read once, and keeps nothing of what it read."""
-
-    tarinfo = _Header
-    members: list[tarfile.TarInfo]
-
-    def next(self) -> tarfile.TarInfo | None:
-        member = super().next()
-        self.members.clear()
-        return member
-
-    def check_end(self) -> None:
-        """Raise if this is no end: a zeroed header looks like the end marker to tarfile, which looks no further."""
-        zeros = 0
-        while chunk := self.fileobj.read(1 << 20):
-            if chunk.strip(b"\0"):
-                raise tarfile.ReadError(f"data follows the end marker at byte {self.offset}")
-            zeros += len(chunk)
-        if zeros < tarfile.BLOCKSIZE:
-            raise tarfile.ReadError(f"the end marker at byte {self.offset} is cut")
-
-
-def _open_archive(source: Any) -> _Archive:  # a file or webdataset's Pipe, which has no types
+def _open_archive(source: Any) -> Archive:  # a file or webdataset's Pipe, which has no types
     # Pipe.read drops what it has just read when its command has failed
     stream = source.stream if isinstance(source, Pipe) else source
     magic = stream.peek(10)
@@ -322,7 +289,7 @@ def _open_archive(source: Any) -> _Archive:  # a file or webdataset's Pipe, whic
     elif magic.startswith(b"\xfd7zXZ"):
         file = lzma.LZMAFile(stream)  # noqa: SIM115  # _close closes what lies below
     can_skip = file is stream and stream.seekable()
-    return _Archive.open(fileobj=file, mode="r:" if can_skip else "r|", encoding="utf-8", errors="backslashreplace")
+    return Archive.open(fileobj=file, mode="r:" if can_skip else "r|", encoding="utf-8", errors="backslashreplace")
 
 
 def _close(source: Any) -> list[str]:  # as above
