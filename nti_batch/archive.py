@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 _LARGEST_MEMBER = 1 << 33
 # a long name or a list of attributes, which tarfile reads into memory
 _LARGEST_RECORD = 1 << 24
-_RECORDS = (b"L", b"K", b"x", b"g", b"X")
+_ATTRIBUTES = (b"x", b"g", b"X")
+_RECORDS = (b"L", b"K", *_ATTRIBUTES)
 
 
 class Header(tarfile.TarInfo):
@@ -43,7 +44,10 @@ class Header(tarfile.TarInfo):
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
         if self.type in _RECORDS and not 0 <= self.size <= _LARGEST_RECORD:
             raise tarfile.ReadError(f"byte {archive.offset} has a name or attributes of {self.size} bytes")
-        return super()._proc_member(archive)  # type: ignore[misc, no-any-return]  # as above
+        member: tarfile.TarInfo = super()._proc_member(archive)  # type: ignore[misc]  # as above
+        if self.type in _ATTRIBUTES and self.size and not (member.pax_headers or archive.pax_headers):
+            raise tarfile.ReadError(f"byte {self.offset} announces attributes, and none follow")
+        return member
 
 
 class Archive(tarfile.TarFile):

@@ -21,3 +21,25 @@ def file(name: str | bytes, data: bytes) -> bytes:
 def sample(key: str) -> bytes:
     """Two members, four blocks: 2048 bytes."""
     return file(f"{key}.jpg", f"picture {key}".encode()) + file(f"{key}.txt", f"caption {key}\n".encode())
+
+
+def record(kind: bytes, attributes: dict[str, str]) -> bytes:
+    """A PAX record, of the next member (x) or of all that follow (g): 'LENGTH NAME=VALUE', LENGTH counting itself."""
+    lines = b""
+    for name, value in attributes.items():
+        line = f" {name}={value}\n".encode()
+        length = len(line) + 1
+        while len(str(length)) + len(line) != length:
+            length += 1
+        lines += str(length).encode() + line
+    return header("././@PaxHeader", len(lines), kind) + lines + bytes(-len(lines) % 512)
+
+
+def forge(content: bytes, *fields: tuple[int, bytes]) -> bytes:
+    """The content with other bytes at these places of its first header, whose checksum is mended."""
+    block = bytearray(content[:512])
+    for start, value in fields:
+        block[start : start + len(value)] = value
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block) + content[512:]
