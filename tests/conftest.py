@@ -3,7 +3,20 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from tiny import write_model
+
+for _name, _examples in {"suite": 200, "long": 20_000}.items():
+    # deadline: a busy machine is no failure, and what hangs is ended by the tests themselves
+    settings.register_profile(
+        _name,
+        max_examples=_examples,
+        derandomize=_name == "suite",
+        deadline=None,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")

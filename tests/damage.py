@@ -88,6 +88,9 @@ def cuts() -> list[Case]:
         "between samples": (len(X), NO_HEADER, {"x": DONE}),
     }
     cases = [after("archive", f"cut {where}", X[:end], what, rows) for where, (end, what, rows) in places.items()]
+    meeting = good("x") + good("a")[: PICTURE + 515]
+    rows: dict[str, Row] = {"x": DONE, "a": lost, "": ("shard", "unexpected end of data")}
+    cases.append(Case("archive", "cut in the key that the next shard begins with", meeting, rows))
     cases.append(after("archive", "cut before its end marker", X + Y, NO_HEADER, {"x": DONE, "y": DONE}))
     cases.append(after("archive", "cut in its end marker", X + bytes(700), "end marker at byte .* is cut", {"x": DONE}))
     return cases

@@ -207,7 +207,7 @@ def test_a_missing_image_is_found(run: InversionRun):
     with tarfile.open(part, "w") as tar:
         for info, content in kept:
             tar.addfile(info, io.BytesIO(content))
-    with pytest.raises(ValueError, match=r"is damaged: it lacks 'b'"):
+    with pytest.raises(ValueError, match=r"is damaged: it does not have the checksum in its manifest"):
         list(read_inversions(run.out))
 
 
