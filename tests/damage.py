@@ -173,6 +173,12 @@ def whole_files() -> list[Case]:
             b"\x1f\x8b\x09" + packed[3:],
             {"": ("shard", "compression method")},
         ),
+        Case(
+            "archive",
+            "tar.gz with wrong data",
+            packed[:10] + b"\7" + packed[11:],
+            {"": ("shard", "invalid block type")},
+        ),
         Case("archive", "empty file", b"", {"": ("shard", NO_HEADER)}),
         Case("archive", "end marker alone", END, {"": ("shard", "holds no samples")}),
         Case("archive", "zeros", bytes(10240), {"": ("shard", "holds no samples")}),

@@ -1,12 +1,14 @@
 """What may happen to the bytes of a file, for hypothesis."""
 
 from collections.abc import Callable
+from typing import Any
 
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from tars import forge
 
-Mutation = Callable[[bytes], bytes]
+Mutation = tuple[Callable[..., bytes], tuple[Any, ...]]
+"""A function of the content, and what else it takes: hypothesis prints both."""
 
 _FIELDS = {
     0: [b"a.jpg\0", b"b.txt\0", b"a\0", b"d/.x\0", b"._a.jpg\0", b"a.jpg/\0", b"\xff.jpg\0"],
@@ -50,6 +52,10 @@ def _zero(content: bytes, start: int, length: int) -> bytes:
     return before + bytes(len(span)) + rest
 
 
+def _cut(content: bytes, end: int) -> bytes:
+    return content[:end]
+
+
 def _delete(content: bytes, start: int, length: int) -> bytes:
     before, _, rest = _span(content, start, length)
     return before + rest
@@ -88,16 +94,16 @@ def _fields() -> SearchStrategy[tuple[int, bytes]]:
     return st.sampled_from(known) | st.tuples(st.integers(0, 500), st.binary(min_size=1, max_size=12))
 
 
-def mutations(size: int, harmful_to: str = "bytes") -> SearchStrategy[list[Mutation]]:
-    """One to four changes of a content of about this size; with `harmful_to` 'disk' only those of a lost write."""
+def mutations(size: int, only_lost: bool = False) -> SearchStrategy[list[Mutation]]:
+    """One to four changes of a content of about this size; with `only_lost` those of a write that never happened."""
     place = st.integers(0, size) | st.integers(0, size // 512).map(lambda block: 512 * block)
     length = st.integers(1, 64) | st.integers(1, size) | st.integers(1, 8).map(lambda blocks: 512 * blocks)
 
     def of(function: Callable[..., bytes], *drawn: SearchStrategy[object]) -> SearchStrategy[Mutation]:
-        return st.tuples(*drawn).map(lambda values: lambda content: function(content, *values))
+        return st.tuples(st.just(function), st.tuples(*drawn))
 
-    lost = of(_zero, place, length) | of(lambda content, end: content[:end], place)
-    if harmful_to == "disk":
+    lost = of(_zero, place, length) | of(_cut, place)
+    if only_lost:
         return st.lists(lost, min_size=1, max_size=2)
     changed = of(_flip, place, st.integers(1, 255)) | of(_overwrite, place, st.binary(min_size=1, max_size=600))
     shifted = of(_delete, place, length) | of(_copy, place, length, place) | of(_move, place, length, place)
@@ -107,6 +113,6 @@ def mutations(size: int, harmful_to: str = "bytes") -> SearchStrategy[list[Mutat
 
 def mutate(content: bytes, changes: list[Mutation]) -> bytes:
     """All changes, one after the other."""
-    for change in changes:
-        content = change(content)
+    for function, values in changes:
+        content = function(content, *values)
     return content
