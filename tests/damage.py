@@ -149,6 +149,8 @@ def whole_files() -> list[Case]:
     noise = file("x.png", np.random.default_rng(0).bytes(200_000)) + caption("x")
     packed = zipped(good("a") + noise + good("z") + END)
     wrong_sum = packed[:-8] + bytes(4) + packed[-4:]
+    squeeze = zlib.compressobj(wbits=31)
+    torn = squeeze.compress(good("a") + noise[:30_000]) + squeeze.flush(zlib.Z_FULL_FLUSH) + b"\7" * 100
     not_read: dict[str, Row] = {"x": ("image", "not a whole")}
     return [
         Case("archive", "tar.gz named tar", zipped(whole), rows),
@@ -178,6 +180,12 @@ def whole_files() -> list[Case]:
             "tar.gz with wrong data",
             packed[:10] + b"\7" + packed[11:],
             {"": ("shard", "invalid block type")},
+        ),
+        Case(
+            "archive",
+            "tar.gz with wrong data in a picture",
+            torn,
+            {"a": DONE, "x": ("shard", "shard is damaged here"), "": ("shard", "invalid block type")},
         ),
         Case("archive", "empty file", b"", {"": ("shard", NO_HEADER)}),
         Case("archive", "end marker alone", END, {"": ("shard", "holds no samples")}),

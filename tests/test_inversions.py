@@ -216,7 +216,7 @@ def test_salvage_ends_before_a_json_of_another_kind_and_before_a_size_that_goes_
     content = unfinished.read_bytes()
     start, json_start = content.index(b"bb.safetensors"), content.rindex(b'{"shard"')
     no_object = content[:json_start] + b"null".ljust(len(content) - json_start)
-    goes_back = content[:start] + forge(content[start:], (124, b"\xff" * 10 + b"\xf0\x00"))
+    goes_back = content[:start] + forge(content[start:], (124, (-start - 512).to_bytes(12, "big", signed=True)))
     for number, damaged in enumerate((no_object, goes_back)):
         unit = WorkUnit("shard[0]", "shard[0].tar", number, 3)
         (run.folder / f"{unit.name}.00000.tar.tmp").write_bytes(damaged)
