@@ -1,6 +1,6 @@
 """Whatever happens to the bytes of a file: an error in words or a right result, no crash, no hang, no wrong sample.
 
-Some seconds in the suite; with other examples each time and for about ten minutes by
+Some seconds in the suite; with other examples each time and for ten to twenty minutes by
 
     pytest tests/test_fuzz.py --hypothesis-profile=long
 """
