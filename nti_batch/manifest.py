@@ -43,11 +43,18 @@ class ManifestRow:
 
     @classmethod
     def of_inversion(cls, metadata: dict[str, Json]) -> "ManifestRow":
-        """The row of an image that is done, from its `.json` member."""
+        """The row of an image that is done, from its `.json` member.
+
+        Raises:
+            ValueError: If something is missing there.
+        """
         names = {f.name for f in dataclasses.fields(cls)}
         values = {name: value for name, value in metadata.items() if name in names}
-        values["inner_steps"] = sum(metadata["inner_steps"])  # type: ignore[arg-type]
-        return cls(status="done", **values)  # type: ignore[arg-type]
+        try:
+            values["inner_steps"] = sum(metadata["inner_steps"])  # type: ignore[arg-type]
+            return cls(status="done", **values)  # type: ignore[arg-type]
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"the .json of {metadata.get('key')!r} is damaged: {error}") from error
 
     @classmethod
     def of_failure(cls, failure: Failure) -> "ManifestRow":
@@ -90,6 +97,22 @@ class Manifest:
             return cls([ManifestRow(**json.loads(line)) for line in lines], checksums["part_sha256"])
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path} is damaged: {error}") from error
+
+    def check_part(self, part: Path) -> None:
+        """Compare the checksum of a tar.
+
+        Raises:
+            ValueError: If it is not that of this manifest's part, naming the tar.
+        """
+        checksum = hashlib.sha256()
+        try:
+            with open(part, "rb") as file:
+                while chunk := file.read(1 << 20):
+                    checksum.update(chunk)
+        except OSError as error:
+            raise ValueError(f"{part} is damaged: {error}") from error
+        if checksum.hexdigest() != self.part_sha256:
+            raise ValueError(f"{part} is damaged: it does not have the checksum in its manifest")
 
 
 def _sha256(text: str) -> str:

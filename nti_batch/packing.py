@@ -27,6 +27,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from nti_batch.archive import Header
 from nti_batch.diffusion.rounding import Storage, split_change
 from nti_batch.manifest import Json
 from nti_batch.records import Inversion
@@ -167,19 +168,21 @@ def read_members(part: Path) -> Iterator[tuple[bytes, dict[str, Json]]]:
     """
     payloads: dict[str, bytes] = {}
     try:
-        with tarfile.open(part, "r:") as tar:
+        with tarfile.open(part, "r:", tarinfo=Header) as tar:
             for member in tar:
                 stem, _, kind = member.name.rpartition(".")
                 stream = tar.extractfile(member)
                 content = stream.read() if stream else b""
                 if kind == "json":
                     payload, metadata = payloads.pop(stem), json.loads(content)
+                    if stem != member_name(metadata["key"]):
+                        raise ValueError(f"{member.name!r} is about {metadata['key']!r}")
                     if hashlib.sha256(payload).hexdigest() != metadata["sha256"]:
                         raise ValueError(f"the tensors of {metadata['key']!r} do not have the checksum in its .json")
                     yield payload, metadata
                 else:
                     payloads[stem] = content
-    except (tarfile.TarError, OSError, KeyError, ValueError) as error:
+    except (tarfile.TarError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{part} is damaged: {error}") from error
     if payloads:
         raise ValueError(f"{part} is damaged: no .json for {', '.join(payloads)}")

@@ -1,6 +1,6 @@
 """Input shards -> work units -> samples. What is damaged gives a row that says so; nothing is skipped in silence.
 
-tarfile takes a wrong header for the end of an archive and WebDataset believes it, so a shard is walked strictly here.
+tarfile takes a wrong header for the end of an archive and WebDataset believes it, so a shard is walked strictly.
 From WebDataset come the patterns, the addresses and the rule that splits a member's name into key and extension.
 """
 
@@ -15,22 +15,19 @@ import re
 import tarfile
 import time
 import zlib
-from collections.abc import Callable, Collection, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from tarfile import EOFHeaderError  # type: ignore[attr-defined]  # typeshed leaves it out
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
+from nti_batch.archive import Archive
 from nti_batch.records import Failure, WorkUnit
 from nti_batch.transfer import Source, is_url
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif")
 
@@ -39,8 +36,11 @@ _FAULTS_TOLD = 5
 PAUSES = (1.0, 2.0, 4.0, 8.0)
 """Seconds before a broken transfer is tried again."""
 
-# a forged size sends tarfile back, for ever, or through 2**95 bytes that are not there
-_LARGEST_MEMBER = 1 << 33
+_LARGEST_IMAGE = 1 << 30
+_LARGEST_CAPTION = 1 << 20
+_NO_USERS_FILES = re.compile(r"__[^/]*__($|/)|(.*/)?(__MACOSX/|(\._[^/]*|\.DS_Store)$)", re.DOTALL)
+"""WebDataset's `__meta__`, and what macOS packs beside each file."""
+
 _TAR_IN_COMMAND = re.compile(r"([^/\s='\"]+\.(?:tar(?:\.\w+)?|tgz))(?![\w.])", re.IGNORECASE)
 
 
@@ -174,7 +174,8 @@ def read_unit(
     def is_wanted(ordinal: int, key: str) -> bool:
         return ordinal % unit.count == unit.index and key not in skip
 
-    for sample in _samples(unit.url, is_wanted, {*IMAGE_EXTENSIONS, extension}, faults, stopped):
+    needed = {**dict.fromkeys(IMAGE_EXTENSIONS, _LARGEST_IMAGE), extension: _LARGEST_CAPTION}
+    for sample in _samples(unit.url, is_wanted, needed, faults, stopped):
         if sample.wanted:
             yield _row(unit, sample, extension, json_field)
     if faults and "" not in skip:
@@ -191,7 +192,7 @@ def count_images(url: str) -> int:
 def read_keys(url: str) -> tuple[list[str], list[str]]:
     """The keys of the ids that `read_unit` has over all units, and what is wrong with the shard."""
     faults: list[str] = []
-    return [sample.key for sample in _samples(url, lambda ordinal, key: False, (), faults)], faults
+    return [sample.key for sample in _samples(url, lambda ordinal, key: False, {}, faults)], faults
 
 
 @dataclass(slots=True)
@@ -274,13 +275,14 @@ class _Reading:
 def _samples(
     url: str,
     is_wanted: Callable[[int, str], bool],
-    needed: Collection[str],
+    needed: Mapping[str, int],
     faults: list[str],
     stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[_Sample]:
     """Each id of the shard once, in order, with the `needed` members if it is wanted. Fills `faults`.
 
-    A broken transfer begins anew; where it broke, nothing is told before the last try.
+    A broken transfer begins anew; where it broke, nothing is told before the last try. `needed` holds extensions, and
+    how many bytes of each are read: a small shard may unpack to more than memory.
     """
     told: set[str] = set()
     for pause in (*PAUSES, None):
@@ -310,7 +312,7 @@ def _wait(seconds: float, stopped: Callable[[], bool]) -> None:
 def _read(
     url: str,
     is_wanted: Callable[[int, str], bool],
-    needed: Collection[str],
+    needed: Mapping[str, int],
     reading: _Reading,
     stopped: Callable[[], bool],
 ) -> Iterator[_Sample]:
@@ -342,13 +344,15 @@ def _read(
         faults.append("the shard holds no samples")
 
 
-def _fill(sample: _Sample, archive: tarfile.TarFile, members: Iterable[Any], needed: Collection[str]) -> None:
+def _fill(sample: _Sample, archive: tarfile.TarFile, members: Iterable[Any], needed: Mapping[str, int]) -> None:
     try:
         for _, extension, member in members:
             if extension in sample.members:
                 sample.fault = f"two members are called {member.name!r}, small and capital letters alike"
             elif not member.isreg() or member.issparse():
                 sample.fault = f"{member.name!r} is no regular file; pack with 'tar --dereference --hard-dereference'"
+            elif member.size > needed.get(extension, member.size):
+                sample.fault = f"{member.name!r} has {member.size} bytes, and at most {needed[extension]} are read"
             sample.members[extension] = None
             if sample.wanted and not sample.fault and extension in needed:
                 data = archive.extractfile(member)
@@ -358,59 +362,20 @@ def _fill(sample: _Sample, archive: tarfile.TarFile, members: Iterable[Any], nee
         sample.damage = damage
 
 
-def _named_members(archive: "_Archive", faults: list[str]) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
-    """(key, extension, member) of all that is no folder and, by WebDataset's rule, no `__meta__`."""
+def _named_members(archive: Archive, faults: list[str]) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+    """(key, extension, member) of all that is no folder, no label of the tar and one of the user's own files."""
     while (member := archive.next()) is not None:
-        if member.isdir() or re.match(r"__[^/]*__($|/)", member.name):
+        if member.isdir() or member.type in (b"D", b"V") or _NO_USERS_FILES.match(member.name):
             continue
         key, extension = base_plus_ext(member.name)
-        if key is None:
+        if key is None or key.endswith("/"):
             faults.append(f"{member.name!r} belongs to no sample: its name is not KEY.EXTENSION")
         else:
             yield key, extension.lower(), member
     archive.check_end()
 
 
-class _Header(tarfile.TarInfo):
-    """The header of a member, read strictly."""
-
-    @classmethod
-    def fromtarfile(cls, archive: tarfile.TarFile) -> "Self":
-        """Raise where the base class gives tarfile a reason to stop in silence or not to stop at all."""
-        try:
-            member = super().fromtarfile(archive)
-        except (EOFHeaderError, tarfile.ReadError):
-            raise
-        except Exception as error:
-            raise tarfile.ReadError(f"byte {archive.offset} has neither header nor end marker ({error})") from error
-        if member.size < 0 or not 0 <= archive.offset - member.offset_data <= _LARGEST_MEMBER:
-            raise tarfile.ReadError(f"{member.name!r} has the impossible size of {member.size} bytes")
-        return member
-
-
-class _Archive(tarfile.TarFile):
-    """A tar that is read once, and keeps nothing of what it read."""
-
-    tarinfo = _Header
-    members: list[tarfile.TarInfo]
-
-    def next(self) -> tarfile.TarInfo | None:
-        member = super().next()
-        self.members.clear()
-        return member
-
-    def check_end(self) -> None:
-        """Raise if this is no end: a zeroed header looks like the end marker to tarfile, which looks no further."""
-        zeros = 0
-        while chunk := self.fileobj.read(1 << 20):
-            if chunk.strip(b"\0"):
-                raise tarfile.ReadError(f"data follows the end marker at byte {self.offset}")
-            zeros += len(chunk)
-        if zeros < tarfile.BLOCKSIZE:
-            raise tarfile.ReadError(f"the end marker at byte {self.offset} is cut")
-
-
-def _open_archive(stream: io.BufferedReader) -> _Archive:
+def _open_archive(stream: io.BufferedReader) -> Archive:
     magic = stream.peek(10)
     file: Any = stream
     if magic.startswith(b"\x1f\x8b"):
@@ -420,4 +385,4 @@ def _open_archive(stream: io.BufferedReader) -> _Archive:
     elif magic.startswith(b"\xfd7zXZ"):
         file = lzma.LZMAFile(stream)  # noqa: SIM115  # its source is closed
     can_skip = file is stream and stream.seekable()
-    return _Archive.open(fileobj=file, mode="r:" if can_skip else "r|", encoding="utf-8", errors="backslashreplace")
+    return Archive.open(fileobj=file, mode="r:" if can_skip else "r|", encoding="utf-8", errors="backslashreplace")

@@ -4,10 +4,23 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # the networks are tiny: more threads are slower, and many times so where another process computes
 os.environ["OMP_NUM_THREADS"] = "1"
 from tiny import write_model
+
+for _name, _examples in {"suite": 200, "long": 5_000}.items():
+    # deadline: a busy machine is no failure, and what hangs is ended by the tests themselves
+    settings.register_profile(
+        _name,
+        max_examples=_examples,
+        derandomize=_name == "suite",
+        deadline=None,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")

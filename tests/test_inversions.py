@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tars import forge
 
 from nti_batch import inversions, read_inversions
 from nti_batch.inversions import InversionRun, OutputError
@@ -192,6 +193,44 @@ def test_salvage_that_dies_is_salvaged(run: InversionRun, monkeypatch: pytest.Mo
     assert sorted(row.key for row in run.rows(UNIT)) == ["a", "bb"]
 
 
+@pytest.mark.parametrize(
+    ("written", "found"),
+    [
+        (b'"inner_steps": [10, 3]', b'"inner_stepz": [10, 3]'),
+        (b'"inner_steps": [10, 3]', b'"inner_steps": [10,""]'),
+        (b'"key": "bb"', b'"key": "ab"'),
+        (b'"key": "bb"', b'"key":  22 '),
+        (b'{"shard"', b'["shard"'),
+    ],
+)
+def test_salvage_ends_before_an_image_that_is_not_as_it_was_written(run: InversionRun, written: bytes, found: bytes):
+    unfinished = write(run, ["a", "bb"], commit=False).with_suffix(".tar.tmp")
+    before, old, after = unfinished.read_bytes().rpartition(written)
+    assert old and len(found) == len(old)
+    unfinished.write_bytes(before + found + after)
+    assert run.salvage(UNIT) == 1
+    assert [stored.key for stored in read_inversions(run.out)] == ["a"]
+
+
+def test_salvage_ends_before_a_json_of_another_kind_and_before_a_size_that_goes_back(run: InversionRun):
+    unfinished = write(run, ["a", "bb"], commit=False).with_suffix(".tar.tmp")
+    content = unfinished.read_bytes()
+    start, json_start = content.index(b"bb.safetensors"), content.rindex(b'{"shard"')
+    no_object = content[:json_start] + b"null".ljust(len(content) - json_start)
+    goes_back = content[:start] + forge(content[start:], (124, (-start - 512).to_bytes(12, "big", signed=True)))
+    for number, damaged in enumerate((no_object, goes_back)):
+        unit = WorkUnit("shard[0]", "shard[0].tar", number, 3)
+        (run.folder / f"{unit.name}.00000.tar.tmp").write_bytes(damaged)
+        assert run.salvage(unit) == 1
+
+
+def test_salvage_takes_an_image_that_was_written_twice_once(run: InversionRun):
+    unfinished = write(run, ["a", "bb"], commit=False).with_suffix(".tar.tmp")
+    unfinished.write_bytes(2 * unfinished.read_bytes())
+    assert run.salvage(UNIT) == 2
+    assert [stored.key for stored in read_inversions(run.out)] == ["a", "bb"]
+
+
 def test_a_flipped_byte_is_found_and_the_part_is_named(run: InversionRun):
     part = write(run, ["a", "b"])
     content = bytearray(part.read_bytes())
@@ -208,7 +247,7 @@ def test_a_missing_image_is_found(run: InversionRun):
     with tarfile.open(part, "w") as tar:
         for info, content in kept:
             tar.addfile(info, io.BytesIO(content))
-    with pytest.raises(ValueError, match=r"is damaged: it lacks 'b'"):
+    with pytest.raises(ValueError, match=r"is damaged: it does not have the checksum in its manifest"):
         list(read_inversions(run.out))
 
 

@@ -16,7 +16,7 @@ LAYERS = [
     {"diffusion.ddim", "diffusion.metrics", "diffusion.rounding", "diffusion.slots", "diffusion.solvers"},
     {"diffusion.null_text"},
     {"diffusion.pool"},
-    {"records"},
+    {"records", "archive"},
     {"transfer"},
     {"stable_diffusion", "stream", "images", "manifest", "lock"},
     {"packing"},

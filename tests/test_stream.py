@@ -11,38 +11,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tars import END, file, header, sample
 
 from nti_batch import stream
 from nti_batch.records import Failure, WorkUnit
 from nti_batch.stream import RawSample, caption_source, count_images, expand_shards, read_unit, shard_name, work_units
-
-END = bytes(1024)
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A command that fails is not tried again: it will fail again."""
     monkeypatch.setattr(stream, "PAUSES", ())
-
-
-def header(name: str | bytes, size: int, kind: bytes = b"0", size_field: bytes | None = None) -> bytes:
-    """One ustar header; its checksum is the byte sum with spaces in the checksum's own place."""
-    raw = name.encode() if isinstance(name, str) else name
-    field = size_field or b"%011o\0" % size
-    head = raw.ljust(100, b"\0") + b"0000644\0" * 3 + field + b"0" * 11 + b"\0"
-    tail = kind + bytes(100) + b"ustar\x0000" + bytes(247)
-    block = head + b" " * 8 + tail
-    assert len(block) == 512
-    return head + b"%06o\0 " % sum(block) + tail
-
-
-def file(name: str | bytes, data: bytes) -> bytes:
-    return header(name, len(data)) + data + bytes(-len(data) % 512)
-
-
-def sample(key: str) -> bytes:
-    """Two members, four blocks: 2048 bytes."""
-    return file(f"{key}.jpg", f"picture {key}".encode()) + file(f"{key}.txt", f"caption {key}\n".encode())
 
 
 def write(folder: Path, content: bytes, name: str = "shard.tar") -> str:
