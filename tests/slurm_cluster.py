@@ -89,6 +89,8 @@ class Cluster:
             folder: For everything that the daemons write; its path must be short, for the sake of a socket's name.
         """
         self.folder = folder
+        # munged's socket is for everybody
+        folder.chmod(0o755)
         self.environment = {**os.environ, "PATH": SYSTEM_PATH, "SLURM_CONF": str(folder / "slurm.conf")}
         self._daemons: list[subprocess.Popen[bytes]] = []
         controller_port, *ports = _free_ports(3)
@@ -112,14 +114,13 @@ class Cluster:
         """Start the daemons, and wait until the nodes can take jobs."""
         munge = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
         self._launch("munged", "--foreground", *(f"--{k}={self.folder}/munge.{v}" for k, v in munge.items()))
-        self.until((self.folder / "munge.socket").exists, "munged")
+        self._until_up((self.folder / "munge.socket").exists)
         self._launch("slurmctld", "-D")
         step_daemon = shutil.which("slurmstepd", path=SYSTEM_PATH)
         for node in self.nodes:
             self._launch("slurmd", "-D", "-N", node, "-d", str(step_daemon))
-        self.until(
-            lambda: self.run("sinfo", "-h", "-p", "normal", "-t", "idle", "-o", "%D", check=False) == "2", "the nodes"
-        )
+        idle = ("sinfo", "-h", "-p", "normal", "-t", "idle", "-o", "%D")
+        self._until_up(lambda: self.run(*idle, check=False) == "2")
 
     def stop(self) -> None:
         """End jobs and daemons."""
@@ -181,6 +182,14 @@ class Cluster:
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0 or not check, f"{' '.join(command)}: {done.stderr}"
         return done.stdout.strip()
+
+    def _until_up(self, condition: Callable[[], bool]) -> None:
+        def is_up() -> bool:
+            logs = [log.read_text()[-2000:] for log in sorted(self.folder.glob("*.log"))]
+            assert all(daemon.poll() is None for daemon in self._daemons), "\n".join(logs)
+            return condition()
+
+        self.until(is_up, "the daemons' start", timeout=60)
 
     def _launch(self, name: str, *arguments: str) -> None:
         """Start a daemon that dies with this process."""

@@ -125,7 +125,7 @@ def test_ranks_that_are_done_early_leave_the_others_alone(
     job.release()
     found = cluster.wait_until_over(number)
     assert (found["JobState"], found["ExitCode"], found["Restarts"]) == ("COMPLETED", "0:0", "0"), job.log_text()
-    assert "gres/gpu=4" in found["TRES"]
+    assert found["TresPerNode"] == "gres:gpu:2"
     log = job.log_text()
     assert "22 done, 0 failed, 0 missing of 22 images" in log
     assert not any(word in log for word in NOISE), log
