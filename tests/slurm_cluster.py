@@ -144,15 +144,9 @@ class Cluster:
         return dict(field.partition("=")[::2] for field in self.run("scontrol", "show", "job", "-o", job).split())
 
     def wait_until_over(self, job: str) -> dict[str, str]:
-        """Wait for a job's end, through requeues, which start without delay; return what Slurm knows of it."""
-
-        def is_over() -> bool:
-            found = self.show(job)
-            if found["JobState"] == "PENDING" and found["Restarts"] != "0":
-                self.run("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)
-            return found["JobState"] not in ("PENDING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "PREEMPTED")
-
-        self.until(is_over, f"job {job}'s end")
+        """Wait for a job's end, through requeues; return what Slurm knows of it."""
+        unfinished = ("PENDING", "RUNNING", "COMPLETING", "REQUEUED", "PREEMPTED", "NODE_FAIL")
+        self.until(lambda: self.show(job)["JobState"] not in unfinished, f"job {job}'s end")
         return self.show(job)
 
     def processes(self, job: str, rank: int) -> list[int]:

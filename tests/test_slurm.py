@@ -42,6 +42,8 @@ def cluster() -> Iterator[Cluster]:
         yield cluster
     finally:
         cluster.stop()
+    shutil.copytree(
+    )
     shutil.rmtree(folder)
 
 
@@ -196,7 +198,7 @@ def test_a_node_that_goes_down_takes_its_images_in_flight_and_nothing_else(
     cluster.run("scontrol", "update", "NodeName=vn2", "State=DOWN", "Reason=test")
     cluster.until(lambda: cluster.show(number)["Restarts"] == "1", "the requeue")
     job.release()
-    cluster.run("scontrol", "update", "NodeName=vn2", "State=RESUME")
+    cluster.run("scontrol", "update", "NodeName=vn2", "State=IDLE")
     found = cluster.wait_until_over(number)
     assert (found["JobState"], found["ExitCode"], found["Restarts"]) == ("COMPLETED", "0:0", "1"), job.log_text()
     assert "Traceback" not in job.log_text()
