@@ -3,10 +3,12 @@
 import getpass
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 SYSTEM_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
@@ -52,8 +54,8 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 GresTypes=gpu
 {nodes}
-PartitionName=normal Nodes=vn[1-2] Default=YES MaxTime=UNLIMITED PriorityTier=1 PreemptMode=REQUEUE State=UP
-PartitionName=high Nodes=vn[1-2] MaxTime=UNLIMITED PriorityTier=10 PreemptMode=OFF State=UP
+PartitionName=normal Nodes=vn[1-3] Default=YES MaxTime=UNLIMITED PriorityTier=1 PreemptMode=REQUEUE State=UP
+PartitionName=high Nodes=vn[1-3] MaxTime=UNLIMITED PriorityTier=10 PreemptMode=OFF State=UP
 """
 NODE = (
     "NodeName={name} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} "
@@ -80,7 +82,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 class Cluster:
-    """Two nodes of eight cores and two GPUs, in the partitions `normal` and, with the right to preempt, `high`."""
+    """Three nodes of eight cores and two GPUs, in the partitions `normal` and, with the right to preempt, `high`."""
 
     def __init__(self, folder: Path) -> None:
         """Write the configuration.
@@ -92,15 +94,15 @@ class Cluster:
         # munged's socket is for everybody
         folder.chmod(0o755)
         self.environment = {**os.environ, "PATH": SYSTEM_PATH, "SLURM_CONF": str(folder / "slurm.conf")}
-        self._daemons: list[subprocess.Popen[bytes]] = []
-        controller_port, *ports = _free_ports(3)
+        self._daemons: dict[str, subprocess.Popen[bytes]] = {}
+        controller_port, *ports = _free_ports(4)
         self.nodes = {f"vn{i}": port for i, port in enumerate(ports, start=1)}
         nodes = "\n".join(NODE.format(name=name, port=port) for name, port in self.nodes.items())
         config = CONFIG.format(controller_port=controller_port, user=getpass.getuser(), folder=folder, nodes=nodes)
         (folder / "slurm.conf").write_text(config)
         (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
         # Slurm wants character devices, and does not open them
-        (folder / "gres.conf").write_text(f"NodeName=vn[1-2] Name=gpu File={folder}/gpu[0-1]\n")
+        (folder / "gres.conf").write_text(f"NodeName=vn[1-3] Name=gpu File={folder}/gpu[0-1]\n")
         for i in (0, 1):
             (folder / f"gpu{i}").symlink_to("/dev/null")
         for name in ("state", *self.nodes):
@@ -113,23 +115,23 @@ class Cluster:
     def start(self) -> None:
         """Start the daemons, and wait until the nodes can take jobs."""
         munge = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
-        self._launch("munged", "--foreground", *(f"--{k}={self.folder}/munge.{v}" for k, v in munge.items()))
+        self._launch("munged", "munged", "--foreground", *(f"--{k}={self.folder}/munge.{v}" for k, v in munge.items()))
         self._until_up((self.folder / "munge.socket").exists)
-        self._launch("slurmctld", "-D")
+        self._launch("slurmctld", "slurmctld", "-D")
         step_daemon = shutil.which("slurmstepd", path=SYSTEM_PATH)
         for node in self.nodes:
-            self._launch("slurmd", "-D", "-N", node, "-d", str(step_daemon))
+            self._launch(node, "slurmd", "-D", "-N", node, "-d", str(step_daemon))
         idle = ("sinfo", "-h", "-p", "normal", "-t", "idle", "-o", "%D")
-        self._until_up(lambda: self.run(*idle, check=False) == "2")
+        self._until_up(lambda: self.run(*idle, check=False) == "3")
 
     def stop(self) -> None:
         """End jobs and daemons."""
         if len(self._daemons) > 1:
             subprocess.run(["scancel", "--user", getpass.getuser()], env=self.environment, check=False, timeout=30)
             self.until(lambda: not self.run("squeue", "-h", check=False), "the jobs' end")
-        for daemon in reversed(self._daemons):
+        for daemon in reversed(self._daemons.values()):
             daemon.terminate()
-        for daemon in self._daemons:
+        for daemon in self._daemons.values():
             try:
                 daemon.wait(20)
             except subprocess.TimeoutExpired:
@@ -155,13 +157,27 @@ class Cluster:
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             try:
-                environment = set((folder / "environ").read_bytes().split(b"\0"))
-                is_task = wanted <= environment and b"srun" not in (folder / "cmdline").read_bytes().split(b"\0")[0]
+                if wanted <= set((folder / "environ").read_bytes().split(b"\0")):
+                    found.append(int(folder.name))
             except OSError:
                 continue
-            if is_task:
-                found.append(int(folder.name))
         return sorted(found)
+
+    @contextmanager
+    def vanished(self, node: str, tasks: Iterable[int]) -> Iterator[None]:
+        """A node that answers nothing any more and keeps its locks; afterwards it has lost its tasks, and is back."""
+        step_daemons = {int(Path(f"/proc/{task}/stat").read_text().rpartition(")")[2].split()[1]) for task in tasks}
+        frozen = [self._daemons[node].pid, *step_daemons, *tasks]
+        for process in frozen:
+            os.kill(process, signal.SIGSTOP)
+        self.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
+        try:
+            yield
+        finally:
+            for process in frozen[1:]:
+                os.kill(process, signal.SIGKILL)
+            os.kill(frozen[0], signal.SIGCONT)
+            self.run("scontrol", "update", f"NodeName={node}", "State=IDLE", check=False)
 
     def until(self, condition: Callable[[], bool], what: str, timeout: float = 240) -> None:
         """Wait; the limit is for a machine that is busy with other things."""
@@ -180,16 +196,19 @@ class Cluster:
     def _until_up(self, condition: Callable[[], bool]) -> None:
         def is_up() -> bool:
             logs = [log.read_text()[-2000:] for log in sorted(self.folder.glob("*.log"))]
-            assert all(daemon.poll() is None for daemon in self._daemons), "\n".join(logs)
+            assert all(daemon.poll() is None for daemon in self._daemons.values()), "\n".join(logs)
             return condition()
 
         self.until(is_up, "the daemons' start", timeout=60)
 
-    def _launch(self, name: str, *arguments: str) -> None:
+    def _launch(self, name: str, *command: str) -> None:
         """Start a daemon that dies with this process."""
-        with open(self.folder / f"{name}{len(self._daemons)}.log", "wb") as log:
-            command = ["setpriv", "--pdeathsig", "TERM", name, *arguments]
-            daemon = subprocess.Popen(
-                command, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        with open(self.folder / f"{name}.log", "wb") as log:
+            self._daemons[name] = subprocess.Popen(
+                ["setpriv", "--pdeathsig", "TERM", *command],
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
-        self._daemons.append(daemon)

@@ -42,8 +42,7 @@ def cluster() -> Iterator[Cluster]:
         yield cluster
     finally:
         cluster.stop()
-    shutil.copytree(
-    )
+    shutil.copytree()
     shutil.rmtree(folder)
 
 
@@ -160,7 +159,7 @@ def test_a_job_of_higher_priority_takes_the_nodes_and_the_first_goes_on_after_it
     number = job.submit("invert.sbatch", *TWO_BY_TWO, "--exclusive")
     job.wait_for_hold(0, 1, 2, 3)
     high = cluster.submit(
-        "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap", f"rm {job.hold}"
+        "--partition=high", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap", f"rm {job.hold}"
     )
     assert cluster.wait_until_over(high)["JobState"] == "COMPLETED"
     found = cluster.wait_until_over(number)
@@ -190,17 +189,19 @@ def test_a_cancelled_job_stays_cancelled_and_the_same_command_goes_on(
     job.check(capsys)
 
 
-def test_a_node_that_goes_down_takes_its_images_in_flight_and_nothing_else(
+def test_a_node_that_vanishes_takes_its_images_in_flight_and_nothing_else(
     job: Submitted, cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ):
     number = job.submit("invert.sbatch", *TWO_BY_TWO)
     job.wait_for_hold(0, 1, 2, 3)
-    cluster.run("scontrol", "update", "NodeName=vn2", "State=DOWN", "Reason=test")
-    cluster.until(lambda: cluster.show(number)["Restarts"] == "1", "the requeue")
-    job.release()
-    cluster.run("scontrol", "update", "NodeName=vn2", "State=IDLE")
+    assert cluster.show(number)["NodeList"] == "vn[1-2]"
+    with cluster.vanished("vn2", [cluster.processes(number, rank)[0] for rank in (2, 3)]):
+        job.release()
+        cluster.until(lambda: cluster.show(number)["NodeList"] == "vn[1,3]", "a start on other nodes")
+        cluster.until(lambda: len(list(job.out.glob("inversions/*.complete"))) == 2, "the work of the other ranks")
     found = cluster.wait_until_over(number)
     assert (found["JobState"], found["ExitCode"], found["Restarts"]) == ("COMPLETED", "0:0", "1"), job.log_text()
+    assert "DUE TO NODE FAILURE" in job.log_text()
     assert "Traceback" not in job.log_text()
     job.check(capsys)
 
