@@ -42,8 +42,7 @@ def cluster() -> Iterator[Cluster]:
         yield cluster
     finally:
         cluster.stop()
-    shutil.copytree()
-    shutil.rmtree(folder)
+        shutil.rmtree(folder)
 
 
 class Submitted:
