@@ -29,5 +29,7 @@ class Hold(Callback):
         assert isinstance(pl_module, NullTextInversion)
         if batch_idx + 1 == self.images and self.file.exists():
             (self.file.parent / f"{self.file.name}.{trainer.global_rank}").touch()
-            while self.file.exists() and not pl_module.stop.requested:
+            # no longer than any test: a rank that has lost its parent must not stay
+            end = time.monotonic() + 300
+            while self.file.exists() and not pl_module.stop.requested and time.monotonic() < end:
                 time.sleep(0.05)

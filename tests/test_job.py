@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -211,11 +213,12 @@ def test_a_killed_job_loses_only_what_was_in_flight(tiny_model: Path, tmp_path: 
     assert sum(stored.metadata["finished"] < killed for stored in found) >= 4
 
 
-def held_job(arguments: list[str], hold: Path) -> subprocess.Popen[str]:
+@contextmanager
+def held_job(arguments: list[str], hold: Path) -> Iterator[subprocess.Popen[str]]:
     """`nti-batch` in a process of its own that waits after six images while the file `hold` exists."""
     hold.touch()
     flags = ["--trainer.callbacks+=hold.Hold", f"--trainer.callbacks.file={hold}"]
-    return subprocess.Popen(
+    job = subprocess.Popen(
         [sys.executable, "-m", "nti_batch", *arguments, *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -226,6 +229,14 @@ def held_job(arguments: list[str], hold: Path) -> subprocess.Popen[str]:
             "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
         },
     )
+    try:
+        with job:
+            try:
+                yield job
+            finally:
+                job.kill()
+    finally:
+        hold.unlink()
 
 
 def wait_for(path: Path, timeout: float = 120) -> None:
@@ -260,7 +271,6 @@ def test_a_rank_that_is_done_waits_for_the_other_and_passes_signals_on(tiny_mode
     assert job.returncode == 75, stderr
     assert "rank 1 of 2 stopped early" in stderr
     assert "Traceback" not in stderr
-    hold.unlink()
     assert main([*arguments(tiny_model, tmp_path / "*.tar", out), "--data.slices=1"]) == 0
     assert ids(out) == [("a", "000"), *(("b", f"{i:03}") for i in range(10))]
 
