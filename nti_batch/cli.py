@@ -1,7 +1,8 @@
 """The command line: `nti-batch invert`, `nti-batch status`, `nti-batch verify`, `nti-batch bench`.
 
 Exit codes: 0 every input image is committed as done; 3 finished, but some images are committed as failed; 75 stopped
-early by a signal, run the same command again; 2 the settings are wrong; 1 anything else.
+early by a signal, run the same command again; 2 the settings are wrong; 1 anything else. `status --exit-code` has
+the same: 0 done, 3 some have failed, 75 images are missing.
 """
 
 import argparse
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
 
     from nti_batch.datamodule import InversionDataModule
     from nti_batch.module import NullTextInversion
+    from nti_batch.signals import StopSignals
     from nti_batch.writer import InversionWriter
+
+    Job = tuple[Trainer, NullTextInversion, InversionDataModule, InversionWriter]
 
 PIPE = "--data.allow_pipe"
 PIPE_HELP = "allow shards that are the output of a shell command, as for invert"
@@ -39,9 +43,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     status_parser = commands.add_parser("status", help="say how far a run is")
     status_parser.add_argument("out", metavar="OUT", help="output folder of the run")
     status_parser.add_argument("--json", action="store_true", help="print one JSON object")
+    status_parser.add_argument(
+        "--exit-code", action="store_true", help="exit with 75 if images are missing, with 3 if some have failed"
+    )
     status_parser.add_argument(PIPE, dest="allow_pipe", choices=("true", "false"), default="false", help=PIPE_HELP)
     status_parser.set_defaults(
-        run=lambda arguments, rest: status(arguments.out, arguments.json, arguments.allow_pipe == "true")
+        run=lambda arguments, rest: status(
+            arguments.out, arguments.json, arguments.exit_code, arguments.allow_pipe == "true"
+        )
     )
 
     bench_parser = commands.add_parser("bench", help="compare the job with the authors' loop", add_help=False)
@@ -128,8 +137,8 @@ def refuse(error: Exception) -> int:
     return WRONG_SETTINGS
 
 
-def status(out: str, as_json: bool, allow_pipe: bool) -> int:
-    """Print how far a run is."""
+def status(out: str, as_json: bool, tell: bool, allow_pipe: bool) -> int:
+    """Print how far a run is, and tell it by the exit code if that is asked for."""
     from nti_batch.inversions import InversionRun
     from nti_batch.status import run_status, units_of
 
@@ -139,7 +148,9 @@ def status(out: str, as_json: bool, allow_pipe: bool) -> int:
     except ValueError as error:
         return refuse(error)
     print(json.dumps(report.as_json()) if as_json else "\n".join(report.lines()))
-    return DONE
+    if tell and report.missing:
+        return STOPPED
+    return SOME_FAILED if tell and report.has_failures else DONE
 
 
 def verify(out: str, shards: str | None, recompute: int, as_json: bool, allow_pipe: bool) -> int:
@@ -168,6 +179,15 @@ def verify(out: str, shards: str | None, recompute: int, as_json: bool, allow_pi
 
 def invert(argv: Sequence[str]) -> int:
     """Invert what is not committed yet: the main job."""
+    from nti_batch.signals import StopSignals
+
+    with StopSignals() as stop:
+        job = predict(argv, stop)
+    return job if isinstance(job, int) else conclude(*job)
+
+
+def predict(argv: Sequence[str], stop: "StopSignals") -> "Job | int":
+    """Run the job to its end, or until a stop is requested; return what it was, or the exit code if it broke."""
     from jsonargparse import ArgumentError
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
@@ -178,12 +198,14 @@ def invert(argv: Sequence[str]) -> int:
     quiet()
 
     try:
-        trainer, module, data, writer = prepare(argv)
+        trainer, module, data, _ = job = prepare(argv, stop)
     # a TypeError is what Lightning raises for a wrong value of --trainer.devices
     except (ValueError, TypeError, ArgumentError, MisconfigurationException) as error:
         return refuse(error)
     try:
         trainer.predict(module, data, return_predictions=False)
+        for child in children_of(trainer):
+            child.wait()
     except BaseException as error:
         for child in children_of(trainer):
             child.terminate()
@@ -192,7 +214,7 @@ def invert(argv: Sequence[str]) -> int:
             raise
         print(f"nti-batch: {error}", file=sys.stderr)
         return ERROR
-    return conclude(trainer, module, data, writer)
+    return job
 
 
 def children_of(trainer: "Trainer") -> "list[subprocess.Popen[bytes]]":
@@ -215,13 +237,13 @@ def quiet() -> None:
         "Couldn't infer the batch indices.*",
         # Lightning 2.6 with torch 2.13
         ".*treespec, LeafSpec.*",
+        # a job of one process is right where Slurm is installed, too
+        "The `srun` command is available on your system but is not used.*",
     ):
         warnings.filterwarnings("ignore", text)
 
 
-def prepare(
-    argv: Sequence[str],
-) -> "tuple[Trainer, NullTextInversion, InversionDataModule, InversionWriter]":
+def prepare(argv: Sequence[str], stop: "StopSignals") -> "Job":
     """Everything that can be refused, before any weights are loaded.
 
     Raises:
@@ -234,7 +256,6 @@ def prepare(
     from nti_batch.failure_limit import StopOnFailures
     from nti_batch.module import NEEDS_GRADIENTS, NullTextInversion
     from nti_batch.progress import ProgressLine
-    from nti_batch.signals import StopOnSignal
     from nti_batch.stable_diffusion import ModelDescription
     from nti_batch.writer import InversionWriter
 
@@ -243,6 +264,8 @@ def prepare(
 
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
             parser.add_lightning_class_args(InversionWriter, "output")
+            # under Slurm Lightning loads any hpc_ckpt_*.ckpt that it finds in its root folder instead of the model
+            parser.link_arguments("output.dir", "trainer.default_root_dir")
 
     cli = InvertCLI(
         NullTextInversion,
@@ -272,9 +295,11 @@ def prepare(
     module.storage = writer.storage
     settings = {**module.result_settings, **data.result_settings, "output.storage": writer.storage}
     writer.run.create(settings, data.urls)
-    data.stop_requested = lambda: module.stop_requested
+    module.stop = stop
+    data.stop_requested = lambda: stop.requested
+    stop.children = lambda: children_of(cli.trainer)
     waiting = [unit for unit in data.units_of(cli.trainer.global_rank, cli.trainer.world_size) if data.is_waiting(unit)]
-    callbacks += [StopOnSignal(), ProgressLine(writer, data.estimate(waiting))]
+    callbacks.append(ProgressLine(writer, data.estimate(waiting)))
     if data.failure_limit:
         callbacks.append(StopOnFailures(writer, data.failure_limit))
     return cli.trainer, module, data, writer
@@ -283,32 +308,33 @@ def prepare(
 def conclude(
     trainer: "Trainer", module: "NullTextInversion", data: "InversionDataModule", writer: "InversionWriter"
 ) -> int:
-    """Draw the preview, print the summary and find the exit code in what is committed."""
+    """Draw the preview, print the summary and find the exit code in what is committed.
+
+    One of several ranks that others have started (srun, torchrun, this program) does not tell the outcome: a code
+    other than 0 would end the others.
+    """
     from nti_batch.preview import draw_preview
     from nti_batch.status import run_status, units_of
 
-    children = children_of(trainer)
-    if not trainer.is_global_zero and "SLURM_PROCID" not in os.environ:
-        # a code other than 0 makes the process that started this one kill all others; the first rank tells the outcome
-        return DONE
-    for child in children:
-        child.wait()
-    if module.stop_requested:
-        print(f"stopped early; run the same command again to continue {writer.run.out}", file=sys.stderr)
-        return STOPPED
-    is_whole_job = trainer.world_size == 1 + len(children)
+    rank, ranks = trainer.global_rank, trainer.world_size
+    is_whole_job = ranks == 1 + len(children_of(trainer))
+    if module.stop.requested:
+        who = "" if is_whole_job else f"rank {rank} of {ranks} "
+        print(f"{who}stopped early; run the same command again to continue {writer.run.out}", file=sys.stderr)
+        return STOPPED if is_whole_job else DONE
+    if is_whole_job:
+        rank, ranks = 0, 1
     is_whole_run = is_whole_job and data.parts == 1
-    ranks = (0, 1) if is_whole_job else (trainer.global_rank, trainer.world_size)
-    units = units_of(writer.run, allow_pipe=True) if is_whole_run else data.units_of(*ranks)
+    units = units_of(writer.run, allow_pipe=True) if is_whole_run else data.units_of(rank, ranks)
     report = run_status(writer.run, units)
-    if trainer.is_global_zero:
-        if writer.tally.done and (preview := draw_preview(writer.run, data, module.networks)):
-            print(f"preview: {preview}")
+    if trainer.is_global_zero and writer.tally.done and (preview := draw_preview(writer.run, data, module.networks)):
+        print(f"preview: {preview}")
+    if is_whole_job:
         print("\n".join(report.lines()))
     if report.missing:
         print(f"{report.missing} images are not committed, though the job went to its end", file=sys.stderr)
         return ERROR
-    return SOME_FAILED if report.failed or report.damaged_shards else DONE
+    return SOME_FAILED if is_whole_job and report.has_failures else DONE
 
 
 if __name__ == "__main__":

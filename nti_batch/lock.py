@@ -4,10 +4,15 @@ import fcntl
 import json
 import os
 import socket
+import time
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO
+
+PATIENCE = 120.0
+"""Seconds to wait for an earlier start of the same Slurm job: a file server keeps the locks of a node that vanished for
+a while (NFSv4: 90 seconds)."""
 
 
 class UnitInUseError(Exception):
@@ -17,8 +22,9 @@ class UnitInUseError(Exception):
 class UnitLock:
     """An advisory lock (flock(2)) on a file that says who holds it.
 
-    It ends with its process, however that dies: nothing is stale, and nobody waits. Across nodes it needs a file
-    system that passes locks on: NFS and GPFS do, Lustre when it is mounted with `flock`.
+    It ends with its process, however that dies: nothing is stale. Nobody waits, but a requeued Slurm job for its own
+    earlier start. Across nodes it needs a file system that passes locks on: NFS and GPFS do, Lustre when it is mounted
+    with `flock`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,6 +49,7 @@ class UnitLock:
 
 def _open_current(path: Path) -> IO[str]:
     """The locked file that `path` names; an owner that ended in between has taken its file away."""
+    deadline = time.monotonic() + PATIENCE
     while True:
         file = open(path, "a+", encoding="utf-8")  # noqa: SIM115  # the lock lives as long as it is open
         try:
@@ -50,7 +57,11 @@ def _open_current(path: Path) -> IO[str]:
         except BlockingIOError as error:
             with file:
                 file.seek(0)
-                raise UnitInUseError(_in_use(path, file.read())) from error
+                owner = file.read()
+            if not _is_earlier_start(owner) or time.monotonic() > deadline:
+                raise UnitInUseError(_in_use(path, owner)) from error
+            time.sleep(0.5)
+            continue
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
             return file
         file.close()
@@ -60,7 +71,21 @@ def _whoami() -> dict[str, str | int]:
     owner: dict[str, str | int] = {"host": socket.gethostname(), "process": os.getpid()}
     if job := os.environ.get("SLURM_JOB_ID"):
         owner["Slurm job"] = job
+        owner["restarts"] = _restarts()
     return {**owner, "since": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+
+
+def _restarts() -> int:
+    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+
+
+def _is_earlier_start(content: str) -> bool:
+    """Whether an owner is this Slurm job, before it was requeued."""
+    try:
+        owner = json.loads(content)
+        return bool(owner["Slurm job"] == os.environ.get("SLURM_JOB_ID") and owner["restarts"] < _restarts())
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def _in_use(path: Path, content: str) -> str:

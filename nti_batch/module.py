@@ -16,6 +16,7 @@ from nti_batch.diffusion.pool import InversionPool
 from nti_batch.diffusion.rounding import Storage
 from nti_batch.diffusion.slots import find_slots
 from nti_batch.records import CaptionedImage, Failure, Inversion, Outcome, UnitRead
+from nti_batch.signals import StopSignals
 from nti_batch.stable_diffusion import ModelSource, Precision, StableDiffusion
 
 logger = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ class NullTextInversion(LightningModule):
         self.storage: Storage = "float32"
         """How the output will store embeddings; it decides."""
 
-        self.stop_requested = False
+        self.stop = StopSignals()
         self._flights: dict[tuple[str, str], Flight] = {}
 
     @property
@@ -91,9 +92,10 @@ class NullTextInversion(LightningModule):
                 self.networks.unet.compile(backend=self.compile_backend)
 
     def on_predict_start(self) -> None:
-        """Open the pool."""
+        """Open the pool, and mind the signals."""
         if torch.is_inference_mode_enabled():
             raise ValueError(NEEDS_GRADIENTS)
+        self.stop.take_all()
         self.pool = InversionPool(
             self.networks.predict_noise,
             self.networks.schedule(self.num_steps),
@@ -111,7 +113,7 @@ class NullTextInversion(LightningModule):
         else:
             outcomes.append(batch)
         is_last: bool = self.trainer.predict_loop.batch_progress.is_last_batch  # type: ignore[attr-defined]
-        while not self.stop_requested and len(self.pool) >= (1 if is_last else self.pool.capacity):
+        while not self.stop.requested and len(self.pool) >= (1 if is_last else self.pool.capacity):
             finished = self.pool.tick()
             outcomes += [self._conclude(key, state) for key, state in finished]
         return outcomes

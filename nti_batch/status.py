@@ -41,6 +41,11 @@ class RunStatus:
     failures: tuple[tuple[str, int], ...]
     """Number of failures of each stage."""
 
+    @property
+    def has_failures(self) -> bool:
+        """Whether an input ended as failed, an image or a shard."""
+        return bool(self.failed or self.damaged_shards)
+
     def lines(self) -> list[str]:
         """For a person."""
         total = self.done + self.failed + self.missing

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from nti_batch import preview, read_inversions
 from nti_batch.cli import main
 from nti_batch.diffusion.metrics import psnr
 from nti_batch.images import decode_image
+from nti_batch.lock import UnitLock
 from nti_batch.manifest import Manifest
 from nti_batch.preview import replay
 from nti_batch.signals import STOP_SIGNALS
@@ -118,6 +121,7 @@ def test_every_bad_input_ends_as_a_row_and_its_neighbours_are_inverted(
     assert stages == {"html": "image", "mute": "caption", "blank": "caption", "009": "shard", "": "shard"}
     counts = [status[name] for name in ("done", "failed", "damaged_shards", "missing")]
     assert counts == [len(done), len(stages) - 1, 1, 0]
+    assert main(["status", str(out), "--exit-code"]) == 3
     assert main(arguments(tiny_model, shard, out)) == 3, "a second run has nothing to do, and still says what failed"
 
 
@@ -185,6 +189,8 @@ def test_a_stopped_job_commits_what_is_finished_and_goes_on_with_another_number_
     assert "run the same command again" in stderr
     committed = {(stored.shard, stored.key): stored.metadata["finished"] for stored in read_inversions(out)}
     assert 0 < len(committed) < 300
+    assert main(["status", str(out), "--exit-code"]) == 75
+    assert main(["status", str(out)]) == 0
     again = run_console(arguments(tiny_model, shard, out, "--trainer.devices=2"))
     assert again.returncode == 0, again.stderr
     final = {(stored.shard, stored.key): stored.metadata["finished"] for stored in read_inversions(out)}
@@ -206,6 +212,98 @@ def test_a_killed_job_loses_only_what_was_in_flight(tiny_model: Path, tmp_path: 
     found = list(read_inversions(out))
     assert [len(found), len({stored.key for stored in found})] == [40, 40]
     assert sum(stored.metadata["finished"] < killed for stored in found) >= 4
+
+
+@contextmanager
+def held_job(arguments: list[str], hold: Path) -> Iterator[subprocess.Popen[str]]:
+    """`nti-batch` in a process of its own that waits after six images while the file `hold` exists."""
+    hold.touch()
+    flags = ["--trainer.callbacks+=hold.Hold", f"--trainer.callbacks.file={hold}"]
+    job = subprocess.Popen(
+        [sys.executable, "-m", "nti_batch", *arguments, *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
+        },
+    )
+    try:
+        with job:
+            try:
+                yield job
+            finally:
+                job.kill()
+    finally:
+        hold.unlink()
+
+
+def wait_for(path: Path, timeout: float = 120) -> None:
+    deadline = time.monotonic() + timeout
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} took more than {timeout} s"
+        time.sleep(0.02)
+
+
+def test_a_signal_while_the_weights_are_loaded_is_not_lost(tiny_model: Path, tmp_path: Path):
+    shard, out, hold = write_shard(tmp_path / "s.tar", captioned(20)), tmp_path / "out", tmp_path / "hold"
+    with held_job(arguments(tiny_model, shard, out), hold) as job:
+        wait_for(out / "run.json")
+        job.send_signal(signal.SIGUSR1)
+        _, stderr = job.communicate(timeout=120)
+    assert job.returncode == 75, stderr
+    assert "Traceback" not in stderr
+    assert not (tmp_path / "hold.0").exists()
+
+
+def test_a_rank_that_is_done_waits_for_the_other_and_passes_signals_on(tiny_model: Path, tmp_path: Path):
+    write_shard(tmp_path / "a.tar", captioned(1))
+    write_shard(tmp_path / "b.tar", captioned(10))
+    out, hold = tmp_path / "out", tmp_path / "hold"
+    flags = ["--trainer.devices=2", "--data.slices=1"]
+    with held_job([*arguments(tiny_model, tmp_path / "*.tar", out), *flags], hold) as job:
+        wait_for(tmp_path / "hold.1")
+        wait_for(out / "inversions" / "a.0of1.complete")
+        time.sleep(1)
+        job.send_signal(signal.SIGTERM)
+        _, stderr = job.communicate(timeout=120)
+    assert job.returncode == 75, stderr
+    assert "rank 1 of 2 stopped early" in stderr
+    assert "Traceback" not in stderr
+    assert main([*arguments(tiny_model, tmp_path / "*.tar", out), "--data.slices=1"]) == 0
+    assert ids(out) == [("a", "000"), *(("b", f"{i:03}") for i in range(10))]
+
+
+def test_a_rank_that_breaks_ends_the_job_and_says_why(tiny_model: Path, tmp_path: Path):
+    for name in "ab":
+        write_shard(tmp_path / f"{name}.tar", captioned(10))
+    out, hold = tmp_path / "out", tmp_path / "hold"
+    (out / "inversions").mkdir(parents=True)
+    lock = UnitLock(out / "inversions" / "b.0of1.lock")
+    flags = ["--trainer.devices=2", "--data.slices=1"]
+    with held_job([*arguments(tiny_model, tmp_path / "*.tar", out), *flags], hold) as job:
+        _, stderr = job.communicate(timeout=120)
+    lock.release()
+    assert job.returncode not in (0, 3, 75)
+    assert "'b.0of1' in" in stderr
+    assert "is being inverted by another job" in stderr
+
+
+def test_a_killed_rank_ends_the_job(tiny_model: Path, tmp_path: Path):
+    for name in "ab":
+        write_shard(tmp_path / f"{name}.tar", captioned(10))
+    out, hold = tmp_path / "out", tmp_path / "hold"
+    flags = ["--trainer.devices=2", "--data.slices=1"]
+    with held_job([*arguments(tiny_model, tmp_path / "*.tar", out), *flags], hold) as job:
+        wait_for(tmp_path / "hold.0")
+        wait_for(tmp_path / "hold.1")
+        owner = json.loads((out / "inversions" / "b.0of1.lock").read_text())
+        os.kill(owner["process"], signal.SIGKILL)
+        _, stderr = job.communicate(timeout=120)
+    assert job.returncode not in (0, 3, 75)
+    assert "terminated with code -9" in stderr
 
 
 def test_equal_jobs_give_equal_bits(tiny_model: Path, shards: str, tmp_path: Path):

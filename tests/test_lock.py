@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ HOLD += "lock = UnitLock(Path(sys.argv[1])); print('held', flush=True); time.sle
 def owner(tmp_path: Path):
     """A process of a Slurm job that holds the lock."""
     command = [sys.executable, "-c", HOLD, str(tmp_path / "s.0of2.lock")]
-    environment = {**os.environ, "SLURM_JOB_ID": "4711"}
+    environment = {**os.environ, "SLURM_JOB_ID": "4711", "SLURM_RESTART_COUNT": "0"}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
@@ -30,7 +31,8 @@ def owner(tmp_path: Path):
 
 
 def test_the_second_is_told_who_the_first_is(tmp_path: Path, owner: subprocess.Popen[str]):
-    told = rf"'s.0of2' .* another job \(host .+, process {owner.pid}, Slurm job 4711, since 20.+\): .*--data\.part"
+    told = rf"'s.0of2' .* another job \(host .+, process {owner.pid}, Slurm job 4711, restarts 0, since 20.+\): "
+    told += r".*--data\.part"
     with pytest.raises(UnitInUseError, match=told):
         UnitLock(tmp_path / "s.0of2.lock")
     UnitLock(tmp_path / "s.1of2.lock").release()
@@ -42,6 +44,20 @@ def test_a_dead_owner_holds_nothing(tmp_path: Path, owner: subprocess.Popen[str]
     lock = UnitLock(tmp_path / "s.0of2.lock")
     lock.release()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_requeued_slurm_job_waits_for_its_earlier_start(
+    tmp_path: Path, owner: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    with monkeypatch.context() as patch, pytest.raises(UnitInUseError):
+        patch.setattr("nti_batch.lock.PATIENCE", 0)
+        UnitLock(tmp_path / "s.0of2.lock")
+    killer = threading.Timer(1, owner.kill)
+    killer.start()
+    UnitLock(tmp_path / "s.0of2.lock").release()
+    killer.join()
 
 
 def test_a_second_job_stops_and_a_job_on_another_part_does_not(
