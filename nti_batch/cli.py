@@ -183,7 +183,8 @@ def invert(argv: Sequence[str]) -> int:
 
     with StopSignals() as stop:
         job = predict(argv, stop)
-    return job if isinstance(job, int) else conclude(*job)
+        stop.leave_interrupt()
+        return job if isinstance(job, int) else conclude(*job)
 
 
 def predict(argv: Sequence[str], stop: "StopSignals") -> "Job | int":

@@ -39,6 +39,10 @@ class StopSignals:
         if self._before:
             self._take(STOP_SIGNALS)
 
+    def leave_interrupt(self) -> None:
+        """Give SIGINT back: all is committed, Ctrl-C may end what follows; what a scheduler sends must not."""
+        signal.signal(signal.SIGINT, self._before[signal.SIGINT])
+
     def __exit__(self, *error: object) -> None:
         """Give the signals back."""
         for signum, handler in self._before.items():

@@ -150,13 +150,20 @@ def test_every_storage_replays_to_the_jobs_own_picture(tiny_model: Path, tmp_pat
         assert stored.null_embeddings.dtype == torch.float32
 
 
-def test_the_signals_are_given_back_before_the_preview(
+def test_during_the_preview_an_interrupt_is_pythons_and_what_a_scheduler_sends_ends_nothing(
     tiny_model: Path, shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    before, seen = [signal.getsignal(s) for s in STOP_SIGNALS], []
-    monkeypatch.setattr(preview, "draw_preview", lambda *_: seen.extend(signal.getsignal(s) for s in STOP_SIGNALS))
-    assert main(arguments(tiny_model, shards, tmp_path / "out")) == 0
-    assert seen == before
+    before, during = [signal.getsignal(s) for s in STOP_SIGNALS], []
+
+    def preview_meets_signals(*_: object) -> None:
+        during.append(signal.getsignal(signal.SIGINT))
+        for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+            os.kill(os.getpid(), signum)
+
+    monkeypatch.setattr(preview, "draw_preview", preview_meets_signals)
+    assert main(arguments(tiny_model, shards, tmp_path / "out")) == 0, "every image is committed"
+    assert during == [signal.getsignal(signal.SIGINT)]
+    assert [signal.getsignal(s) for s in STOP_SIGNALS] == before
 
 
 def test_two_ranks_of_unequal_length_share_the_work(tiny_model: Path, tmp_path: Path):
