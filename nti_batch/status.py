@@ -54,14 +54,12 @@ class RunStatus:
             left = f", {self.hours_left:.1f} hours left at this rate" if self.missing and self.hours_left else ""
             lines.append(f"{self.images_per_hour:.0f} images an hour{left}")
         if self.psnr is not None and self.psnr_vae is not None:
-            gap = self.psnr_vae - self.psnr
-            lines.append(
-                f"PSNR {self.psnr:.2f} dB against the input, {gap:.2f} dB below the VAE's own {self.psnr_vae:.2f} dB"
-            )
+            gap = f"{abs(self.psnr_vae - self.psnr):.2f} dB {'above' if self.psnr > self.psnr_vae else 'below'}"
+            lines.append(f"PSNR {self.psnr:.2f} dB against the input, {gap} the VAE's own {self.psnr_vae:.2f} dB")
         if self.damaged_shards:
-            lines.append(f"{self.damaged_shards} input shards are damaged: what may lie behind is not counted")
+            lines.append(f"{self.damaged_shards} of the shards damaged: what may lie behind the damage is not counted")
         if self.prompts_truncated:
-            lines.append(f"{self.prompts_truncated} prompts are longer than the text encoder reads, and were cut")
+            lines.append(f"{self.prompts_truncated} of the prompts longer than the text encoder reads, and cut")
         lines += [f"{count} failed at stage {stage!r}" for stage, count in self.failures]
         return lines
 
