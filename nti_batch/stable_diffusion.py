@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from nti_batch.diffusion.alignment import TokenizedPrompt
-from nti_batch.diffusion.prompt_to_prompt import AttentionControl, ControlledAttention
+from nti_batch.diffusion.controlled_attention import ControlledAttention
+from nti_batch.diffusion.prompt_to_prompt import AttentionControl
 from nti_batch.diffusion.schedule import DDIMSchedule
 
 if TYPE_CHECKING:

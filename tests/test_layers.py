@@ -23,6 +23,7 @@ LAYERS = [
     },
     {"diffusion.edits", "diffusion.null_text"},
     {"diffusion.pool", "diffusion.prompt_to_prompt"},
+    {"diffusion.controlled_attention"},
     {"records", "archive"},
     {"transfer"},
     {"stable_diffusion", "stream", "images", "manifest", "lock", "signals"},

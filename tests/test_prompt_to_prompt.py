@@ -10,9 +10,10 @@ import torch
 from test_alignment import tokenized
 from torch import Tensor
 
+from nti_batch.diffusion.controlled_attention import ControlledAttention
 from nti_batch.diffusion.ddim import ddim_sample
 from nti_batch.diffusion.edits import EditControl, EditSettings
-from nti_batch.diffusion.prompt_to_prompt import AttentionControl, ControlledAttention, edit_sample
+from nti_batch.diffusion.prompt_to_prompt import AttentionControl, edit_sample
 from nti_batch.packing import StoredInversion
 from nti_batch.preview import replay
 from nti_batch.stable_diffusion import ModelSource, StableDiffusion
@@ -300,7 +301,7 @@ def test_only_the_blend_words_maps_of_one_resolution_are_kept(networks: StableDi
         prompts = networks.embed_prompts([SOURCE] * 3)
         networks.predict_noise(noise((8, 12)).repeat(3, 1, 1, 1), torch.tensor([901] * 3), prompts)
     assert control.maps is not None
-    assert control.maps.shape == (2, 3, 96)
+    assert control.maps.shape == (3, 2, 96)
 
 
 @pytest.mark.parametrize(

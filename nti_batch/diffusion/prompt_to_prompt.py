@@ -24,7 +24,6 @@ resolution and over the steps so far, 3 x 3 max-pooled and divided by the maximu
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -34,9 +33,6 @@ from nti_batch.diffusion.ddim import ddim_step
 from nti_batch.diffusion.edits import EditControl
 from nti_batch.diffusion.guidance import NoisePredictor, classifier_free_guidance
 from nti_batch.diffusion.schedule import DDIMSchedule
-
-if TYPE_CHECKING:
-    from diffusers.models.attention_processor import Attention
 
 BLEND_PIXELS = 256
 """Local blend takes the maps of the resolution that is nearest to this many: 16 x 16 in Stable Diffusion."""
@@ -66,33 +62,30 @@ class AttentionControl:
             cross_sizes: Heights and widths of the network's cross-attention layers for such latents.
             device: The network's.
         """
-        length = len(edits[0][0].weights)
+        length = next(len(edit.weights) for of_image in edits for edit in of_image)
         rows = [row for of_image in edits for row in (EditControl.none(length), *of_image)]
         counts = torch.tensor([1 + len(of_image) for of_image in edits])
         image_of = torch.arange(len(edits)).repeat_interleave(counts)
-        source_of = (counts.cumsum(0) - counts)[image_of]
 
-        def steps(shares: list[float] | list[Tensor]) -> Tensor:
-            return (num_steps * torch.stack([torch.as_tensor(share) for share in shares])).round()
-
-        def stack(tensors: list[Tensor]) -> Tensor:
-            return torch.stack(tensors).to(device)
+        def stack(of: Callable[[EditControl], Tensor | float]) -> Tensor:
+            return torch.stack([torch.as_tensor(of(row)) for row in rows])
 
         self.num_steps, self.latent_size, self.device = num_steps, latent_size, device
         self.map_size = min(cross_sizes, key=lambda size: abs(math.log(size[0] * size[1] / BLEND_PIXELS)))
-        self.image_of, self.source_of = image_of.to(device), source_of.to(device)
-        self.alignment = stack([row.alignment for row in rows])
+        self.image_of, self.source_of = image_of.to(device), (counts.cumsum(0) - counts)[image_of].to(device)
+        self.alignment = stack(lambda row: row.alignment).to(device)
         self.standing = self.alignment.any(1)
         """a, [rows, tokens]."""
-        self.weights = stack([row.weights for row in rows])
-        self.blend_words = torch.stack([stack([r.source_words for r in rows]), stack([r.edit_words for r in rows])])
-        self.threshold = torch.tensor([row.blend_threshold for row in rows], device=device)
-        # on the CPU, to decide there whether a layer has to do with them
-        self.cross_steps = steps([row.cross_share for row in rows])
-        self.self_steps = steps([row.self_share for row in rows])
-        self.blend_steps = steps([row.blend_start for row in rows])
+        self.weights = stack(lambda row: row.weights).to(device)
+        self.blend_words = stack(lambda row: torch.stack([row.source_words, row.edit_words])).to(device)
+        """[rows, 2, tokens]."""
+        self.threshold = stack(lambda row: row.blend_threshold).to(device)
+        # numbers of steps stay on the CPU, where it is decided whether a layer has anything to do with them
+        self.cross_steps = stack(lambda row: num_steps * row.cross_share).round()
+        self.self_steps = stack(lambda row: num_steps * row.self_share).round()
+        self.blend_steps = stack(lambda row: num_steps * row.blend_start).round()
         self.maps: Tensor | None = None
-        """Blend words' maps of sources and of edits, [2, rows, map height * map width]."""
+        """What the blend words of source and edit looked at so far, [rows, 2, map height * map width]."""
         self.cross: Tensor | None = None
         """c_t, [rows, tokens], where it is not 0 for all; None outside `at`."""
         self.self_rows: Tensor | None = None
@@ -129,8 +122,8 @@ class AttentionControl:
 
     def collect(self, maps: Tensor) -> None:
         """Add what the blend words look at in one layer, from [rows, heads, pixels, tokens]."""
-        both = torch.stack([maps[self.source_of], maps]).mean(2)
-        looks = torch.einsum("krpt,krt->krp", both, self.blend_words)
+        own = maps.mean(1)
+        looks = torch.einsum("rkpt,rkt->rkp", torch.stack([own[self.source_of], own], 1), self.blend_words)
         self.maps = looks if self.maps is None else self.maps + looks
 
     def blend(self, latents: Tensor, t: int) -> Tensor:
@@ -141,68 +134,8 @@ class AttentionControl:
         pooled = F.max_pool2d(self.maps.unflatten(-1, self.map_size), 3, 1, 1)
         looks = F.interpolate(pooled, latents.shape[-2:])
         looks = looks / looks.amax((-2, -1), keepdim=True)
-        mask = (looks > self.threshold[:, None, None]).any(0) | ~blending.to(self.device)[:, None, None]
+        mask = (looks > self.threshold[:, None, None, None]).any(1) | ~blending.to(self.device)[:, None, None]
         return torch.where(mask[:, None], latents, latents[self.source_of])
-
-
-class ControlledAttention:
-    """Attention processor of one layer: the layer's own, but where and when the control has to do with its maps.
-
-    The rows of a call are those of the control.
-    """
-
-    def __init__(self, control: AttentionControl, original: Callable[..., Tensor]) -> None:
-        """Stand in for a processor.
-
-        Args:
-            control: Of the batch.
-            original: The layer's own processor.
-        """
-        self.control, self.original = control, original
-
-    def __call__(
-        self,
-        attn: "Attention",
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
-    ) -> Tensor:
-        """Attend, [rows, pixels, channels]; without `encoder_hidden_states` to the pixels themselves."""
-        control, pixels = self.control, hidden_states.shape[1]
-        if encoder_hidden_states is None:
-            if control.self_rows is not None and pixels < math.prod(control.latent_size):
-                return _self_attention(attn, hidden_states, control.self_rows)
-        elif control.cross is not None or control.collects(pixels):
-            return self._cross_attention(attn, hidden_states, encoder_hidden_states)
-        return self.original(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
-
-    def _cross_attention(self, attn: "Attention", hidden_states: Tensor, encoder_hidden_states: Tensor) -> Tensor:
-        query = _heads(attn, attn.to_q(hidden_states))
-        key, value = (_heads(attn, layer(encoder_hidden_states)) for layer in (attn.to_k, attn.to_v))
-        # float32 as in the fused kernels, so that a source comes out as without control
-        maps = self.control.replace((query.float() @ key.float().mT * attn.scale).softmax(-1))
-        if self.control.collects(hidden_states.shape[1]):
-            self.control.collect(maps)
-        return _project(attn, (maps @ value.float()).to(value.dtype))
-
-
-def _self_attention(attn: "Attention", hidden_states: Tensor, rows: Tensor) -> Tensor:
-    """Self-attention with the maps of other rows: their queries and keys, so that no map is ever made."""
-    query, key, value = (_heads(attn, layer(hidden_states)) for layer in (attn.to_q, attn.to_k, attn.to_v))
-    return _project(attn, F.scaled_dot_product_attention(query[rows], key[rows], value, scale=attn.scale))
-
-
-def _heads(attn: "Attention", projected: Tensor) -> Tensor:
-    """[rows, n, channels] to [rows, heads, n, channels / heads]."""
-    heads: int = attn.heads
-    return projected.view(*projected.shape[:2], heads, -1).transpose(1, 2)
-
-
-def _project(attn: "Attention", attended: Tensor) -> Tensor:
-    """The opposite of `_heads`, and the layer's last projection."""
-    projected: Tensor = attn.to_out[0](attended.transpose(1, 2).flatten(2))
-    return projected
 
 
 @torch.no_grad()
