@@ -102,6 +102,12 @@ def test_words_beyond_what_is_read_take_no_part(kind: Kind):
     torch.testing.assert_close(align(long, long, kind), torch.eye(LENGTH))
 
 
+@pytest.mark.parametrize("kind", ["replace", "refine"])
+def test_a_word_that_is_repeated_hundreds_of_times_is_a_word_like_others(kind: Kind):
+    long = tokenized("red " * 300)
+    torch.testing.assert_close(align(long, long, kind), torch.eye(LENGTH))
+
+
 def test_a_cut_off_partner_leaves_nothing_behind():
     source, edit = tokenized("a b c d e f g h i k"), tokenized("tigers b c d e f g h i k")
     expected = torch.zeros(LENGTH, LENGTH)

@@ -64,32 +64,18 @@ def sample(
     networks: StableDiffusion,
     edits: Sequence[tuple[str, Sequence[tuple[str, EditSettings]]]],
     size: tuple[int, int] = (8, 8),
-    scale: float = SCALE,
 ) -> Tensor:
     control = control_of(networks, edits, size)
     prompts = [prompt for source, of_image in edits for prompt in (source, *(p for p, _ in of_image))]
-    images = len(edits)
+    inputs = (noise(size, len(edits)), networks.embed_prompts(prompts), null_embeddings(len(edits)))
     with networks.controlled(control):
-        return edit_sample(
-            networks.predict_noise,
-            networks.schedule(STEPS),
-            noise(size, images),
-            networks.embed_prompts(prompts),
-            null_embeddings(images),
-            scale,
-            control,
-        )
+        return edit_sample(networks.predict_noise, networks.schedule(STEPS), *inputs, SCALE, control)
 
 
-def plain(networks: StableDiffusion, prompt: str, size: tuple[int, int] = (8, 8)) -> Tensor:
-    return ddim_sample(
-        networks.predict_noise,
-        networks.schedule(STEPS),
-        noise(size),
-        networks.embed_prompts([prompt]),
-        null_embeddings(),
-        SCALE,
-    )
+def plain(networks: StableDiffusion, prompt: str, size: tuple[int, int] = (8, 8), image: int = 0) -> Tensor:
+    nulls = [null[image:] for null in null_embeddings(image + 1)]
+    inputs = (noise(size, image + 1)[image:], networks.embed_prompts([prompt]), nulls)
+    return ddim_sample(networks.predict_noise, networks.schedule(STEPS), *inputs, SCALE)
 
 
 def some_controls(length: int = 12) -> list[list[EditControl]]:
@@ -245,8 +231,9 @@ def test_images_of_one_batch_are_edited_as_if_alone(networks: StableDiffusion):
     second = ("a small star", [("a small green heart", blended)])
     together = sample(networks, [first, second])
     torch.testing.assert_close(together[:3], sample(networks, [first]), atol=1e-4, rtol=1e-4)
-    pair = sample(networks, [second, second])  # the second image's noise is that of place two
+    pair = sample(networks, [second, second])  # noise and null embeddings are those of the place
     torch.testing.assert_close(together[3:], pair[2:], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(together[3:4], plain(networks, second[0], image=1), atol=1e-4, rtol=1e-4)
 
 
 def test_edits_of_one_image_do_not_know_each_other(networks: StableDiffusion):
@@ -279,8 +266,15 @@ def test_a_weight_of_one_changes_nothing_and_another_does(networks: StableDiffus
 
 
 def test_without_guidance_the_null_embeddings_are_not_looked_at(networks: StableDiffusion):
-    source, edit = sample(networks, [(SOURCE, [(SOURCE, SWAP)])], scale=1)
-    torch.testing.assert_close(edit, source, atol=1e-5, rtol=0)
+    control, asked = control_of(networks, [(SOURCE, [(SOURCE, SWAP)])]), []
+
+    def predict(latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
+        asked.append(timesteps.tolist())
+        return torch.zeros_like(latents)
+
+    inputs = (noise(), networks.embed_prompts([SOURCE, SOURCE]), null_embeddings())
+    edit_sample(predict, networks.schedule(STEPS), *inputs, 1, control)
+    assert asked == [[t, t] for t in range(901, 0, -100)]
 
 
 def test_where_nothing_is_controlled_the_layers_own_attention_runs_bit_for_bit(networks: StableDiffusion):
@@ -298,12 +292,15 @@ def test_where_nothing_is_controlled_the_layers_own_attention_runs_bit_for_bit(n
         for t in (10, 3, 2, 1):
             with control.at(t):
                 assert torch.equal(predict(t), free[t]) == (t < 3)  # the larger share is 0.8
+            with control.at(t):
+                assert (control.self_rows is None) == (t < 5)
     assert torch.equal(predict(10), free[10])
     assert control.maps is None
 
 
 def test_only_the_blend_words_maps_of_one_resolution_are_kept(networks: StableDiffusion):
-    control = control_of(networks, [(SOURCE, [(SOURCE, EditSettings(blend_words=("red", "red")))] * 2)], (8, 12))
+    uncontrolled = EditSettings(cross_share=0, self_share=0, blend_words=("red", "red"))
+    control = control_of(networks, [(SOURCE, [(SOURCE, uncontrolled)] * 2)], (8, 12))
     assert control.map_size == (8, 12)
     with networks.controlled(control), control.at(STEPS), torch.no_grad():
         prompts = networks.embed_prompts([SOURCE] * 3)
