@@ -102,10 +102,9 @@ def test_words_beyond_what_is_read_take_no_part(kind: Kind):
     torch.testing.assert_close(align(long, long, kind), torch.eye(LENGTH))
 
 
-@pytest.mark.parametrize("kind", ["replace", "refine"])
-def test_a_word_that_is_repeated_hundreds_of_times_is_a_word_like_others(kind: Kind):
-    long = tokenized("red " * 300)
-    torch.testing.assert_close(align(long, long, kind), torch.eye(LENGTH))
+def test_a_word_that_is_repeated_hundreds_of_times_is_a_word_like_others():
+    alignment = align(tokenized("cat " + "red " * 300), tokenized("red " * 300), "refine")
+    assert alignment.nonzero()[1:-1].tolist() == [[i + 1, i] for i in range(1, LENGTH - 2)]
 
 
 def test_a_cut_off_partner_leaves_nothing_behind():
