@@ -6,6 +6,8 @@ read from its JSON files, so that a model that cannot be used is refused before 
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -13,6 +15,9 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
+from nti_batch.diffusion.alignment import TokenizedPrompt
+from nti_batch.diffusion.controlled_attention import ControlledAttention
+from nti_batch.diffusion.prompt_to_prompt import AttentionControl
 from nti_batch.diffusion.schedule import DDIMSchedule
 
 if TYPE_CHECKING:
@@ -244,6 +249,11 @@ class StableDiffusion(nn.Module):
         """Whether the text encoder reads only the beginning of a prompt."""
         return len(self.tokenizer(prompt, verbose=False).input_ids) > self.tokenizer.model_max_length
 
+    def tokenize(self, prompt: str) -> TokenizedPrompt:
+        """Where the words of a prompt are among its tokens."""
+        tokens = self.tokenizer(prompt, padding="max_length", truncation=True, return_offsets_mapping=True)
+        return TokenizedPrompt.of(prompt, tokens.offset_mapping)
+
     @torch.no_grad()
     def encode_pictures(self, pixels: Tensor) -> Tensor:
         """uint8 pixels, [batch, 3, height, width], to latents: the posterior's mean, scaled."""
@@ -268,6 +278,24 @@ class StableDiffusion(nn.Module):
             return predicted
         abar = self.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
         return abar.sqrt() * predicted + (1 - abar).sqrt() * latents
+
+    def cross_attention_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Heights and widths of the UNet's cross-attention layers for latents of this size."""
+        blocks = self.unet.down_blocks
+        levels = [k for k, block in enumerate(blocks) if getattr(block, "has_cross_attention", False)]
+        if getattr(self.unet.mid_block, "has_cross_attention", False):
+            levels.append(len(blocks) - 1)
+        return sorted({(-(-height // 2**k), -(-width // 2**k)) for k in levels})
+
+    @contextmanager
+    def controlled(self, control: AttentionControl) -> Iterator[None]:
+        """Put the UNet's attention under control for as long as is needed."""
+        before = self.unet.attn_processors
+        self.unet.set_attn_processor({name: ControlledAttention(control, own) for name, own in before.items()})
+        try:
+            yield
+        finally:
+            self.unet.set_attn_processor(before)
 
 
 def random_unet(precision: Precision, device: torch.device) -> "UNet2DConditionModel":

@@ -1,0 +1,113 @@
+"""Which tokens of an edit's prompt stand for which tokens of the source's.
+
+Hertz et al., "Prompt-to-Prompt Image Editing with Cross Attention Control", 2022, https://arxiv.org/abs/2208.01626,
+section 4. Prompts are aligned word by word, since a word may have several tokens; an alignment is a matrix A,
+[source tokens, edit tokens], with which a source's attention map M, [..., source tokens], becomes M A.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Kind = Literal["replace", "refine"]
+_WORD = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]+")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedPrompt:
+    """The words of a prompt and the positions of their tokens.
+
+    Position 0 holds the start token, `end` the end token; padding follows.
+    """
+
+    prompt: str
+    words: tuple[str, ...]
+    """In lower case, as CLIP reads them; a run of punctuation marks is a word of its own."""
+
+    spans: tuple[tuple[int, ...], ...]
+    """Positions of each word's tokens; none for a word that the text encoder does not read any more."""
+
+    end: int
+    length: int
+    """Of the padded prompt."""
+
+    @classmethod
+    def of(cls, prompt: str, offsets: Sequence[tuple[int, int]]) -> "TokenizedPrompt":
+        """Find the words.
+
+        Args:
+            prompt: The text.
+            offsets: First character of each token and the one after its last; (0, 0) for start, end and padding.
+        """
+        found = list(_WORD.finditer(prompt))
+        tokens = [(i, first) for i, (first, last) in enumerate(offsets) if first < last]
+        return cls(
+            prompt=prompt,
+            words=tuple(word.group().lower() for word in found),
+            spans=tuple(tuple(i for i, first in tokens if word.start() <= first < word.end()) for word in found),
+            end=len(tokens) + 1,
+            length=len(offsets),
+        )
+
+    def find(self, phrase: str) -> list[int]:
+        """Positions of the tokens of a word, or of several in a row, wherever they occur.
+
+        Raises:
+            ValueError: If they do not.
+        """
+        wanted = tuple(_WORD.findall(phrase.lower()))
+        starts = [i for i in range(len(self.words)) if wanted and self.words[i : i + len(wanted)] == wanted]
+        positions = [p for i in starts for span in self.spans[i : i + len(wanted)] for p in span]
+        if not positions:
+            raise ValueError(f"{phrase!r} is not in what the text encoder reads of the prompt {self.prompt!r}")
+        return positions
+
+
+def align(source: TokenizedPrompt, edit: TokenizedPrompt, kind: Kind) -> Tensor:
+    """The alignment A of two prompts of one padded length; the column of a token that is new is zero.
+
+    A word's tokens stand for its partner's one by one. Where the partner has another number of tokens, each takes an
+    even share of all of them. Start, end and padding tokens stand for those of the source.
+
+    Args:
+        source: The picture's prompt.
+        edit: The other prompt.
+        kind: `replace` pairs the first word with the first, the second with the second, ...; `refine` pairs the words
+            that both prompts have, in their order.
+
+    Raises:
+        ValueError: If `replace` is asked for and the prompts have different numbers of words.
+    """
+    alignment = torch.zeros(source.length, edit.length)
+    alignment[0, 0] = 1
+    for i, j in _pairs(source, edit, kind):
+        _stand_for(alignment, source.spans[i], edit.spans[j])
+    rest = torch.arange(min(source.length - source.end, edit.length - edit.end))
+    alignment[source.end + rest, edit.end + rest] = 1
+    return alignment
+
+
+def _stand_for(alignment: Tensor, source: Sequence[int], edit: Sequence[int]) -> None:
+    """Let the tokens of one word take the attention of another's."""
+    if len(source) == len(edit):
+        alignment[list(source), list(edit)] = 1
+    elif edit:
+        alignment[[[i] for i in source], list(edit)] = 1 / len(edit)
+
+
+def _pairs(source: TokenizedPrompt, edit: TokenizedPrompt, kind: Kind) -> Iterable[tuple[int, int]]:
+    """Numbers of the words that belong together."""
+    if kind == "refine":
+        blocks = SequenceMatcher(None, source.words, edit.words, autojunk=False).get_matching_blocks()
+        return [(i + k, j + k) for i, j, size in blocks for k in range(size)]
+    if len(source.words) != len(edit.words):
+        raise ValueError(
+            f"to replace words, an edit needs as many as its source: {edit.prompt!r} has {len(edit.words)}, "
+            f"{source.prompt!r} has {len(source.words)}; 'refine' takes any number"
+        )
+    return zip(range(len(source.words)), range(len(edit.words)), strict=True)
