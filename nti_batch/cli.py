@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
     Job = tuple[Trainer, NullTextInversion, InversionDataModule, InversionWriter]
 
-PIPE = "--data.allow_pipe"
-PIPE_HELP = "allow shards that are the output of a shell command, as for invert"
 DONE, ERROR, WRONG_SETTINGS, SOME_FAILED, STOPPED = 0, 1, 2, 3, 75
 
 
@@ -40,13 +38,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     invert_parser = commands.add_parser("invert", help="invert the images of WebDataset shards", add_help=False)
     invert_parser.set_defaults(run=lambda arguments, rest: invert(rest))
-    status_parser = commands.add_parser("status", help="say how far a run is")
-    status_parser.add_argument("out", metavar="OUT", help="output folder of the run")
+    a_run = argparse.ArgumentParser(add_help=False)
+    a_run.add_argument("out", metavar="OUT", help="output folder of the run")
+    a_run.add_argument(
+        "--data.allow_pipe",
+        dest="allow_pipe",
+        choices=("true", "false"),
+        default="false",
+        help="allow shards that are the output of a shell command, as for invert",
+    )
+    status_parser = commands.add_parser("status", help="say how far a run is", parents=[a_run])
     status_parser.add_argument("--json", action="store_true", help="print one JSON object")
     status_parser.add_argument(
         "--exit-code", action="store_true", help="exit with 75 if images are missing, with 3 if some have failed"
     )
-    status_parser.add_argument(PIPE, dest="allow_pipe", choices=("true", "false"), default="false", help=PIPE_HELP)
     status_parser.set_defaults(
         run=lambda arguments, rest: status(
             arguments.out, arguments.json, arguments.exit_code, arguments.allow_pipe == "true"
@@ -57,9 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     bench_parser.set_defaults(run=lambda arguments, rest: bench(rest))
 
     verify_parser = commands.add_parser(
-        "verify", help="check a run: checksums, shapes, one commit an image, nothing lost"
+        "verify", help="check a run: checksums, shapes, one commit an image, nothing lost", parents=[a_run]
     )
-    verify_parser.add_argument("out", metavar="OUT", help="output folder of the run")
     verify_parser.add_argument(
         "--data.shards", dest="shards", help="the input, if it is elsewhere than the run read it"
     )
@@ -67,7 +71,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--recompute", type=int, default=0, metavar="N", help="inversions to replay and compare with their PSNR"
     )
     verify_parser.add_argument("--json", action="store_true", help="print one JSON list")
-    verify_parser.add_argument(PIPE, dest="allow_pipe", choices=("true", "false"), default="false", help=PIPE_HELP)
     verify_parser.set_defaults(
         run=lambda arguments, rest: verify(
             arguments.out, arguments.shards, arguments.recompute, arguments.json, arguments.allow_pipe == "true"

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -42,11 +43,8 @@ def verify_run(run: InversionRun, units: Sequence[WorkUnit], recompute: int) -> 
     Raises:
         ValueError: If `recompute` needs what is not there.
     """
-    by_shard: dict[str, list[WorkUnit]] = {}
-    for unit in units:
-        by_shard.setdefault(unit.shard, []).append(unit)
-    for of_shard in by_shard.values():
-        yield from _check_shard(run, of_shard)
+    for _, of_shard in groupby(units, key=lambda unit: unit.shard):
+        yield from _check_shard(run, list(of_shard))
     yield from _strangers(run, units)
     if recompute:
         yield from _replayed(run, units, recompute)
