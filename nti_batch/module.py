@@ -1,6 +1,7 @@
 """The LightningModule of the main job: feeds decoded images to the pool and hands back what it finishes."""
 
 import dataclasses
+import gc
 import logging
 import time
 from dataclasses import dataclass
@@ -96,6 +97,9 @@ class NullTextInversion(LightningModule):
         if torch.is_inference_mode_enabled():
             raise ValueError(NEEDS_GRADIENTS)
         self.stop.take_all()
+        # what is loaded by now stays to the end: the garbage collector need not walk it again and again
+        gc.collect()
+        gc.freeze()
         self.pool = InversionPool(
             self.networks.predict_noise,
             self.networks.schedule(self.num_steps),

@@ -73,6 +73,7 @@ class _Timed(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None, Tensor]:
         with ctx.clock.running():
             ctx.noise.backward(gradient)
+            del ctx.noise  # a network without a clock frees its graph here, too
         return None, None, None, ctx.embeddings.grad
 
 
