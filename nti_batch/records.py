@@ -3,11 +3,15 @@
 CaptionedImage  ->  Inversion      done
                 ->  Failure        failed, with the stage and the reason
 UnitRead                           the end of a work unit
+
+EditRequest                        asks for an edited picture of an inverted image
 """
 
 from dataclasses import dataclass
 
 from torch import Tensor
+
+from nti_batch.diffusion.edits import EditSettings
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -112,3 +116,34 @@ class UnitRead:
 
 Outcome = Inversion | Failure | UnitRead
 """What a prediction step hands to the writer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """The part of a picture that an edit may change, on a grid of its own over the whole picture."""
+
+    runs: tuple[int, ...]
+    """start, length, start, length, ... of the pixels inside, in row-major order; PIE-Bench's form."""
+
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EditRequest:
+    """An edit that somebody asks for."""
+
+    shard: str
+    key: str
+    name: str
+    """Of the edit, once among those of its image; the output is called by it."""
+
+    prompt: str | None
+    """The source's prompt in the words of who asks; None is the inversion's. Another than the inversion's fails."""
+
+    edit_prompt: str | None
+    """None rebuilds the source."""
+
+    settings: EditSettings
+    mask: Mask | None = None
+    """Where scores of the unedited part do not look."""
