@@ -148,12 +148,26 @@ def test_self_attention_takes_the_map_of_the_source(networks: StableDiffusion, t
         torch.testing.assert_close(processor(attn, hidden), torch.stack(expected))
 
 
-def test_self_attention_as_fine_as_the_latents_is_left_alone(networks: StableDiffusion):
-    control = AttentionControl(some_controls(), STEPS, (2, 3), [(2, 3)], torch.device("cpu"))
+@pytest.mark.parametrize(
+    ("latents", "layer", "replaced"),
+    [
+        ((64, 64), (64, 64), False),
+        ((64, 64), (32, 32), True),
+        ((96, 96), (48, 48), True),
+        ((33, 32), (33, 32), False),
+        ((32, 32), (32, 32), True),
+        ((16, 16), (16, 16), True),
+    ],
+)
+def test_self_attention_is_the_sources_below_the_latents_resolution_and_up_to_32_x_32(
+    networks: StableDiffusion, latents: tuple[int, int], layer: tuple[int, int], replaced: bool
+):
+    control = AttentionControl(some_controls(), STEPS, latents, [layer], torch.device("cpu"))
     attn = networks.unet.mid_block.attentions[0].transformer_blocks[0].attn1
-    hidden = torch.randn(5, 6, 8)
-    with control.at(STEPS):
-        assert torch.equal(ControlledAttention(control, attn.processor)(attn, hidden), attn(hidden))
+    hidden = torch.randn(5, math.prod(layer), 8, generator=torch.Generator().manual_seed(2))
+    with control.at(STEPS), torch.no_grad():
+        found, own = ControlledAttention(control, attn.processor)(attn, hidden), attn(hidden)
+    assert torch.equal(found, own) is not replaced
 
 
 MAP, LATENTS = (6, 8), (12, 16)

@@ -1,6 +1,5 @@
 """The attention of a diffusers UNet with the maps of prompt-to-prompt, on the interface of its attention processors."""
 
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -39,7 +38,7 @@ class ControlledAttention:
         """Attend, [rows, pixels, channels]; without `encoder_hidden_states` to the pixels themselves."""
         control, pixels = self.control, hidden_states.shape[1]
         if encoder_hidden_states is None:
-            if control.self_rows is not None and pixels < math.prod(control.latent_size):
+            if control.self_rows is not None and pixels <= control.self_pixels:
                 return _self_attention(attn, hidden_states, control.self_rows)
         elif control.cross is not None or control.collects(pixels):
             return self._cross_attention(attn, hidden_states, encoder_hidden_states)

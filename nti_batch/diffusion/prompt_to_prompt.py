@@ -7,8 +7,9 @@ tokens]; z and z* are their latents. At the timestep t of T, in every cross-atte
     replaced = M A + M* (1 - a)                      a is 1 for edit tokens that stand for source tokens, else 0
     M*_t     = c_t (s replaced) + (1 - c_t) M*       c_t is 1 in the first steps, a share of T that each token has
 
-In self-attention layers coarser than the latents M*_t = M, likewise in a share of the steps. After a step, local
-blend leaves as it was what the words of a blend do not look at:
+In self-attention layers coarser than the latents, or of at most 32 x 32 pixels, M*_t = M, likewise in a share of the
+steps: both are the authors' rule for latents of 64 x 64. After a step, local blend leaves as it was what the words of
+a blend do not look at:
 
     z*_{t-1} <- z_{t-1} + m (z*_{t-1} - z_{t-1})     m is 1 where the blend words' maps are above a threshold, else 0
 
@@ -36,6 +37,9 @@ from nti_batch.diffusion.schedule import DDIMSchedule
 
 BLEND_PIXELS = 256
 """Local blend takes the maps of the resolution that is nearest to this many: 16 x 16 in Stable Diffusion."""
+
+SELF_PIXELS = 1024
+"""Self-attention layers with no more pixels are the source's even where they are as fine as the latents."""
 
 
 class AttentionControl:
@@ -70,7 +74,9 @@ class AttentionControl:
         def stack(of: Callable[[EditControl], Tensor | float]) -> Tensor:
             return torch.stack([torch.as_tensor(of(row)) for row in rows])
 
-        self.num_steps, self.latent_size, self.device = num_steps, latent_size, device
+        self.num_steps, self.device = num_steps, device
+        self.self_pixels = max(math.prod(latent_size) - 1, SELF_PIXELS)
+        """Most pixels of a self-attention layer that is replaced."""
         self.map_size = min(cross_sizes, key=lambda size: abs(math.log(size[0] * size[1] / BLEND_PIXELS)))
         self.image_of, self.source_of = image_of.to(device), (counts.cumsum(0) - counts)[image_of].to(device)
         self.alignment = stack(lambda row: row.alignment).to(device)
