@@ -1,4 +1,4 @@
-"""A picture that shows a run: input, VAE, DDIM and null-text side by side, replayed from the files."""
+"""A picture that shows a run: input, VAE, DDIM and the run's method side by side, replayed from the files."""
 
 from collections.abc import Collection, Iterable, Sequence
 from itertools import islice, zip_longest
@@ -55,14 +55,15 @@ def replay(networks: StableDiffusion, stored: list[StoredInversion], guided: boo
     Args:
         networks: Those of the run.
         stored: Inversions of one run.
-        guided: With their null embeddings; otherwise with the embedding of the empty prompt, as plain DDIM.
+        guided: With their null embeddings and offsets; otherwise with the embedding of the empty prompt, as plain DDIM.
     """
     settings = stored[0].metadata["settings"]
     assert isinstance(settings, dict)
     prompts = networks.embed_prompts([s.prompt for s in stored])
     null = torch.stack([s.null_embeddings for s in stored], 1).to(networks.device)
+    offsets = [s.offsets for s in stored if s.offsets is not None]
     if not guided:
-        null = networks.embed_prompts([""]).expand_as(null)
+        null, offsets = networks.embed_prompts([""]).expand_as(null), []
     latents = ddim_sample(
         networks.predict_noise,
         networks.schedule(len(null)),
@@ -70,6 +71,7 @@ def replay(networks: StableDiffusion, stored: list[StoredInversion], guided: boo
         prompts,
         list(null),
         float(settings["model.guidance_scale"]),  # type: ignore[arg-type]
+        list(torch.stack(offsets, 1).to(networks.device)) if offsets else None,
     )
     return networks.decode_latents(latents)
 
@@ -92,12 +94,16 @@ def draw_preview(
     if not stored:
         return None
     pixels = torch.stack([inputs[s.shard, s.key].pixels for s in stored]).to(networks.device)
-    vae = networks.decode_latents(networks.encode_pictures(pixels))
-    columns = [pixels / 255, vae, replay(networks, stored, False), replay(networks, stored, True)]
-    pictures = torch.stack(columns, 1).cpu()
+    columns = {
+        "input": pixels / 255,
+        "VAE": networks.decode_latents(networks.encode_pictures(pixels)),
+        "ddim": replay(networks, stored, False),
+        str(run.settings()["model.method"]): replay(networks, stored, True),
+    }
+    pictures = torch.stack(list(columns.values()), 1).cpu()
     rows = [(f"{s.shard}/{s.key}: {s.prompt}", row) for s, row in zip(stored, pictures, strict=True)]
     path = run.out / "preview.png"
-    _draw(rows, ("input", "VAE", "DDIM", "null-text")).save(path)
+    _draw(rows, tuple(columns)).save(path)
     return path
 
 

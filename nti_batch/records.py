@@ -61,7 +61,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Inversion:
-    """What null-text inversion found for one image. Tensors are float32 and on the CPU."""
+    """What the inversion of one image found. Tensors are float32 and on the CPU."""
 
     unit: WorkUnit
     key: str
@@ -82,6 +82,10 @@ class Inversion:
     null_embeddings: Tensor
     """[T, tokens, dim], rounded as they are stored; row 0 belongs to the noisiest timestep."""
 
+    offsets: Tensor | None
+    """What direct inversion adds to z_{t-1} after the guided step, [T, channels, height / 8, width / 8], rounded and ordered
+    as null embeddings are; None with another method."""
+
     timesteps: list[int]
     """The network's timestep for each row of `null_embeddings`."""
 
@@ -89,7 +93,7 @@ class Inversion:
     """Updates of the embedding taken at each timestep."""
 
     losses: list[float]
-    """Mean squared distance to the pivot at each timestep with the embedding that was kept."""
+    """Mean squared distance to the pivot at each timestep with the embedding that was kept; offsets come after it."""
 
     psnr_vae: float
     """VAE round trip against the input, in dB: what no inversion can exceed."""

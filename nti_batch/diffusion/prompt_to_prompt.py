@@ -24,6 +24,7 @@ resolution and over the steps so far, 3 x 3 max-pooled and divided by the maximu
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import repeat
 
 import torch
 import torch.nn.functional as F
@@ -72,7 +73,8 @@ class AttentionControl:
 
         self.num_steps, self.latent_size, self.device = num_steps, latent_size, device
         self.map_size = min(cross_sizes, key=lambda size: abs(math.log(size[0] * size[1] / BLEND_PIXELS)))
-        self.image_of, self.source_of = image_of.to(device), (counts.cumsum(0) - counts)[image_of].to(device)
+        self.image_of, self.sources = image_of.to(device), (counts.cumsum(0) - counts).to(device)
+        self.source_of = self.sources[self.image_of]
         self.alignment = stack(lambda row: row.alignment).to(device)
         self.standing = self.alignment.any(1)
         """a, [rows, tokens]."""
@@ -147,6 +149,7 @@ def edit_sample(
     null_embeddings: Sequence[Tensor],
     guidance_scale: float,
     control: AttentionControl,
+    offsets: Sequence[Tensor] | None = None,
 ) -> Tensor:
     """Sample sources and their edits from z_T down to z_0, [rows, channels, height, width].
 
@@ -161,9 +164,12 @@ def edit_sample(
         null_embeddings: T unconditional embeddings, each [images, tokens, dim]; the first belongs to t = T.
         guidance_scale: w; at 1 the unconditional embeddings are not looked at.
         control: New, of these rows.
+        offsets: T of direct inversion, each [images, channels, height, width], added to a source's z_{t-1} and not to
+            its edits'; the first belongs to t = T.
     """
-    latents = noise_latents[control.image_of]
-    for t, null_embedding in zip(range(schedule.num_steps, 0, -1), null_embeddings, strict=True):
+    latents, num_steps = noise_latents[control.image_of], schedule.num_steps
+    added = offsets or repeat(None, num_steps)
+    for t, null_embedding, offset in zip(range(num_steps, 0, -1), null_embeddings, added, strict=True):
         here = torch.full((len(latents),), t, device=latents.device)
         timesteps = schedule.network_timesteps[here]
         with control.at(t):
@@ -171,5 +177,8 @@ def edit_sample(
         if guidance_scale != 1:
             noise_uncond = predict_noise(latents, timesteps, null_embedding[control.image_of])
             noise = classifier_free_guidance(noise_uncond, noise, guidance_scale)
-        latents = control.blend(ddim_step(schedule, latents, noise, here, here - 1), t)
+        latents = ddim_step(schedule, latents, noise, here, here - 1)
+        if offset is not None:
+            latents = latents.index_add(0, control.sources, offset)
+        latents = control.blend(latents, t)
     return latents
