@@ -9,7 +9,7 @@ The tensors' layout is named in the header of the safetensors, under `layout`:
                 scales [M] float32
                 levels uint8: a zlib stream of [M, tokens, dim] int8;  row = row before + scale * level
 
-Direct inversion adds offsets [T, channels, height, width] to each: float32 in the first, float16 in the others.
+Direct inversion adds pivot [T, channels, height, width] to each: float32 in the first, float16 in the others.
 """
 
 import dataclasses
@@ -51,14 +51,14 @@ class StoredInversion:
     metadata: dict[str, Json]
     """The `.json` member: sizes, model, settings, losses, PSNR, work."""
 
-    offsets: Tensor | None = None
-    """Of direct inversion, [T, channels, height, width] float32, in the same order; None with another method."""
+    pivot: Tensor | None = None
+    """z*_{T-1} ... z*_0 of direct inversion, [T, channels, height, width] float32; None with another method."""
 
 
 def pack_tensors(
-    storage: Storage, noise_latents: Tensor, start_embedding: Tensor, null_embeddings: Tensor, offsets: Tensor | None
+    storage: Storage, noise_latents: Tensor, start_embedding: Tensor, null_embeddings: Tensor, pivot: Tensor | None
 ) -> bytes:
-    """Safetensors bytes in the layout of a storage; embeddings and offsets must be rounded to it, all on the CPU."""
+    """Safetensors bytes in the layout of a storage; all must be rounded to it and on the CPU."""
     match storage:
         case "compact":
             tensors = _compact(start_embedding, null_embeddings)
@@ -67,8 +67,8 @@ def pack_tensors(
         case "float32":
             tensors = {"null_embeddings": null_embeddings}
     tensors["noise_latents"] = noise_latents
-    if offsets is not None:
-        tensors["offsets"] = offsets if storage == "float32" else offsets.half()
+    if pivot is not None:
+        tensors["pivot"] = pivot if storage == "float32" else pivot.half()
     return save({name: t.contiguous() for name, t in tensors.items()}, metadata={"layout": f"{storage}-1"})
 
 
@@ -76,7 +76,7 @@ def pack(inversion: Inversion, settings: dict[str, Json]) -> tuple[bytes, dict[s
     """The two members of an inversion: safetensors bytes, and metadata with their checksum and what made them."""
     storage = cast(Storage, settings["output.storage"])
     assert storage in get_args(Storage), storage
-    names = ("noise_latents", "start_embedding", "null_embeddings", "offsets")
+    names = ("noise_latents", "start_embedding", "null_embeddings", "pivot")
     payload = pack_tensors(storage, *(getattr(inversion, name) for name in names))
     kept = {f.name for f in dataclasses.fields(inversion)} - {"unit", *names}
     metadata: dict[str, Json] = {"shard": inversion.unit.shard, "settings": settings}
@@ -86,7 +86,7 @@ def pack(inversion: Inversion, settings: dict[str, Json]) -> tuple[bytes, dict[s
 
 
 def unpack_tensors(payload: bytes, num_steps: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The opposite of `pack_tensors`: noise latents, null embeddings, offsets, float32 again, whatever the layout.
+    """The opposite of `pack_tensors`: noise latents, null embeddings, pivot, float32 again, whatever the layout.
 
     Raises:
         ValueError: If the layout is not known here.
@@ -99,7 +99,7 @@ def unpack_tensors(payload: bytes, num_steps: int) -> tuple[Tensor, Tensor, Tens
             null_embeddings = _expand(tensors, num_steps)
         case _:
             raise ValueError(f"the layout is {layout!r}: a newer nti_batch wrote it; update this one")
-    return tensors["noise_latents"], null_embeddings, tensors["offsets"].float() if "offsets" in tensors else None
+    return tensors["noise_latents"], null_embeddings, tensors["pivot"].float() if "pivot" in tensors else None
 
 
 def unpack(payload: bytes, metadata: dict[str, Json]) -> StoredInversion:
@@ -110,7 +110,7 @@ def unpack(payload: bytes, metadata: dict[str, Json]) -> StoredInversion:
     """
     try:
         num_steps = len(metadata["timesteps"])  # type: ignore[arg-type]
-        noise_latents, null_embeddings, offsets = unpack_tensors(payload, num_steps)
+        noise_latents, null_embeddings, pivot = unpack_tensors(payload, num_steps)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{metadata['key']!r} cannot be read: {error}") from error
     return StoredInversion(
@@ -120,7 +120,7 @@ def unpack(payload: bytes, metadata: dict[str, Json]) -> StoredInversion:
         noise_latents=noise_latents,
         null_embeddings=null_embeddings,
         metadata=metadata,
-        offsets=offsets,
+        pivot=pivot,
     )
 
 

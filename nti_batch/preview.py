@@ -50,20 +50,24 @@ def read_inputs(
 
 @torch.no_grad()
 def replay(networks: StableDiffusion, stored: list[StoredInversion], guided: bool) -> Tensor:
-    """Sample from inversions as read from their files, [images, 3, height, width] in [0, 1].
+    """Rebuild pictures from inversions as read from their files, [images, 3, height, width] in [0, 1].
+
+    Direct inversion goes to the end of its pivot, whatever the network says; the other methods sample.
 
     Args:
         networks: Those of the run.
         stored: Inversions of one run.
-        guided: With their null embeddings and offsets; otherwise with the embedding of the empty prompt, as plain DDIM.
+        guided: With what the run found; otherwise with the embedding of the empty prompt, as plain DDIM.
     """
+    ends = [s.pivot[-1] for s in stored if s.pivot is not None]
+    if guided and ends:
+        return networks.decode_latents(torch.stack(ends).to(networks.device))
     settings = stored[0].metadata["settings"]
     assert isinstance(settings, dict)
     prompts = networks.embed_prompts([s.prompt for s in stored])
     null = torch.stack([s.null_embeddings for s in stored], 1).to(networks.device)
-    offsets = [s.offsets for s in stored if s.offsets is not None]
     if not guided:
-        null, offsets = networks.embed_prompts([""]).expand_as(null), []
+        null = networks.embed_prompts([""]).expand_as(null)
     latents = ddim_sample(
         networks.predict_noise,
         networks.schedule(len(null)),
@@ -71,7 +75,6 @@ def replay(networks: StableDiffusion, stored: list[StoredInversion], guided: boo
         prompts,
         list(null),
         float(settings["model.guidance_scale"]),  # type: ignore[arg-type]
-        list(torch.stack(offsets, 1).to(networks.device)) if offsets else None,
     )
     return networks.decode_latents(latents)
 

@@ -82,9 +82,9 @@ class Inversion:
     null_embeddings: Tensor
     """[T, tokens, dim], rounded as they are stored; row 0 belongs to the noisiest timestep."""
 
-    offsets: Tensor | None
-    """What direct inversion adds to z_{t-1} after the guided step, [T, channels, height / 8, width / 8], rounded and ordered
-    as null embeddings are; None with another method."""
+    pivot: Tensor | None
+    """z*_{T-1} ... z*_0 of direct inversion, [T, channels, height / 8, width / 8], rounded as they are stored; None
+    with another method."""
 
     timesteps: list[int]
     """The network's timestep for each row of `null_embeddings`."""
@@ -93,7 +93,7 @@ class Inversion:
     """Updates of the embedding taken at each timestep."""
 
     losses: list[float]
-    """Mean squared distance to the pivot at each timestep with the embedding that was kept; offsets come after it."""
+    """Mean squared distance to the pivot at each timestep of the guided step that was kept."""
 
     psnr_vae: float
     """VAE round trip against the input, in dB: what no inversion can exceed."""

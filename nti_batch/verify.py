@@ -119,12 +119,12 @@ def _wrong(stored: StoredInversion, settings: dict[str, Json]) -> Iterator[str]:
         "null_embeddings": stored.null_embeddings,
         "noise_latents": stored.noise_latents,
     }
-    if stored.offsets is not None:
-        tensors["offsets"] = stored.offsets
+    if stored.pivot is not None:
+        tensors["pivot"] = stored.pivot
     expected = (len(timesteps), *stored.noise_latents.shape) if settings.get("model.method") == "direct" else None
-    found = tuple(stored.offsets.shape) if stored.offsets is not None else None
+    found = tuple(stored.pivot.shape) if stored.pivot is not None else None
     if found != expected:
-        yield f"offsets have the shape {found}, not {expected}"
+        yield f"the pivot has the shape {found}, not {expected}"
     for name, tensor in tensors.items():
         if tensor.dtype != torch.float32:
             yield f"{name} are {tensor.dtype}, not float32"

@@ -5,7 +5,6 @@ sigma = 0; the step up is the same formula with the levels exchanged.
 """
 
 from collections.abc import Sequence
-from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -57,7 +56,6 @@ def ddim_sample(
     prompt_embeddings: Tensor,
     null_embeddings: Sequence[Tensor],
     guidance_scale: float,
-    offsets: Sequence[Tensor] | None = None,
 ) -> Tensor:
     """Sample from z_T down to z_0 with classifier-free guidance.
 
@@ -68,12 +66,9 @@ def ddim_sample(
         prompt_embeddings: C, [batch, tokens, dim].
         null_embeddings: T unconditional embeddings, each [batch, tokens, dim]; the first belongs to t = T.
         guidance_scale: w; at 1 the unconditional embeddings are not looked at.
-        offsets: T of direct inversion, each [batch, channels, height, width], added to z_{t-1}; the first belongs to
-            t = T.
     """
-    latents, num_steps = noise_latents, schedule.num_steps
-    added = offsets or repeat(None, num_steps)
-    for t, null_embedding, offset in zip(range(num_steps, 0, -1), null_embeddings, added, strict=True):
+    latents = noise_latents
+    for t, null_embedding in zip(range(schedule.num_steps, 0, -1), null_embeddings, strict=True):
         here = torch.full((len(latents),), t, device=latents.device)
         timesteps = schedule.network_timesteps[here]
         noise = predict_noise(latents, timesteps, prompt_embeddings)
@@ -81,6 +76,4 @@ def ddim_sample(
             noise_uncond = predict_noise(latents, timesteps, null_embedding)
             noise = classifier_free_guidance(noise_uncond, noise, guidance_scale)
         latents = ddim_step(schedule, latents, noise, here, here - 1)
-        if offset is not None:
-            latents = latents + offset
     return latents

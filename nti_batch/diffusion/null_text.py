@@ -20,7 +20,7 @@ The other methods go down from the same pivot and optimise nothing:
 
     ddim               null_t = embedding of ""
     negative-prompt    null_t = C, so that the guided noise is eps(z_t, C)
-    direct             null_t = embedding of "";   offset_t = z*_{t-1} - step(...);   z_{t-1} = step(...) + offset_t
+    direct             null_t = embedding of "";   z_{t-1} = step(...) + (z*_{t-1} - step(...)), which is z*_{t-1}
 
 Miyake et al., "Negative-prompt Inversion: Fast Image Inversion for Editing with Text-guided Diffusion Models", 2023,
 https://arxiv.org/abs/2305.16807; Ju et al., "Direct Inversion: Boosting Diffusion-based Editing with 3 Lines of Code",
@@ -52,8 +52,8 @@ class NullTextSettings:
     method: Method = "null-text"
     """What keeps guided sampling near the pivot.
 
-    Optimized null embeddings; nothing ('ddim'); the prompt as its own null embedding ('negative-prompt'); or what is
-    missing to the pivot, added at each timestep ('direct').
+    Optimized null embeddings; nothing ('ddim'); the prompt as its own null embedding ('negative-prompt'); or adding
+    after each step what it lacks to the pivot ('direct').
     """
 
     guidance_scale: float = 7.5
@@ -171,8 +171,8 @@ class NullTextState:
     null_embeddings: list[Tensor] = field(default_factory=list)
     """Accepted ones, t = T first."""
 
-    offsets: list[Tensor] = field(default_factory=list)
-    """Those of direct inversion, t = T first, rounded as they are stored."""
+    pivot: list[Tensor] = field(default_factory=list)
+    """z*_{t-1} that direct inversion went to, t = T first, in the form in which they are stored."""
 
     losses: list[float] = field(default_factory=list)
     inner_steps: list[int] = field(default_factory=list)
@@ -268,7 +268,7 @@ class NullTextState:
     def accept(self, look: Look) -> None:
         """Keep null_t and the z_{t-1} that it gave, or a better one seen before, and go to the next timestep.
 
-        With direct inversion z_{t-1} is put back on the pivot, but for the rounding of the offset.
+        With direct inversion z_{t-1} is the pivot's.
         """
         if self.best is not None and self._is_worse(look.loss):
             look = self.best
@@ -279,7 +279,7 @@ class NullTextState:
         self.trusted = self.looks == 0
         self.latents, self.noise_cond, self.moments, self.step, self.best = look.latents, None, None, None, None
         if self.settings.method == "direct":
-            self.offsets.append(round_values(self.storage, self.target - look.latents))
-            self.latents = look.latents + self.offsets[-1]
+            self.latents = round_values(self.storage, self.target)
+            self.pivot.append(self.latents)
         self.looks = self.steps_taken = 0
         self.t -= 1

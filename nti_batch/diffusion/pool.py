@@ -81,7 +81,7 @@ class InversionPool(Generic[K]):
             settings: Of the method.
             empty_embedding: Embedding of the empty prompt, [tokens, dim].
             slots: Images in one network call, at least 1.
-            storage: The form in which embeddings and offsets will be stored; they are rounded to it as they are found.
+            storage: The form in which results will be stored; they are rounded to it as they are found.
         """
         if slots < 1:
             raise ValueError(f"slots is {slots}, allowed: at least 1")

@@ -149,7 +149,7 @@ def edit_sample(
     null_embeddings: Sequence[Tensor],
     guidance_scale: float,
     control: AttentionControl,
-    offsets: Sequence[Tensor] | None = None,
+    pivot: Sequence[Tensor] | None = None,
 ) -> Tensor:
     """Sample sources and their edits from z_T down to z_0, [rows, channels, height, width].
 
@@ -164,12 +164,12 @@ def edit_sample(
         null_embeddings: T unconditional embeddings, each [images, tokens, dim]; the first belongs to t = T.
         guidance_scale: w; at 1 the unconditional embeddings are not looked at.
         control: New, of these rows.
-        offsets: T of direct inversion, each [images, channels, height, width], added to a source's z_{t-1} and not to
-            its edits'; the first belongs to t = T.
+        pivot: z*_{T-1} ... z*_0 of direct inversion, each [images, channels, height, width]: where sources go; edits
+            go on from where they are.
     """
     latents, num_steps = noise_latents[control.image_of], schedule.num_steps
-    added = offsets or repeat(None, num_steps)
-    for t, null_embedding, offset in zip(range(num_steps, 0, -1), null_embeddings, added, strict=True):
+    targets = pivot or repeat(None, num_steps)
+    for t, null_embedding, target in zip(range(num_steps, 0, -1), null_embeddings, targets, strict=True):
         here = torch.full((len(latents),), t, device=latents.device)
         timesteps = schedule.network_timesteps[here]
         with control.at(t):
@@ -178,7 +178,7 @@ def edit_sample(
             noise_uncond = predict_noise(latents, timesteps, null_embedding[control.image_of])
             noise = classifier_free_guidance(noise_uncond, noise, guidance_scale)
         latents = ddim_step(schedule, latents, noise, here, here - 1)
-        if offset is not None:
-            latents = latents.index_add(0, control.sources, offset)
+        if target is not None:
+            latents = latents.index_copy(0, control.sources, target)
         latents = control.blend(latents, t)
     return latents

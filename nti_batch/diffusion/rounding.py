@@ -7,7 +7,7 @@ replay from the file retraces the job's own path.
     float16    each value by itself
     compact    start: float16;   null_t = null_{t+1} + scale_t * level_t,   level_t whole numbers in -15 ... 15
 
-Offsets are float16 in both.
+The pivot of direct inversion is float16 in both.
 """
 
 from typing import Literal
@@ -21,7 +21,7 @@ LEVELS = 15
 
 
 def round_values(storage: Storage, values: Tensor) -> Tensor:
-    """The stored form of what stands by itself, the embedding that an image starts from or an offset, float32."""
+    """The stored form of what stands by itself, a start or a point of the pivot, float32."""
     return values if storage == "float32" else values.half().to(values.dtype)
 
 
