@@ -111,17 +111,17 @@ def unpack(payload: bytes, metadata: dict[str, Json]) -> StoredInversion:
     try:
         num_steps = len(metadata["timesteps"])  # type: ignore[arg-type]
         noise_latents, null_embeddings, pivot = unpack_tensors(payload, num_steps)
+        return StoredInversion(
+            shard=str(metadata["shard"]),
+            key=str(metadata["key"]),
+            prompt=str(metadata["prompt"]),
+            noise_latents=noise_latents,
+            null_embeddings=null_embeddings,
+            metadata=metadata,
+            pivot=pivot,
+        )
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{metadata['key']!r} cannot be read: {error}") from error
-    return StoredInversion(
-        shard=str(metadata["shard"]),
-        key=str(metadata["key"]),
-        prompt=str(metadata["prompt"]),
-        noise_latents=noise_latents,
-        null_embeddings=null_embeddings,
-        metadata=metadata,
-        pivot=pivot,
-    )
 
 
 def _layout(payload: bytes) -> str | None:

@@ -227,7 +227,7 @@ def test_without_shares_an_edit_is_the_plain_exchange_of_the_prompt(networks: St
 
 def test_with_direct_inversion_sources_go_along_their_pivots_and_edits_their_own_way(networks: StableDiffusion):
     nothing, start = EditSettings(cross_share=0, self_share=0), noise(images=2)
-    prompts = [SOURCE, "a blue square on the left", "a small star", "a small heart", "a star"]
+    prompts = [SOURCE, "a blue square on the left", "a small star", "a small heart", "a large star"]
     control = control_of(networks, [(SOURCE, [(prompts[1], nothing)]), (prompts[2], [(p, SWAP) for p in prompts[3:]])])
     pivot = torch.randn(STEPS, 2, 4, 8, 8, generator=torch.Generator().manual_seed(3))
     seen: list[Tensor] = []
