@@ -9,7 +9,7 @@ import pytest
 import torch
 from fakes import rowwise, stable_diffusion_schedule
 from test_job import arguments
-from test_null_text import EMPTY, images, invert
+from test_null_text import EMPTY, HostTraffic, images, invert
 from tiny import captioned, png, write_shard
 from torch import Tensor
 
@@ -83,13 +83,15 @@ def test_the_work_is_counted_no_gradient_is_computed_and_every_call_is_full(meth
     settings, inputs = NullTextSettings(method=method), images(3 * slots)
     pool = InversionPool[int](rowwise, SCHEDULE, settings, EMPTY, slots)
     states = []
-    for key, image in enumerate(inputs):
-        while len(pool) == pool.capacity:
+    with HostTraffic() as traffic:
+        for key, image in enumerate(inputs):
+            while len(pool) == pool.capacity:
+                states += [state for _, state in pool.tick()]
+                assert pool.work.full_calls == pool.work.calls
+            pool.admit(key, *image)
+        while len(pool):
             states += [state for _, state in pool.tick()]
-            assert pool.work.full_calls == pool.work.calls
-        pool.admit(key, *image)
-    while len(pool):
-        states += [state for _, state in pool.tick()]
+    assert traffic.reads <= traffic.writes == pool.work.calls, "the device should not be waited for more often"
     assert {(s.forwards, s.backwards, sum(s.inner_steps), len(s.null_embeddings)) for s in states} == {
         (forwards, 0, 0, 50)
     }
