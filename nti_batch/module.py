@@ -156,6 +156,7 @@ class NullTextInversion(LightningModule):
             noise_latents=state.trajectory[-1].cpu(),
             start_embedding=state.start_embedding.cpu(),
             null_embeddings=torch.stack(state.null_embeddings).cpu(),
+            pivot=torch.stack(state.pivot).cpu() if state.pivot else None,
             timesteps=self.pool.schedule.network_timesteps[1:].flip(0).tolist(),
             inner_steps=state.inner_steps,
             losses=state.losses,

@@ -8,6 +8,8 @@ The tensors' layout is named in the header of the safetensors, under `layout`:
                 moved [M] int64: rows of null_embeddings that differ from the row before, or from `start`
                 scales [M] float32
                 levels uint8: a zlib stream of [M, tokens, dim] int8;  row = row before + scale * level
+
+Direct inversion adds pivot [T, channels, height, width] to each: float32 in the first, float16 in the others.
 """
 
 import dataclasses
@@ -49,9 +51,14 @@ class StoredInversion:
     metadata: dict[str, Json]
     """The `.json` member: sizes, model, settings, losses, PSNR, work."""
 
+    pivot: Tensor | None = None
+    """z*_{T-1} ... z*_0 of direct inversion, [T, channels, height, width] float32; None with another method."""
 
-def pack_tensors(storage: Storage, noise_latents: Tensor, start_embedding: Tensor, null_embeddings: Tensor) -> bytes:
-    """Safetensors bytes in the layout of a storage; embeddings must be rounded to it, all on the CPU."""
+
+def pack_tensors(
+    storage: Storage, noise_latents: Tensor, start_embedding: Tensor, null_embeddings: Tensor, pivot: Tensor | None
+) -> bytes:
+    """Safetensors bytes in the layout of a storage; all must be rounded to it and on the CPU."""
     match storage:
         case "compact":
             tensors = _compact(start_embedding, null_embeddings)
@@ -60,6 +67,8 @@ def pack_tensors(storage: Storage, noise_latents: Tensor, start_embedding: Tenso
         case "float32":
             tensors = {"null_embeddings": null_embeddings}
     tensors["noise_latents"] = noise_latents
+    if pivot is not None:
+        tensors["pivot"] = pivot if storage == "float32" else pivot.half()
     return save({name: t.contiguous() for name, t in tensors.items()}, metadata={"layout": f"{storage}-1"})
 
 
@@ -67,17 +76,17 @@ def pack(inversion: Inversion, settings: dict[str, Json]) -> tuple[bytes, dict[s
     """The two members of an inversion: safetensors bytes, and metadata with their checksum and what made them."""
     storage = cast(Storage, settings["output.storage"])
     assert storage in get_args(Storage), storage
-    payload = pack_tensors(storage, inversion.noise_latents, inversion.start_embedding, inversion.null_embeddings)
-    left_out = {"unit", "noise_latents", "start_embedding", "null_embeddings"}
-    kept = {f.name for f in dataclasses.fields(inversion)} - left_out
+    names = ("noise_latents", "start_embedding", "null_embeddings", "pivot")
+    payload = pack_tensors(storage, *(getattr(inversion, name) for name in names))
+    kept = {f.name for f in dataclasses.fields(inversion)} - {"unit", *names}
     metadata: dict[str, Json] = {"shard": inversion.unit.shard, "settings": settings}
     metadata.update({name: getattr(inversion, name) for name in sorted(kept)})
     metadata.update(finished=time.time(), sha256=hashlib.sha256(payload).hexdigest())
     return payload, metadata
 
 
-def unpack_tensors(payload: bytes, num_steps: int) -> tuple[Tensor, Tensor]:
-    """The opposite of `pack_tensors`: noise latents and null embeddings, float32 again, whatever the layout.
+def unpack_tensors(payload: bytes, num_steps: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The opposite of `pack_tensors`: noise latents, null embeddings, pivot, float32 again, whatever the layout.
 
     Raises:
         ValueError: If the layout is not known here.
@@ -90,27 +99,29 @@ def unpack_tensors(payload: bytes, num_steps: int) -> tuple[Tensor, Tensor]:
             null_embeddings = _expand(tensors, num_steps)
         case _:
             raise ValueError(f"the layout is {layout!r}: a newer nti_batch wrote it; update this one")
-    return tensors["noise_latents"], null_embeddings
+    return tensors["noise_latents"], null_embeddings, tensors["pivot"].float() if "pivot" in tensors else None
 
 
 def unpack(payload: bytes, metadata: dict[str, Json]) -> StoredInversion:
     """The opposite of `pack`.
 
     Raises:
-        ValueError: If the layout is not known here.
+        ValueError: If the layout is not known here, or the metadata is damaged.
     """
     try:
-        noise_latents, null_embeddings = unpack_tensors(payload, len(metadata["timesteps"]))  # type: ignore[arg-type]
-    except ValueError as error:
+        num_steps = len(metadata["timesteps"])  # type: ignore[arg-type]
+        noise_latents, null_embeddings, pivot = unpack_tensors(payload, num_steps)
+        return StoredInversion(
+            shard=str(metadata["shard"]),
+            key=str(metadata["key"]),
+            prompt=str(metadata["prompt"]),
+            noise_latents=noise_latents,
+            null_embeddings=null_embeddings,
+            metadata=metadata,
+            pivot=pivot,
+        )
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{metadata['key']!r} cannot be read: {error}") from error
-    return StoredInversion(
-        shard=str(metadata["shard"]),
-        key=str(metadata["key"]),
-        prompt=str(metadata["prompt"]),
-        noise_latents=noise_latents,
-        null_embeddings=null_embeddings,
-        metadata=metadata,
-    )
 
 
 def _layout(payload: bytes) -> str | None:

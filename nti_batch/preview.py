@@ -1,4 +1,4 @@
-"""A picture that shows a run: input, VAE, DDIM and null-text side by side, replayed from the files."""
+"""A picture that shows a run: input, VAE, DDIM and the run's method side by side, replayed from the files."""
 
 from collections.abc import Collection, Iterable, Sequence
 from itertools import islice, zip_longest
@@ -50,13 +50,18 @@ def read_inputs(
 
 @torch.no_grad()
 def replay(networks: StableDiffusion, stored: list[StoredInversion], guided: bool) -> Tensor:
-    """Sample from inversions as read from their files, [images, 3, height, width] in [0, 1].
+    """Rebuild pictures from inversions as read from their files, [images, 3, height, width] in [0, 1].
+
+    Direct inversion goes to the end of its pivot, whatever the network says; the other methods sample.
 
     Args:
         networks: Those of the run.
         stored: Inversions of one run.
-        guided: With their null embeddings; otherwise with the embedding of the empty prompt, as plain DDIM.
+        guided: With what the run found; otherwise with the embedding of the empty prompt, as plain DDIM.
     """
+    ends = [s.pivot[-1] for s in stored if s.pivot is not None]
+    if guided and ends:
+        return networks.decode_latents(torch.stack(ends).to(networks.device))
     settings = stored[0].metadata["settings"]
     assert isinstance(settings, dict)
     prompts = networks.embed_prompts([s.prompt for s in stored])
@@ -92,12 +97,16 @@ def draw_preview(
     if not stored:
         return None
     pixels = torch.stack([inputs[s.shard, s.key].pixels for s in stored]).to(networks.device)
-    vae = networks.decode_latents(networks.encode_pictures(pixels))
-    columns = [pixels / 255, vae, replay(networks, stored, False), replay(networks, stored, True)]
-    pictures = torch.stack(columns, 1).cpu()
+    columns = {
+        "input": pixels / 255,
+        "VAE": networks.decode_latents(networks.encode_pictures(pixels)),
+        "ddim": replay(networks, stored, False),
+        str(run.settings()["model.method"]): replay(networks, stored, True),
+    }
+    pictures = torch.stack(list(columns.values()), 1).cpu()
     rows = [(f"{s.shard}/{s.key}: {s.prompt}", row) for s, row in zip(stored, pictures, strict=True)]
     path = run.out / "preview.png"
-    _draw(rows, ("input", "VAE", "DDIM", "null-text")).save(path)
+    _draw(rows, tuple(columns)).save(path)
     return path
 
 

@@ -61,7 +61,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Inversion:
-    """What null-text inversion found for one image. Tensors are float32 and on the CPU."""
+    """What the inversion of one image found. Tensors are float32 and on the CPU."""
 
     unit: WorkUnit
     key: str
@@ -82,6 +82,10 @@ class Inversion:
     null_embeddings: Tensor
     """[T, tokens, dim], rounded as they are stored; row 0 belongs to the noisiest timestep."""
 
+    pivot: Tensor | None
+    """z*_{T-1} ... z*_0 of direct inversion, [T, channels, height / 8, width / 8], rounded as they are stored; None
+    with another method."""
+
     timesteps: list[int]
     """The network's timestep for each row of `null_embeddings`."""
 
@@ -89,7 +93,7 @@ class Inversion:
     """Updates of the embedding taken at each timestep."""
 
     losses: list[float]
-    """Mean squared distance to the pivot at each timestep with the embedding that was kept."""
+    """Mean squared distance to the pivot at each timestep of the guided step that was kept."""
 
     psnr_vae: float
     """VAE round trip against the input, in dB: what no inversion can exceed."""

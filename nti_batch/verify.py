@@ -108,7 +108,7 @@ def _check_part(run: InversionRun, path: Path) -> Generator[Finding, None, list[
 
 
 def _wrong(stored: StoredInversion, settings: dict[str, Json]) -> Iterator[str]:
-    if stored.metadata["settings"] != settings:
+    if stored.metadata.get("settings") != settings:
         yield "was made with other settings than the run's"
     timesteps = stored.metadata["timesteps"]
     assert isinstance(timesteps, list)
@@ -119,6 +119,12 @@ def _wrong(stored: StoredInversion, settings: dict[str, Json]) -> Iterator[str]:
         "null_embeddings": stored.null_embeddings,
         "noise_latents": stored.noise_latents,
     }
+    if stored.pivot is not None:
+        tensors["pivot"] = stored.pivot
+    expected = (len(timesteps), *stored.noise_latents.shape) if settings.get("model.method") == "direct" else None
+    found = tuple(stored.pivot.shape) if stored.pivot is not None else None
+    if found != expected:
+        yield f"the pivot has the shape {found}, not {expected}"
     for name, tensor in tensors.items():
         if tensor.dtype != torch.float32:
             yield f"{name} are {tensor.dtype}, not float32"

@@ -35,6 +35,7 @@ def inversion(key: str, unit: WorkUnit = UNIT) -> Inversion:
         noise_latents=torch.randn(4, 2, 4, generator=generator),
         start_embedding=torch.randn(3, 5, generator=generator),
         null_embeddings=torch.randn(2, 3, 5, generator=generator),
+        pivot=None,
         timesteps=[501, 1],
         inner_steps=[10, 3],
         losses=[1e-5, 2e-5],

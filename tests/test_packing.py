@@ -9,7 +9,7 @@ from safetensors.torch import load, save
 from test_inversions import inversion
 from torch import Tensor
 
-from nti_batch.diffusion.rounding import Storage, round_embeddings, round_start
+from nti_batch.diffusion.rounding import Storage, round_embeddings, round_values
 from nti_batch.packing import pack, unpack
 from nti_batch.records import Inversion
 
@@ -19,7 +19,7 @@ STORAGES: tuple[Storage, ...] = ("float32", "float16", "compact")
 def found(storage: Storage, moves: list[float], tokens: int = 77, dim: int = 64) -> Inversion:
     """Embeddings as the job finds them: each a random change of the size in `moves` from the last, rounded."""
     generator = torch.Generator().manual_seed(0)
-    start = round_start(storage, torch.randn(tokens, dim, generator=generator))
+    start = round_values(storage, torch.randn(tokens, dim, generator=generator))
     rows: list[Tensor] = []
     for size in moves:
         previous = rows[-1] if rows else start

@@ -239,6 +239,26 @@ def test_without_shares_an_edit_is_the_plain_exchange_of_the_prompt(networks: St
     torch.testing.assert_close(edit, plain(networks, "a blue square on the left"), atol=1e-4, rtol=1e-4)
 
 
+def test_with_direct_inversion_sources_go_along_their_pivots_and_edits_their_own_way(networks: StableDiffusion):
+    nothing, start = EditSettings(cross_share=0, self_share=0), noise(images=2)
+    prompts = [SOURCE, "a blue square on the left", "a small star", "a small heart", "a large star"]
+    control = control_of(networks, [(SOURCE, [(prompts[1], nothing)]), (prompts[2], [(p, SWAP) for p in prompts[3:]])])
+    pivot = torch.randn(STEPS, 2, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    seen: list[Tensor] = []
+
+    def predict(latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
+        seen.append(latents[control.sources])
+        return networks.predict_noise(latents, timesteps, embeddings)
+
+    inputs = (start, networks.embed_prompts(prompts), null_embeddings(2), SCALE, control)
+    with networks.controlled(control):
+        rows = edit_sample(predict, networks.schedule(STEPS), *inputs, list(pivot))
+    assert torch.equal(torch.stack(seen[::2]), torch.cat([start[None], pivot[:-1]]))
+    assert torch.equal(rows[[0, 2]], pivot[-1])
+    torch.testing.assert_close(rows[1:2], plain(networks, prompts[1]), atol=1e-4, rtol=1e-4)
+    assert (rows[3:] - torch.cat([plain(networks, p, image=1) for p in prompts[3:]])).abs().amax((1, 2, 3)).min() > 1e-2
+
+
 def test_images_of_one_batch_are_edited_as_if_alone(networks: StableDiffusion):
     blended = EditSettings(cross_share=0.5, blend_words=("star", "heart"), word_weights={"heart": 2.0})
     first = (SOURCE, [("a blue square on the left", SWAP), ("a large red circle", EditSettings())])

@@ -9,7 +9,7 @@ from torch import Tensor
 from nti_batch.diffusion.ddim import ddim_invert, ddim_sample, ddim_step
 from nti_batch.diffusion.guidance import classifier_free_guidance
 from nti_batch.diffusion.null_text import NullTextSettings
-from nti_batch.diffusion.rounding import LEVELS, round_embeddings, round_start, split_change
+from nti_batch.diffusion.rounding import LEVELS, round_embeddings, round_values, split_change
 from nti_batch.diffusion.slots import find_slots
 from nti_batch.diffusion.solvers import polyak_step
 
@@ -125,7 +125,7 @@ def test_a_call_for_one_image_that_does_not_fit_is_an_error():
 
 def test_a_compact_embedding_is_a_whole_number_of_steps_from_the_last_and_comes_apart_again():
     generator = torch.Generator().manual_seed(0)
-    previous = round_start("compact", 28 * torch.randn(4, 77, 64, generator=generator))
+    previous = round_values("compact", 28 * torch.randn(4, 77, 64, generator=generator))
     for size in (1e-4, 0.05, 3.0):
         wanted = previous + size * torch.randn(4, 77, 64, generator=generator)
         rounded = round_embeddings("compact", wanted, previous)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from tiny import captioned, write_model, write_shard
 
+from nti_batch import read_inversions
 from nti_batch.cli import main
 from nti_batch.inversions import InversionRun
 from nti_batch.status import units_of
@@ -66,6 +67,16 @@ def test_a_flipped_bit_is_found_wherever_it_is(run: InversionRun, pattern: str):
                 assert "run.json" in str(error)
         path.write_bytes(content)
         assert findings(InversionRun(run.out)) == []
+
+
+def test_a_flipped_bit_in_the_name_of_a_setting_or_figure_is_found(run: InversionRun):
+    part = run.folder / "a.0of1.00000.tar"
+    content = part.read_bytes()
+    for stored in read_inversions(run.out, [("a", "000")]):
+        for name in stored.metadata:
+            place = content.index(f'"{name}"'.encode()) + 1
+            part.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+            assert findings(run), name
 
 
 def test_lost_and_doubled_images_are_named(run: InversionRun):

@@ -58,5 +58,5 @@ def authors_loop(
     networks.unet.requires_grad_(False)
     networks.unet.zero_grad(set_to_none=True)
     noise, embeddings = trajectory[-1][0], torch.stack(found)
-    stored = pack_tensors("float32", noise.cpu(), empty[0].cpu(), embeddings.cpu())
+    stored = pack_tensors("float32", noise.cpu(), empty[0].cpu(), embeddings.cpu(), None)
     return Inverted(noise, z[0], empty[0], embeddings, forwards, backwards, len(stored))

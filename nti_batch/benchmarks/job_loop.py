@@ -51,7 +51,8 @@ def job_loop(
         for key, s in pool.tick():
             embeddings = torch.stack(s.null_embeddings)
             noise, start = s.trajectory[-1], s.start_embedding
-            stored = pack_tensors(storage, noise.cpu(), start.cpu(), embeddings.cpu())
+            pivot = torch.stack(s.pivot).cpu() if s.pivot else None
+            stored = pack_tensors(storage, noise.cpu(), start.cpu(), embeddings.cpu(), pivot)
             done[key] = Inverted(noise, s.current_latents, start, embeddings, s.forwards, s.backwards, len(stored))
 
     for key, image in enumerate(images):

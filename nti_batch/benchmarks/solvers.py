@@ -1,4 +1,4 @@
-"""Each solver's work, quality and bytes on the embedded model: `python -m nti_batch.benchmarks.solvers`.
+"""Each method's and solver's work, quality and bytes on the embedded model: `python -m nti_batch.benchmarks.solvers`.
 
 Prints a Markdown table: scenes that training never saw and photographs, guidance scales and numbers of steps.
 """
@@ -26,6 +26,9 @@ SOLVERS = {
     "Polyak from the prompt": replace(AUTHORS, start="prompt", solver="polyak"),
     "Adam from the prompt, one threshold": FAST,
     "Polyak from the prompt, one threshold": replace(FAST, solver="polyak"),
+    "direct": replace(AUTHORS, method="direct"),
+    "negative-prompt": replace(AUTHORS, method="negative-prompt"),
+    "ddim": replace(AUTHORS, method="ddim"),
 }
 CASES = [(3.0, 50), (12.0, 50), (7.5, 20), (7.5, 100)]
 """Guidance scales and numbers of steps beside 7.5 and 50."""

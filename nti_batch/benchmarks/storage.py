@@ -33,14 +33,14 @@ NUM_STEPS = 50
 
 def packed(storage: Storage, found: Inverted) -> bytes:
     """What would be in a file."""
-    return pack_tensors(storage, found.noise_latents, found.start_embedding, found.null_embeddings)
+    return pack_tensors(storage, found.noise_latents, found.start_embedding, found.null_embeddings, None)
 
 
 def replay_psnr(
     networks: StableDiffusion, image: CaptionedImage, payload: bytes, num_steps: int, guidance_scale: float
 ) -> float:
     """PSNR of a replay of what would be in a file, in dB."""
-    noise_latents, null_embeddings = unpack_tensors(payload, num_steps)
+    noise_latents, null_embeddings, _ = unpack_tensors(payload, num_steps)
     prompt, rows = networks.embed_prompts([image.prompt]), list(null_embeddings[:, None])
     schedule = networks.schedule(num_steps)
     latents = ddim_sample(networks.predict_noise, schedule, noise_latents[None], prompt, rows, guidance_scale)
@@ -93,7 +93,7 @@ def at_full_size(kept: dict[str, Inverted]) -> None:
             whole = 0
             for storage in get_args(Storage):
                 began = time.perf_counter()
-                payload = pack_tensors(storage, noise_latents, start, torch.stack(embeddings))
+                payload = pack_tensors(storage, noise_latents, start, torch.stack(embeddings), None)
                 between = time.perf_counter()
                 unpack_tensors(payload, NUM_STEPS)
                 ended = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Null-text optimization of one image, as a state that is moved on one network evaluation at a time.
+"""Inversion of one image by null-text optimization or without, as a state moved on one network evaluation at a time.
 
 Mokady et al., "Null-text Inversion for Editing Real Images using Guided Diffusion Models", 2022,
 https://arxiv.org/abs/2211.09794, Algorithm 1. Names here and symbols there:
@@ -15,6 +15,16 @@ For t = T ... 1, starting at z_T = z*_T:
 
     minimise over null_t   || z*_{t-1} - step(z_t, guide(eps(z_t, null_t), eps(z_t, C)), t -> t-1) ||^2
     z_{t-1} = step(...) with the null_t found;   null_{t-1} starts from null_t
+
+The other methods go down from the same pivot and optimise nothing:
+
+    ddim               null_t = embedding of ""
+    negative-prompt    null_t = C, so that the guided noise is eps(z_t, C)
+    direct             null_t = embedding of "";   z_{t-1} = step(...) + (z*_{t-1} - step(...)), which is z*_{t-1}
+
+Miyake et al., "Negative-prompt Inversion: Fast Image Inversion for Editing with Text-guided Diffusion Models", 2023,
+https://arxiv.org/abs/2305.16807; Ju et al., "Direct Inversion: Boosting Diffusion-based Editing with 3 Lines of Code",
+2023, https://arxiv.org/abs/2310.01506.
 """
 
 from dataclasses import dataclass, field
@@ -23,8 +33,10 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
+from nti_batch.diffusion.rounding import Storage, round_values
 from nti_batch.diffusion.solvers import Moments
 
+Method = Literal["null-text", "ddim", "negative-prompt", "direct"]
 Solver = Literal["adam", "polyak"]
 Start = Literal["empty", "prompt"]
 Verdict = Literal["fail", "accept", "look again", "move", "retreat"]
@@ -32,7 +44,17 @@ Verdict = Literal["fail", "accept", "look again", "move", "retreat"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NullTextSettings:
-    """Settings of null-text optimization; the defaults are those of the authors' code."""
+    """How to go down from the pivot; the defaults are those of the authors' code.
+
+    All but `method` and `guidance_scale` are of null-text optimization, and mean nothing to the other methods.
+    """
+
+    method: Method = "null-text"
+    """What keeps guided sampling near the pivot.
+
+    Optimized null embeddings; nothing ('ddim'); the prompt as its own null embedding ('negative-prompt'); or adding
+    after each step what it lacks to the pivot ('direct').
+    """
 
     guidance_scale: float = 7.5
     """Classifier-free guidance scale w; 1 is no guidance, and then nothing is optimized."""
@@ -62,6 +84,7 @@ class NullTextSettings:
     def __post_init__(self) -> None:
         """Raise one ValueError that lists every setting out of range, with its limits."""
         rules = {
+            "method": (self.method in get_args(Method), " or ".join(map(repr, get_args(Method)))),
             "guidance_scale": (self.guidance_scale >= 1, "at least 1"),
             "num_inner_steps": (self.num_inner_steps >= 1, "at least 1"),
             "solver": (self.solver in get_args(Solver), " or ".join(map(repr, get_args(Solver)))),
@@ -73,6 +96,16 @@ class NullTextSettings:
         wrong = [f"{name} is {getattr(self, name)}, allowed: {limit}" for name, (ok, limit) in rules.items() if not ok]
         if wrong:
             raise ValueError("; ".join(wrong))
+
+    @property
+    def guided(self) -> bool:
+        """Whether a step down needs an evaluation of null_t beside the one of C."""
+        return self.guidance_scale != 1 and self.method != "negative-prompt"
+
+    def choose_start(self, empty_embedding: Tensor, prompt_embedding: Tensor) -> Tensor:
+        """What null_T starts from; every null_t, where nothing is optimized."""
+        start = {"null-text": self.start, "negative-prompt": "prompt"}.get(self.method, "empty")
+        return prompt_embedding if start == "prompt" else empty_embedding
 
     def learning_rate_at(self, t: int, num_steps: int) -> float:
         """The authors' 0.01 (1 - i / 100) at i = T - t for their T = 50; for any T it ends at half."""
@@ -103,6 +136,7 @@ class NullTextState:
     """
 
     settings: NullTextSettings
+    storage: Storage
     num_steps: int
     prompt_embedding: Tensor
     start_embedding: Tensor
@@ -137,6 +171,9 @@ class NullTextState:
     null_embeddings: list[Tensor] = field(default_factory=list)
     """Accepted ones, t = T first."""
 
+    pivot: list[Tensor] = field(default_factory=list)
+    """z*_{t-1} that direct inversion went to, t = T first, in the form in which they are stored."""
+
     losses: list[float] = field(default_factory=list)
     inner_steps: list[int] = field(default_factory=list)
     forwards: int = 0
@@ -165,7 +202,7 @@ class NullTextState:
     @property
     def can_move(self) -> bool:
         """Whether another update is allowed at this timestep."""
-        return self.steps_taken < self.settings.num_inner_steps
+        return self.settings.method == "null-text" and self.steps_taken < self.settings.num_inner_steps
 
     @property
     def wants_gradient(self) -> bool:
@@ -229,7 +266,10 @@ class NullTextState:
         return self.best.null_embedding + self.step
 
     def accept(self, look: Look) -> None:
-        """Keep null_t and the z_{t-1} that it gave, or a better one seen before, and go to the next timestep."""
+        """Keep null_t and the z_{t-1} that it gave, or a better one seen before, and go to the next timestep.
+
+        With direct inversion z_{t-1} is the pivot's.
+        """
         if self.best is not None and self._is_worse(look.loss):
             look = self.best
         self.null_embedding = look.null_embedding
@@ -238,5 +278,8 @@ class NullTextState:
         self.inner_steps.append(self.steps_taken)
         self.trusted = self.looks == 0
         self.latents, self.noise_cond, self.moments, self.step, self.best = look.latents, None, None, None, None
+        if self.settings.method == "direct":
+            self.latents = round_values(self.storage, self.target)
+            self.pivot.append(self.latents)
         self.looks = self.steps_taken = 0
         self.t -= 1

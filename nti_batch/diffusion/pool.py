@@ -16,7 +16,7 @@ from torch import Tensor
 from nti_batch.diffusion.ddim import ddim_step
 from nti_batch.diffusion.guidance import NoisePredictor, classifier_free_guidance
 from nti_batch.diffusion.null_text import Look, NullTextSettings, NullTextState
-from nti_batch.diffusion.rounding import Storage, round_embeddings, round_start
+from nti_batch.diffusion.rounding import Storage, round_embeddings, round_values
 from nti_batch.diffusion.schedule import DDIMSchedule
 from nti_batch.diffusion.solvers import Moments, adam_step, polyak_step
 
@@ -57,7 +57,7 @@ class Evaluation:
 
 
 class InversionPool(Generic[K]):
-    """Null-text inversion of the images in flight on one device.
+    """Inversion of the images in flight on one device.
 
     There are two kinds of call, with and without gradient. With 2 slots - 1 images in flight, one kind is always
     wanted by at least `slots` of them: so every call is full while the pool is (`capacity`), and only the tail
@@ -78,10 +78,10 @@ class InversionPool(Generic[K]):
         Args:
             predict_noise: The frozen network; its parameters must not require gradients.
             schedule: Noise levels, on the network's device.
-            settings: Of the optimization.
-            empty_embedding: Embedding of the empty prompt, [tokens, dim]: where null_T starts.
+            settings: Of the method.
+            empty_embedding: Embedding of the empty prompt, [tokens, dim].
             slots: Images in one network call, at least 1.
-            storage: The form in which embeddings will be stored; they are rounded to it as they are found.
+            storage: The form in which results will be stored; they are rounded to it as they are found.
         """
         if slots < 1:
             raise ValueError(f"slots is {slots}, allowed: at least 1")
@@ -112,12 +112,13 @@ class InversionPool(Generic[K]):
             prompt_embedding: C, [tokens, dim] float32.
         """
         assert key not in self._states, key
-        start = prompt_embedding if self.settings.start == "prompt" else self.empty_embedding
+        start = self.settings.choose_start(self.empty_embedding, prompt_embedding)
         self._states[key] = NullTextState(
             settings=self.settings,
+            storage=self.storage,
             num_steps=self.schedule.num_steps,
             prompt_embedding=prompt_embedding,
-            start_embedding=round_start(self.storage, start),
+            start_embedding=round_values(self.storage, start),
             trajectory=[latents],
         )
 
@@ -188,7 +189,7 @@ class InversionPool(Generic[K]):
 
     def _lands(self, state: NullTextState) -> bool:
         """Whether the image can go down a step with what the call predicts."""
-        return not state.inverting and (state.solving or self.settings.guidance_scale == 1)
+        return not state.inverting and (state.solving or not self.settings.guided)
 
     def _levels(self, states: list[NullTextState]) -> tuple[Tensor, Tensor, Tensor]:
         """The level whose timestep the network is asked for, and those of the DDIM step; in one copy to the device."""

@@ -25,6 +25,7 @@ resolution and over the steps so far, 3 x 3 max-pooled and divided by the maximu
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import repeat
 
 import torch
 import torch.nn.functional as F
@@ -78,7 +79,8 @@ class AttentionControl:
         self.self_pixels = max(math.prod(latent_size) - 1, SELF_PIXELS)
         """Most pixels of a self-attention layer that is replaced."""
         self.map_size = min(cross_sizes, key=lambda size: abs(math.log(size[0] * size[1] / BLEND_PIXELS)))
-        self.image_of, self.source_of = image_of.to(device), (counts.cumsum(0) - counts)[image_of].to(device)
+        self.image_of, self.sources = image_of.to(device), (counts.cumsum(0) - counts).to(device)
+        self.source_of = self.sources[self.image_of]
         self.alignment = stack(lambda row: row.alignment).to(device)
         self.standing = self.alignment.any(1)
         """a, [rows, tokens]."""
@@ -153,6 +155,7 @@ def edit_sample(
     null_embeddings: Sequence[Tensor],
     guidance_scale: float,
     control: AttentionControl,
+    pivot: Sequence[Tensor] | None = None,
 ) -> Tensor:
     """Sample sources and their edits from z_T down to z_0, [rows, channels, height, width].
 
@@ -167,9 +170,12 @@ def edit_sample(
         null_embeddings: T unconditional embeddings, each [images, tokens, dim]; the first belongs to t = T.
         guidance_scale: w; at 1 the unconditional embeddings are not looked at.
         control: New, of these rows.
+        pivot: z*_{T-1} ... z*_0 of direct inversion, each [images, channels, height, width]: where sources go; edits
+            go on from where they are.
     """
-    latents = noise_latents[control.image_of]
-    for t, null_embedding in zip(range(schedule.num_steps, 0, -1), null_embeddings, strict=True):
+    latents, num_steps = noise_latents[control.image_of], schedule.num_steps
+    targets = pivot or repeat(None, num_steps)
+    for t, null_embedding, target in zip(range(num_steps, 0, -1), null_embeddings, targets, strict=True):
         here = torch.full((len(latents),), t, device=latents.device)
         timesteps = schedule.network_timesteps[here]
         with control.at(t):
@@ -177,5 +183,8 @@ def edit_sample(
         if guidance_scale != 1:
             noise_uncond = predict_noise(latents, timesteps, null_embedding[control.image_of])
             noise = classifier_free_guidance(noise_uncond, noise, guidance_scale)
-        latents = control.blend(ddim_step(schedule, latents, noise, here, here - 1), t)
+        latents = ddim_step(schedule, latents, noise, here, here - 1)
+        if target is not None:
+            latents = latents.index_copy(0, control.sources, target)
+        latents = control.blend(latents, t)
     return latents

@@ -1,4 +1,4 @@
-"""Rounding of null embeddings to the form in which they are stored, before anything is computed with them.
+"""Rounding of what is found to the form in which it is stored, before anything is computed with it.
 
 What the network sees is then what a reader of the file will have: every later timestep corrects the rounding, and a
 replay from the file retraces the job's own path.
@@ -6,6 +6,8 @@ replay from the file retraces the job's own path.
     float32    as they are
     float16    each value by itself
     compact    start: float16;   null_t = null_{t+1} + scale_t * level_t,   level_t whole numbers in -15 ... 15
+
+The pivot of direct inversion is float16 in both.
 """
 
 from typing import Literal
@@ -18,18 +20,16 @@ LEVELS = 15
 """Fewer are smaller, and cost Adam more updates: its changes are dense."""
 
 
-def round_start(storage: Storage, embedding: Tensor) -> Tensor:
-    """The stored form of the embedding that an image starts from, float32."""
-    return embedding if storage == "float32" else embedding.half().to(embedding.dtype)
+def round_values(storage: Storage, values: Tensor) -> Tensor:
+    """The stored form of what stands by itself, a start or a point of the pivot, float32."""
+    return values if storage == "float32" else values.half().to(values.dtype)
 
 
 def round_embeddings(storage: Storage, embeddings: Tensor, previous: Tensor) -> Tensor:
     """The stored form of null_t, given null_{t+1} in its stored form; both [batch, tokens, dim] float32."""
     match storage:
-        case "float32":
-            return embeddings
-        case "float16":
-            return embeddings.half().to(embeddings.dtype)
+        case "float32" | "float16":
+            return round_values(storage, embeddings)
         case "compact":
             scale, levels = split_change(embeddings, previous)
             return previous + scale * levels
