@@ -45,7 +45,7 @@ class Lpips:
 
     @torch.no_grad()
     def __call__(self, picture: Tensor, reference: Tensor, where: Tensor | None = None) -> Tensor:
-        """Distance of pictures, [batch, 3, height, width] in [0, 1] and at least 35 pixels wide and high: [batch].
+        """Distance of pictures, [batch, 3, height, width] in [0, 1] and at least 17 pixels wide and high: [batch].
 
         With `where`, bool [batch, height, width], each layer's distances are resized to the picture, bilinearly, and
         averaged over the pixels chosen, nan if there are none; a pixel's features see others around it.

@@ -157,7 +157,7 @@ def test_pickled_weights_are_not_read(tmp_path: Path, write: object):
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     torch.save(weights, folder / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="does not load: .*safetensors"):
+    with pytest.raises(ValueError, match=r"does not load: .*safetensors"):
         LearnedScores.load(tmp_path, CPU)
 
 

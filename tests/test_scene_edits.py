@@ -41,14 +41,14 @@ def changed_index(source: Scene, edited: Scene) -> int:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_drawn_edit_is_right_in_all(kind: Kind):
     verdicts = [judge_edit(draw(edited), source, edited) for source, edited in edits(kind)]
-    assert sum(all(found(v)) for v in verdicts) >= 0.98 * COUNT
+    assert sum(all(found(v)) for v in verdicts) >= 0.99 * COUNT
     assert all(v.psnr_truth == 100 for v in verdicts)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_source_is_judged_not_edited_and_all_else_kept(kind: Kind):
     verdicts = [judge_edit(draw(source), source, edited) for source, edited in edits(kind)]
-    assert sum(found(v) == (False, True, True, True) for v in verdicts) >= 0.98 * COUNT
+    assert sum(found(v) == (False, True, True, True) for v in verdicts) >= 0.99 * COUNT
     assert not any(v.psnr_unedited < 100 for v in verdicts)
     assert all(v.psnr_truth < 40 for v in verdicts)
 
