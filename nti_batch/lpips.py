@@ -34,6 +34,7 @@ class Lpips:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
+        self.device = device
         path = folder / "model.safetensors"
         try:
             self.weights = {name: weight.to(device) for name, weight in load_file(path).items()}
@@ -50,19 +51,21 @@ class Lpips:
         With `where`, bool [batch, height, width], each layer's distances are resized to the picture, bilinearly, and
         averaged over the pixels chosen, nan if there are none; a pixel's features see others around it.
         """
-        total = torch.zeros(len(picture), device=picture.device)
+        total = torch.zeros(len(picture), device=self.device)
         for i, (y, y0) in enumerate(zip(self._features(picture), self._features(reference), strict=True)):
             weighed = F.conv2d((_unit(y) - _unit(y0)).square(), self.weights[f"lin{i}.model.1.weight"])
             if where is None:
                 total += weighed.mean(dim=(1, 2, 3))
             else:
                 resized = F.interpolate(weighed, where.shape[1:], mode="bilinear")[:, 0]
-                total += (resized * where).sum(dim=(1, 2)) / where.sum(dim=(1, 2))
+                chosen = where.to(self.device)
+                total += (resized * chosen).sum(dim=(1, 2)) / chosen.sum(dim=(1, 2))
         return total
 
     def _features(self, picture: Tensor) -> list[Tensor]:
-        mean, deviation = (torch.tensor(values).to(picture)[:, None, None] for values in (_MEAN, _DEVIATION))
-        x = (2 * picture - 1 - mean) / deviation
+        x = picture.to(self.device)
+        mean, deviation = (torch.tensor(values).to(x)[:, None, None] for values in (_MEAN, _DEVIATION))
+        x = (2 * x - 1 - mean) / deviation
         features = []
         for i, layers in enumerate(_SLICES):
             for layer in layers:
