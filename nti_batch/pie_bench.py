@@ -124,12 +124,14 @@ def _entry(where: str, values: object) -> _Entry:
     mask = read.pop("mask")
     if not isinstance(mask, list) or not all(type(number) is int for number in mask):
         raise ValueError(f"{where}: 'mask' is no list of whole numbers: start, length, start, length, ...")
-    texts = {name: value.replace("[", "").replace("]", "") for name, value in read.items() if isinstance(value, str)}
+    texts = {name: value for name, value in read.items() if isinstance(value, str)}
     if wrong := sorted(read.keys() - texts.keys()):
         raise ValueError(f"{where} lacks a text for {', '.join(map(repr, wrong))}")
     if texts["editing_type_id"] not in map(str, range(len(CATEGORIES))):
         raise ValueError(f"{where}: 'editing_type_id' is {texts['editing_type_id']!r}, allowed: '0' to '9'")
-    return _Entry(**texts | {"image_path": str(values["image_path"])}, mask=mask)
+    for name in ("original_prompt", "editing_prompt"):
+        texts[name] = texts[name].replace("[", "").replace("]", "")
+    return _Entry(**texts, mask=mask)
 
 
 def _request(folder: Path, key: str, entry: _Entry, shard: str, defaults: EditSettings) -> EditRequest:

@@ -66,7 +66,7 @@ def test_what_happens_in_the_edited_part_changes_nothing_but_structure_and_clip(
 
 
 def all_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> LearnedScores:
-    write_clip(folder / "clip")
+    write_clip(folder / "clip", seed=2)
     write_dino(folder / "dino")
     write_lpips(folder / "lpips", torchmetrics_lpips(monkeypatch))
     return LearnedScores.load(folder, CPU)
@@ -84,7 +84,8 @@ def test_the_networks_see_what_the_protocol_says(tmp_path: Path, monkeypatch: py
     assert [s.lpips for s in theirs] == learned.lpips(*zeroed).tolist()
     assert [s.lpips for s in ours] == learned.lpips(edited, sources, outside).tolist()
     assert [s.clip_whole for s in theirs] == [s.clip_whole for s in ours] == learned.clip(edited, PROMPTS).tolist()
-    cut = learned.clip(edited * inside[:, None], PROMPTS).tolist()
+    cut, rest = (learned.clip(edited * part[:, None], PROMPTS).tolist() for part in (inside, outside))
+    assert 0 < min(cut) and cut != rest
     assert [s.clip_edited for s in theirs] == [s.clip_edited for s in ours] == cut
 
 

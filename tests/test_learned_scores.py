@@ -91,9 +91,10 @@ def test_equal_pictures_have_no_structure_distance(dino_folder: Path):
     assert StructureDistance(dino_folder, CPU)(pictures(), pictures()).tolist() == [0, 0, 0]
 
 
-def test_lpips_is_that_of_torchmetrics(lpips_net: nn.Module, tmp_path: Path):
+@pytest.mark.parametrize("size", [17, 64, 70])
+def test_lpips_is_that_of_torchmetrics(lpips_net: nn.Module, tmp_path: Path, size: int):
     ours = Lpips(write_lpips(tmp_path / "lpips", lpips_net), CPU)
-    a, b = pictures(0), pictures(1)
+    a, b = (nn.functional.interpolate(pictures(seed), size) for seed in (0, 1))
     expected = lpips_net(a, b, normalize=True).flatten()
     assert expected.min() > 1e-3
     assert torch.allclose(ours(a, b), expected, rtol=1e-4)

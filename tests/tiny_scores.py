@@ -12,9 +12,9 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, ViTConfig, V
 from nti_batch.demo.train import make_tokenizer
 
 
-def write_clip(folder: Path) -> Path:
+def write_clip(folder: Path, seed: int = 3) -> Path:
     """A CLIP for pictures of 16 x 16."""
-    torch.manual_seed(3)
+    torch.manual_seed(seed)
     tokenizer = make_tokenizer()
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     text = {
