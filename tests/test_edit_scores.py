@@ -85,7 +85,7 @@ def test_the_networks_see_what_the_protocol_says(tmp_path: Path, monkeypatch: py
     assert [s.lpips for s in ours] == learned.lpips(edited, sources, outside).tolist()
     assert [s.clip_whole for s in theirs] == [s.clip_whole for s in ours] == learned.clip(edited, PROMPTS).tolist()
     cut, rest = (learned.clip(edited * part[:, None], PROMPTS).tolist() for part in (inside, outside))
-    assert 0 < min(cut) and cut != rest
+    assert cut != rest
     assert [s.clip_edited for s in theirs] == [s.clip_edited for s in ours] == cut
 
 
