@@ -1,7 +1,8 @@
 """The frozen networks of Stable Diffusion 1.x and 2.x, from a folder in diffusers' layout or from the hub.
 
-The only file that imports diffusers and transformers, and only when weights are loaded: a folder's settings are
-read from its JSON files, so that a model that cannot be used is refused before anything is imported.
+The only file that imports diffusers and, but for the networks of `learned_scores`, transformers, and only when weights
+are loaded: a folder's settings are read from its JSON files, so that a model that cannot be used is refused before
+anything is imported.
 """
 
 import json

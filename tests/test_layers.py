@@ -26,9 +26,9 @@ LAYERS = [
     {"diffusion.controlled_attention"},
     {"records", "archive"},
     {"transfer"},
-    {"stable_diffusion", "stream", "images", "manifest", "lock", "signals"},
-    {"packing"},
-    {"inversions"},
+    {"stable_diffusion", "stream", "images", "manifest", "lock", "signals", "masks", "lpips"},
+    {"packing", "pie_bench", "learned_scores"},
+    {"inversions", "edit_scores"},
     {"module", "writer", "status"},
     {"failure_limit"},
     {"datamodule"},
@@ -87,10 +87,12 @@ def test_the_method_imports_torch_and_nothing_else(name: str):
     assert roots - set(sys.stdlib_module_names) <= {"torch", "nti_batch"}
 
 
-def test_one_file_imports_diffusers_and_transformers():
-    foreign = {"diffusers", "transformers"}
-    importers = {n for n, p in modules().items() if foreign & {m.split(".")[0] for m in imports_of(p)}}
-    assert importers == {"stable_diffusion"}
+@pytest.mark.parametrize(
+    ("foreign", "files"),
+    [("diffusers", {"stable_diffusion"}), ("transformers", {"stable_diffusion", "learned_scores"})],
+)
+def test_networks_of_others_come_in_through_one_file_for_each_purpose(foreign: str, files: set[str]):
+    assert {n for n, p in modules().items() if foreign in {m.split(".")[0] for m in imports_of(p)}} == files
 
 
 def test_asking_for_help_imports_no_torch():
