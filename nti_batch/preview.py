@@ -1,6 +1,6 @@
 """A picture that shows a run: input, VAE, DDIM and null-text side by side, replayed from the files."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Sequence
 from itertools import islice, zip_longest
 from pathlib import Path
 
@@ -8,14 +8,13 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from nti_batch.datamodule import InversionDataModule, decode_sample
+from nti_batch.datamodule import InversionDataModule, read_inputs
 from nti_batch.diffusion.ddim import ddim_sample
 from nti_batch.diffusion.metrics import psnr
 from nti_batch.inversions import InversionRun, read_inversions
 from nti_batch.packing import StoredInversion
-from nti_batch.records import CaptionedImage, WorkUnit
+from nti_batch.records import WorkUnit
 from nti_batch.stable_diffusion import StableDiffusion
-from nti_batch.stream import RawSample, read_unit
 
 MARGIN = 12
 LABEL = 18
@@ -29,23 +28,6 @@ def choose_images(run: InversionRun, units: Sequence[WorkUnit], count: int) -> l
     of_units = islice(filter(None, done), count)
     by_turns = (found for turn in zip_longest(*of_units) for found in turn if found)
     return sorted(islice(by_turns, count))
-
-
-def read_inputs(
-    units: Iterable[WorkUnit], caption: str, height: int, width: int, ids: Collection[tuple[str, str]]
-) -> dict[tuple[str, str], CaptionedImage]:
-    """The input images of these ids, in this size."""
-    found: dict[tuple[str, str], CaptionedImage] = {}
-    for shard, url in dict.fromkeys((unit.shard, unit.url) for unit in units):
-        wanted = {key for of, key in ids if of == shard}
-        for sample in read_unit(WorkUnit(shard, url, 0, 1), caption, ()) if wanted else ():
-            if isinstance(sample, RawSample) and sample.key in wanted:
-                image = decode_sample(sample, height, width)
-                assert isinstance(image, CaptionedImage)
-                found[shard, sample.key] = image
-                if len(wanted := wanted - {sample.key}) == 0:
-                    break
-    return found
 
 
 @torch.no_grad()

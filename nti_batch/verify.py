@@ -9,11 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from nti_batch.datamodule import read_inputs
 from nti_batch.diffusion.metrics import psnr
 from nti_batch.inversions import InversionRun, read_inversions
 from nti_batch.manifest import Json, Manifest, ManifestRow
-from nti_batch.packing import StoredInversion, read_members, unpack
-from nti_batch.preview import choose_images, read_inputs, replay
+from nti_batch.packing import StoredInversion, unpack
+from nti_batch.parts import read_members
+from nti_batch.preview import choose_images, replay
 from nti_batch.records import WorkUnit
 from nti_batch.stable_diffusion import ModelSource, StableDiffusion
 from nti_batch.stream import read_keys
@@ -83,7 +85,7 @@ def _check_shard(run: InversionRun, units: list[WorkUnit]) -> Iterator[Finding]:
 
 def _check_part(run: InversionRun, path: Path) -> Generator[Finding, None, list[ManifestRow]]:
     """Findings of one part; its rows are what the generator returns."""
-    manifest = Manifest.read(path)
+    manifest = Manifest.read(path, ManifestRow)
     part, done = path.with_suffix(".tar"), {row.key: row for row in manifest.rows if row.status == "done"}
     if not done:
         return manifest.rows
@@ -95,7 +97,7 @@ def _check_part(run: InversionRun, path: Path) -> Generator[Finding, None, list[
         for payload, metadata in read_members(part):
             key = str(metadata["key"])
             row = done.pop(key, None)
-            if row is None or ManifestRow.of_inversion(metadata) != row:
+            if row is None or ManifestRow.of_metadata(metadata) != row:
                 yield Finding(str(part), f"holds {key!r}, and its manifest says something else of it")
             for wrong in _wrong(unpack(payload, metadata), run.settings()):
                 yield Finding(f"{metadata['shard']}/{key}", wrong)
