@@ -15,6 +15,7 @@ from nti_batch.inversions import InversionRun
 from nti_batch.manifest import Row
 from nti_batch.parts import OutputRun
 from nti_batch.records import CaptionedImage, Failure, UnitRead, WorkUnit
+from nti_batch.status import RunStatus, Status, run_status, units_of
 from nti_batch.stream import RawSample, caption_source, count_images, expand_shards, read_unit, work_units
 
 COUNTED_SHARDS = 16
@@ -52,6 +53,18 @@ class UnitDataModule(LightningDataModule, ABC, Generic[Run]):
     @abstractmethod
     def read(self, unit: WorkUnit, rows: Sequence[Row]) -> Iterator[object]:
         """What is to be done in a work unit of which these rows are committed, closed by a `UnitRead`."""
+
+    @abstractmethod
+    def estimate(self, units: list[WorkUnit]) -> int | None:
+        """About how many records these work units have before them; None if nobody knows."""
+
+    @abstractmethod
+    def status(self, units: Sequence[WorkUnit]) -> Status:
+        """How far they are."""
+
+    def units_of_run(self) -> list[WorkUnit]:
+        """Those of all jobs on the output folder."""
+        return self.units
 
     def units_of(self, rank: int, world_size: int) -> list[WorkUnit]:
         """The work units of a rank: every `world_size`-th of this job's part."""
@@ -158,6 +171,16 @@ class InversionDataModule(UnitDataModule[InversionRun]):
         counted = [unit for unit in units if unit.url in images]
         total = sum(len(range(unit.index, images[unit.url], unit.count)) for unit in counted)
         return round(total * len(units) / max(1, len(counted)))
+
+    def status(self, units: Sequence[WorkUnit]) -> RunStatus:
+        """How far they are."""
+        assert self.run is not None, "attach() comes first"
+        return run_status(self.run, units)
+
+    def units_of_run(self) -> list[WorkUnit]:
+        """Those of all shards that the run has been given."""
+        assert self.run is not None, "attach() comes first"
+        return units_of(self.run, allow_pipe=True)
 
     def decode(self, sample: RawSample) -> CaptionedImage | Failure:
         """A sample's picture in the run's size."""

@@ -7,8 +7,8 @@
     mask, mask_size  what the edit may change, as [start, length, ...] on a grid of [height, width]
     the fields of `EditSettings`; those left out are the job's
 
-In a cell of a CSV, as on the command line, words with numbers are written `word=1.5;other word=2`, two words `one;other`,
-and lists as in JSON. An empty cell is left out.
+In a cell of a CSV, as on the command line, words with numbers are written `word=1.5;other word=2`, two words
+`one;other`, and lists as in JSON. An empty cell is left out.
 """
 
 import csv
@@ -17,20 +17,43 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nti_batch.diffusion.alignment import Kind
 from nti_batch.diffusion.edits import EditSettings
-from nti_batch.records import EditRequest, Mask
+from nti_batch.manifest import member_name
+from nti_batch.packing import StoredInversion
+from nti_batch.records import CaptionedImage, EditRequest, Mask, WorkUnit
 
 _TOLD = 5
 Cells = Mapping[str, object]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageEdits:
+    """An inverted image and what is asked of it."""
+
+    unit: WorkUnit
+    stored: StoredInversion
+    requests: tuple[EditRequest, ...]
+    original: CaptionedImage | None
+    """The input, where a request needs it and it is to be had."""
+
+
+def request_id(request: EditRequest) -> str:
+    """What its row and its members in a part are called."""
+    return member_name(request.key, request.name)
+
+
 def request_sha256(request: EditRequest) -> str:
     """A checksum of what changes the picture or its scores."""
-    asked = (request.edit_prompt, dataclasses.asdict(request.settings), request.mask and dataclasses.asdict(request.mask))
+    asked = (
+        request.edit_prompt,
+        dataclasses.asdict(request.settings),
+        request.mask and dataclasses.asdict(request.mask),
+    )
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
@@ -85,7 +108,10 @@ def _csv_lines(path: Path) -> Iterator[tuple[int, Cells | ValueError]]:
         rows = csv.DictReader(file, strict=True)
         for row in rows:
             if None in row or None in row.values():
-                yield rows.line_num, ValueError(f"the line has not the {len(rows.fieldnames or ())} columns of the first")
+                yield (
+                    rows.line_num,
+                    ValueError(f"the line has not the {len(rows.fieldnames or ())} columns of the first"),
+                )
             else:
                 yield rows.line_num, {name: cell for name, cell in row.items() if cell}
 
@@ -134,7 +160,9 @@ def _mask(runs: tuple[int, ...], size: tuple[int, ...]) -> Mask:
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"mask_size is {list(size)}, allowed: [height, width], both at least 1")
     if len(runs) % 2 or any(n < 0 for n in runs):
-        raise ValueError("mask has an odd number of numbers, or one below 0; allowed: [start, length, start, length, ...]")
+        raise ValueError(
+            "mask has an odd number of numbers, or one below 0; allowed: [start, length, start, length, ...]"
+        )
     return Mask(runs, *size)
 
 
@@ -146,34 +174,34 @@ def _read(reader: Callable[[Any], object], name: str, value: object) -> Any:
 
 
 def _text(value: str) -> str:
-    """a text that is not empty."""
+    """A text that is not empty."""
     if not isinstance(value, str) or not value:
         raise ValueError
     return value
 
 
 def _number(value: str | float) -> float:
-    """a number."""
+    """A number."""
     if isinstance(value, bool):
         raise ValueError
     return float(value)
 
 
 def _numbers(value: str | Mapping[str, str | float]) -> dict[str, float]:
-    """words with a number each, {"word": 1.5} or word=1.5;other=2."""
+    """Words with a number each, {"word": 1.5} or word=1.5;other=2."""
     if isinstance(value, str):
         value = {word: number for word, _, number in (part.rpartition("=") for part in value.split(";"))}
     return {_text(word.strip()): _number(number) for word, number in value.items()}
 
 
 def _pair(value: str | list[str]) -> tuple[str, str]:
-    """a word of the source's prompt and one of the edit's, ["one", "other"] or one;other."""
+    """A word of the source's prompt and one of the edit's, ["one", "other"] or one;other."""
     first, second = (_text(word.strip()) for word in (value.split(";") if isinstance(value, str) else value))
     return first, second
 
 
 def _whole_numbers(value: str | list[int]) -> tuple[int, ...]:
-    """a list of whole numbers."""
+    """A list of whole numbers."""
     numbers = json.loads(value) if isinstance(value, str) else value
     if not isinstance(numbers, list) or not all(type(n) is int for n in numbers):
         raise ValueError

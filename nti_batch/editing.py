@@ -24,9 +24,7 @@ class ControlledEdit:
     control: EditControl
 
     @classmethod
-    def of(
-        cls, networks: StableDiffusion, source_prompt: str, prompt: str, settings: EditSettings
-    ) -> "ControlledEdit":
+    def of(cls, networks: StableDiffusion, source_prompt: str, prompt: str, settings: EditSettings) -> "ControlledEdit":
         """Look up the words.
 
         Raises:

@@ -58,7 +58,9 @@ class Row:
             ValueError: If something is missing there.
         """
         try:
-            values = {name: sum(v) if isinstance(v, list) else v for name, v in cls._known(metadata).items()}
+            values: dict[str, Any] = {
+                name: sum(v) if isinstance(v, list) else v for name, v in cls._known(metadata).items()
+            }
             return cls(status="done", **values)
         except (KeyError, TypeError) as error:
             raise ValueError(f"the .json of {metadata.get('key')!r} is damaged: {error}") from error

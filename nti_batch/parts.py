@@ -27,7 +27,7 @@ from typing import ClassVar, Generic, TypeVar
 
 from nti_batch.archive import Header
 from nti_batch.lock import UnitLock
-from nti_batch.manifest import AnyRow, Json, Manifest
+from nti_batch.manifest import AnyRow, Json, Manifest, member_name
 from nti_batch.records import Failure, WorkUnit
 
 Record = TypeVar("Record")

@@ -111,7 +111,9 @@ def _read_mapping(folder: Path) -> dict[str, _Entry]:
     except ValueError as error:
         raise ValueError(f"{path} is no JSON file: {error}; download it anew") from error
     if not isinstance(mapping, dict):
-        raise ValueError(f"{path} is of type {type(mapping).__name__}, allowed: an object with an entry for each picture")
+        raise ValueError(
+            f"{path} is of type {type(mapping).__name__}, allowed: an object with an entry for each picture"
+        )
     return {key: _entry(f"{path}, entry {key!r}", values) for key, values in mapping.items()}
 
 
