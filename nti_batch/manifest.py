@@ -52,16 +52,13 @@ class Row:
 
     @classmethod
     def of_metadata(cls, metadata: Mapping[str, Json]) -> "Self":
-        """The row of a record that is done, from its `.json` member; of a list it has the sum.
+        """The row of a record that is done, from its `.json` member.
 
         Raises:
             ValueError: If something is missing there.
         """
         try:
-            values: dict[str, Any] = {
-                name: sum(v) if isinstance(v, list) else v for name, v in cls._known(metadata).items()
-            }
-            return cls(status="done", **values)
+            return cls(status="done", **cls._of_done(metadata))
         except (KeyError, TypeError) as error:
             raise ValueError(f"the .json of {metadata.get('key')!r} is damaged: {error}") from error
 
@@ -70,6 +67,11 @@ class Row:
         """The row of a record that has failed."""
         told = {name: getattr(failure, name) for name in ("key", "name", "stage", "error")}
         return cls(shard=failure.unit.shard, status="failed", finished=time.time(), **cls._known(told))
+
+    @classmethod
+    def _of_done(cls, metadata: Mapping[str, Any]) -> dict[str, Any]:
+        """What a row takes from metadata."""
+        return cls._known(metadata)
 
     @classmethod
     def _known(cls, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,6 +93,10 @@ class ManifestRow(Row):
 
     forwards: int | None = None
     backwards: int | None = None
+
+    @classmethod
+    def _of_done(cls, metadata: Mapping[str, Any]) -> dict[str, Any]:
+        return {**cls._known(metadata), "inner_steps": sum(metadata["inner_steps"])}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
