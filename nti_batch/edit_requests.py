@@ -98,8 +98,8 @@ def read_settings(cells: Cells, defaults: EditSettings) -> EditSettings:
     Raises:
         ValueError: If one cannot be understood, or is out of range.
     """
-    readers = {field.name: _READERS[field.type] for field in dataclasses.fields(EditSettings)}
-    given = {name: _read(readers[name], name, cells[name]) for name in readers if cells.get(name) is not None}
+    columns = {field.name: _COLUMN_OF_TYPE[field.type] for field in dataclasses.fields(EditSettings)}
+    given = {name: c.read(name, cells[name]) for name, c in columns.items() if cells.get(name) is not None}
     return dataclasses.replace(defaults, **given) if given else defaults
 
 
@@ -134,7 +134,7 @@ def _request(cells: Cells, shards: list[str], defaults: EditSettings, counts: Co
     columns = [*_COLUMNS, *(field.name for field in dataclasses.fields(EditSettings))]
     if unknown := [name for name in cells if name not in columns]:
         raise ValueError(f"there is no column {', '.join(map(repr, unknown))}, allowed: {', '.join(columns)}")
-    given = {name: _read(_COLUMNS[name], name, cells[name]) for name in _COLUMNS if cells.get(name) is not None}
+    given = {name: c.read(name, cells[name]) for name, c in _COLUMNS.items() if cells.get(name) is not None}
     if "key" not in given:
         raise ValueError("the key of the image is missing")
     shard = given.get("shard", shards[0] if len(shards) == 1 else None)
@@ -166,60 +166,67 @@ def _mask(runs: tuple[int, ...], size: tuple[int, ...]) -> Mask:
     return Mask(runs, *size)
 
 
-def _read(reader: Callable[[Any], object], name: str, value: object) -> Any:
-    try:
-        return reader(value)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{name} is {value!r}, allowed: {reader.__doc__}") from error
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """How a cell is read."""
+
+    reader: Callable[[Any], object]
+    allowed: str
+
+    def read(self, name: str, value: object) -> Any:
+        """What a cell says, as JSON or as text."""
+        try:
+            return self.reader(value)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{name} is {value!r}, allowed: {self.allowed}") from error
 
 
 def _text(value: str) -> str:
-    """A text that is not empty."""
     if not isinstance(value, str) or not value:
         raise ValueError
     return value
 
 
 def _number(value: str | float) -> float:
-    """A number."""
     if isinstance(value, bool):
         raise ValueError
     return float(value)
 
 
 def _numbers(value: str | Mapping[str, str | float]) -> dict[str, float]:
-    """Words with a number each, {"word": 1.5} or word=1.5;other=2."""
     if isinstance(value, str):
         value = {word: number for word, _, number in (part.rpartition("=") for part in value.split(";"))}
     return {_text(word.strip()): _number(number) for word, number in value.items()}
 
 
 def _pair(value: str | list[str]) -> tuple[str, str]:
-    """A word of the source's prompt and one of the edit's, ["one", "other"] or one;other."""
     first, second = (_text(word.strip()) for word in (value.split(";") if isinstance(value, str) else value))
     return first, second
 
 
 def _whole_numbers(value: str | list[int]) -> tuple[int, ...]:
-    """A list of whole numbers."""
     numbers = json.loads(value) if isinstance(value, str) else value
     if not isinstance(numbers, list) or not all(type(n) is int for n in numbers):
         raise ValueError
     return tuple(numbers)
 
 
+_TEXT = _Column(_text, "a text that is not empty")
+_WHOLE_NUMBERS = _Column(_whole_numbers, "a list of whole numbers")
 _COLUMNS = {
-    "shard": _text,
-    "key": _text,
-    "name": _text,
-    "prompt": _text,
-    "edit_prompt": _text,
-    "mask": _whole_numbers,
-    "mask_size": _whole_numbers,
+    "shard": _TEXT,
+    "key": _TEXT,
+    "name": _TEXT,
+    "prompt": _TEXT,
+    "edit_prompt": _TEXT,
+    "mask": _WHOLE_NUMBERS,
+    "mask_size": _WHOLE_NUMBERS,
 }
-_READERS: dict[Any, Callable[[Any], object]] = {
-    Kind: _text,
-    float: _number,
-    Mapping[str, float]: _numbers,
-    tuple[str, str] | None: _pair,
+_COLUMN_OF_TYPE: dict[object, _Column] = {
+    Kind: _TEXT,
+    float: _Column(_number, "a number"),
+    Mapping[str, float]: _Column(_numbers, 'words with a number each, {"word": 1.5} or word=1.5;other=2'),
+    tuple[str, str] | None: _Column(
+        _pair, 'a word of the source\'s prompt and one of the edit\'s, ["one", "other"] or one;other'
+    ),
 }

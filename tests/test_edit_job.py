@@ -1,6 +1,7 @@
 """`nti-batch edit` through the front door: what each picture must be, what fails and why, what a second run does."""
 
 import csv
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pie_folder import EDITS, write_pie_folder
 from PIL import Image
 from test_job import arguments, held_job, run_console, wait_for
 from tiny import captioned, png, write_shard
@@ -19,6 +21,7 @@ from nti_batch.edit_requests import read_requests
 from nti_batch.edit_run import EditRun
 from nti_batch.images import decode_image
 from nti_batch.manifest import EditRow, Json
+from nti_batch.pie_bench import write_shard as write_pie_shard
 from nti_batch.stable_diffusion import StableDiffusion
 from nti_batch.stream import work_units
 
@@ -425,6 +428,28 @@ def test_one_picture_that_cannot_be_is_refused_in_one_line(
     assert captured.err.count("\n") == 1
 
 
+def test_a_pie_bench_folder_is_edited_and_scored(tiny_model: Path, tmp_path: Path):
+    folder = write_pie_folder(tmp_path / "bench")
+    assert write_pie_shard(folder, tmp_path / "bench.tar") == 3
+    assert main(arguments(tiny_model, tmp_path / "bench.tar", tmp_path / "inversions")) == 0
+    assert main(edit(tmp_path / "inversions", tmp_path / "out", f"--data.edits={folder}")) == 0
+    found = rows(tmp_path / "out")
+    assert {name for _, _, name in found} == {f"{category}-{key}" for key, (category, *_) in EDITS.items()}
+    assert all(row.psnr_unedited is not None and row.edit_prompt for row in found.values())
+
+
 def test_the_shipped_config_is_complete(capsys: pytest.CaptureFixture[str]):
     configs = Path(__file__).parent.parent / "configs"
+    with pytest.raises(SystemExit) as end:
+        main(["edit", f"--config={configs / 'edit-demo.yaml'}", "--print_config"])
+    assert end.value.code == 0
+    assert "cross_share: 0.4" in capsys.readouterr().out
     assert len(read_requests(configs / "edit-demo.jsonl", ["photographs-000000"], EditSettings())) > 1
+
+
+def test_the_help_of_the_job_names_every_setting_of_an_edit(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["edit", "--help"])
+    printed = capsys.readouterr().out
+    for field in dataclasses.fields(EditSettings):
+        assert f"--edit.{field.name}" in printed
