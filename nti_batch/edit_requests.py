@@ -113,11 +113,11 @@ def _csv_lines(path: Path) -> Iterator[tuple[int, Cells | ValueError]]:
                     ValueError(f"the line has not the {len(rows.fieldnames or ())} columns of the first"),
                 )
             else:
-                yield rows.line_num, {name: cell for name, cell in row.items() if cell}
+                yield rows.line_num, {name: cell or None for name, cell in row.items()}
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, Cells | ValueError]]:
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
         if not line.strip():
             continue
         try:

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -365,6 +366,28 @@ def test_csv_and_jsonl_ask_for_the_same(tmp_path: Path):
     assert [request.settings.cross_share for request in found] == [0.9, 0.5, 0.9, 0.9]
     assert found[1].settings.word_weights == {"blue": 2.0, "a b": -1.0}
     assert found[2].settings.blend_words == ("red", "blue sky")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("key,promt\n000,\n", "e.csv:2: there is no column 'promt'"),
+        ("key,prompt\n000\n", "e.csv:2: the line has not the 2 columns of the first"),
+        ("key,prompt\n000,a,b\n", "e.csv:2: the line has not the 2 columns of the first"),
+        ("key,word_weights\n000,blue\n", "e.csv:2: word_weights is 'blue', allowed: words with a number each"),
+    ],
+)
+def test_a_wrong_line_of_a_csv_is_refused_by_its_place(tmp_path: Path, text: str, said: str):
+    (tmp_path / "e.csv").write_text(text)
+    with pytest.raises(ValueError, match=re.escape(said)):
+        read_requests(tmp_path / "e.csv", ["s"], EditSettings())
+
+
+def test_a_line_of_jsonl_ends_where_the_file_says_so(tmp_path: Path):
+    """And not at what Unicode calls a line separator."""
+    (tmp_path / "e.jsonl").write_text('{"key": "a", "edit_prompt": "one\u2028two"}\n\n{"key": "b"}')
+    found = read_requests(tmp_path / "e.jsonl", ["s"], EditSettings())
+    assert [request.edit_prompt for request in found] == ["one\u2028two", None]
 
 
 WRONG = {
