@@ -263,7 +263,7 @@ def test_shards_may_be_added(run: InversionRun):
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"is no run: it has no run\.json"):
+    with pytest.raises(ValueError, match=r"is no run of `nti-batch invert`: it has no 'run\.json'"):
         list(read_inversions(tmp_path))
 
 
