@@ -4,14 +4,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from nti_batch.diffusion.edits import EditSettings as EditSettings
+    from nti_batch.editing import edit_image as edit_image
     from nti_batch.inversions import read_inversions as read_inversions
     from nti_batch.packing import StoredInversion as StoredInversion
 
-__all__ = ["StoredInversion", "read_inversions"]
+__all__ = ["EditSettings", "StoredInversion", "edit_image", "read_inversions"]
+
+_HOMES = {
+    "EditSettings": "nti_batch.diffusion.edits",
+    "StoredInversion": "nti_batch.packing",
+    "edit_image": "nti_batch.editing",
+    "read_inversions": "nti_batch.inversions",
+}
 
 
 def __getattr__(name: str) -> object:
     """Import public names when they are asked for: torch alone takes seconds, and `--help` needs none of it."""
-    if name in __all__:
-        return getattr(import_module("nti_batch.inversions"), name)
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'nti_batch' has no attribute {name!r}")

@@ -1,33 +1,33 @@
-"""The command line: `nti-batch invert`, `nti-batch status`, `nti-batch verify`, `nti-batch bench`.
+"""The command line: `nti-batch invert`, `edit`, `status`, `verify`, `bench`.
 
-Exit codes: 0 every input image is committed as done; 3 finished, but some images are committed as failed; 75 stopped
-early by a signal, run the same command again; 2 the settings are wrong; 1 anything else. `status --exit-code` has
-the same: 0 done, 3 some have failed, 75 images are missing.
+The exit codes are in `job`. `status --exit-code` has the same: 0 done, 3 some have failed, 75 images are missing.
 """
 
 import argparse
 import dataclasses
 import json
-import logging
-import os
-import subprocess
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nti_batch.edit_command import edit
+from nti_batch.job import (
+    DONE,
+    ERROR,
+    SOME_FAILED,
+    STOPPED,
+    Job,
+    assemble,
+    quiet,
+    read_settings,
+    refuse,
+    run_job,
+    writer_of,
+)
+
 if TYPE_CHECKING:
-    from lightning.pytorch import Trainer
-
-    from nti_batch.datamodule import InversionDataModule
-    from nti_batch.module import NullTextInversion
     from nti_batch.signals import StopSignals
-    from nti_batch.writer import InversionWriter
-
-    Job = tuple[Trainer, NullTextInversion, InversionDataModule, InversionWriter]
-
-DONE, ERROR, WRONG_SETTINGS, SOME_FAILED, STOPPED = 0, 1, 2, 3, 75
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     invert_parser = commands.add_parser("invert", help="invert the images of WebDataset shards", add_help=False)
     invert_parser.set_defaults(run=lambda arguments, rest: invert(rest))
+    edit_parser = commands.add_parser("edit", help="edit inverted images, or rebuild them", add_help=False)
+    edit_parser.set_defaults(run=lambda arguments, rest: edit(rest))
     a_run = argparse.ArgumentParser(add_help=False)
     a_run.add_argument("out", metavar="OUT", help="output folder of the run")
     a_run.add_argument(
@@ -134,20 +136,22 @@ def bench(argv: Sequence[str]) -> int:
     return DONE
 
 
-def refuse(error: Exception) -> int:
-    """Say in one line what is wrong with the settings."""
-    print(f"nti-batch: {' '.join(str(error).split())}", file=sys.stderr)
-    return WRONG_SETTINGS
-
-
 def status(out: str, as_json: bool, tell: bool, allow_pipe: bool) -> int:
     """Print how far a run is, and tell it by the exit code if that is asked for."""
+    from nti_batch.edit_run import EditRun
     from nti_batch.inversions import InversionRun
-    from nti_batch.status import run_status, units_of
+    from nti_batch.status import Status, run_status, units_of
 
+    report: Status
     try:
-        run = InversionRun(Path(out))
-        report = run_status(run, units_of(run, allow_pipe=allow_pipe))
+        if EditRun(Path(out)).folder.exists():
+            from nti_batch.edit_datamodule import EditDataModule
+
+            data = EditDataModule.of_run(Path(out))
+            report = data.status(data.units)
+        else:
+            run = InversionRun(Path(out))
+            report = run_status(run, units_of(run, allow_pipe=allow_pipe))
     except ValueError as error:
         return refuse(error)
     print(json.dumps(report.as_json()) if as_json else "\n".join(report.lines()))
@@ -182,163 +186,40 @@ def verify(out: str, shards: str | None, recompute: int, as_json: bool, allow_pi
 
 def invert(argv: Sequence[str]) -> int:
     """Invert what is not committed yet: the main job."""
-    from nti_batch.signals import StopSignals
-
-    with StopSignals() as stop:
-        job = predict(argv, stop)
-        stop.leave_interrupt()
-        return job if isinstance(job, int) else conclude(*job)
+    return run_job(prepare_inversion, argv)
 
 
-def predict(argv: Sequence[str], stop: "StopSignals") -> "Job | int":
-    """Run the job to its end, or until a stop is requested; return what it was, or the exit code if it broke."""
-    from jsonargparse import ArgumentError
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
-
-    from nti_batch.failure_limit import TooManyFailuresError
-    from nti_batch.inversions import OutputError
-    from nti_batch.lock import UnitInUseError
-
-    quiet()
-
-    try:
-        trainer, module, data, _ = job = prepare(argv, stop)
-    # a TypeError is what Lightning raises for a wrong value of --trainer.devices
-    except (ValueError, TypeError, ArgumentError, MisconfigurationException) as error:
-        return refuse(error)
-    try:
-        trainer.predict(module, data, return_predictions=False)
-        for child in children_of(trainer):
-            child.wait()
-    except BaseException as error:
-        for child in children_of(trainer):
-            child.terminate()
-            child.wait()
-        if not isinstance(error, (UnitInUseError, OutputError, TooManyFailuresError)):
-            raise
-        print(f"nti-batch: {error}", file=sys.stderr)
-        return ERROR
-    return job
-
-
-def children_of(trainer: "Trainer") -> "list[subprocess.Popen[bytes]]":
-    """The ranks that this process started."""
-    return getattr(trainer.strategy.launcher, "procs", [])
-
-
-def quiet() -> None:
-    """Silence what Lightning says to people who train networks."""
-    # Lightning 2.6 calls jsonargparse in a way that newer versions deprecate
-    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for text in (
-        # reading an image takes milliseconds, inverting it a minute
-        ".*does not have many workers.*",
-        # the arguments are those of the command line, without the command
-        "LightningCLI's args parameter is intended to run from within Python.*",
-        ".*GPU available but not used.*",
-        # records carry shard and key themselves
-        "Couldn't infer the batch indices.*",
-        # Lightning 2.6 with torch 2.13
-        ".*treespec, LeafSpec.*",
-        # a job of one process is right where Slurm is installed, too
-        "The `srun` command is available on your system but is not used.*",
-    ):
-        warnings.filterwarnings("ignore", text)
-
-
-def prepare(argv: Sequence[str], stop: "StopSignals") -> "Job":
+def prepare_inversion(argv: Sequence[str], stop: "StopSignals") -> Job:
     """Everything that can be refused, before any weights are loaded.
 
     Raises:
         ValueError: If the user's settings are wrong.
     """
-    from lightning.pytorch import Callback
-    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-
+    from nti_batch import preview
     from nti_batch.datamodule import InversionDataModule
-    from nti_batch.failure_limit import StopOnFailures
     from nti_batch.module import NEEDS_GRADIENTS, NullTextInversion
-    from nti_batch.progress import ProgressLine
     from nti_batch.stable_diffusion import ModelDescription
     from nti_batch.writer import InversionWriter
 
-    class InvertCLI(LightningCLI):
-        """Lightning's command line with the key `output`."""
-
-        def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-            parser.add_lightning_class_args(InversionWriter, "output")
-            # under Slurm Lightning loads any hpc_ckpt_*.ckpt that it finds in its root folder instead of the model
-            parser.link_arguments("output.dir", "trainer.default_root_dir")
-
-    cli = InvertCLI(
+    cli = read_settings(
+        "invert",
         NullTextInversion,
         InversionDataModule,
-        args=list(argv),
-        run=False,
-        save_config_callback=None,
-        seed_everything_default=False,
-        parser_kwargs={"prog": "nti-batch invert", "exit_on_error": False},
-        trainer_defaults={
-            "inference_mode": False,
-            "logger": False,
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "use_distributed_sampler": False,
-        },
+        InversionWriter,
+        argv,
+        trainer_defaults={"inference_mode": False},
     )
     if cli.config.trainer.inference_mode:
         raise ValueError(NEEDS_GRADIENTS)
-    module, data = cli.model, cli.datamodule
-    callbacks: list[Callback] = cli.trainer.callbacks  # type: ignore[attr-defined]
-    writer = next(callback for callback in callbacks if isinstance(callback, InversionWriter))
+    module, data, writer = cli.model, cli.datamodule, writer_of(cli)
+    assert isinstance(writer, InversionWriter)
     description = ModelDescription.of(module.source)
     data.attach(writer.run, description.size)
     description.check_size(data.height, data.width)
-    module.storage = writer.storage
+    module.storage, module.stop = writer.storage, stop
     settings = {**module.result_settings, **data.result_settings, "output.storage": writer.storage}
     writer.run.create(settings, data.urls)
-    module.stop = stop
-    data.stop_requested = lambda: stop.requested
-    stop.children = lambda: children_of(cli.trainer)
-    waiting = [unit for unit in data.units_of(cli.trainer.global_rank, cli.trainer.world_size) if data.is_waiting(unit)]
-    callbacks.append(ProgressLine(writer, data.estimate(waiting)))
-    if data.failure_limit:
-        callbacks.append(StopOnFailures(writer, data.failure_limit))
-    return cli.trainer, module, data, writer
-
-
-def conclude(
-    trainer: "Trainer", module: "NullTextInversion", data: "InversionDataModule", writer: "InversionWriter"
-) -> int:
-    """Draw the preview, print the summary and find the exit code in what is committed.
-
-    One of several ranks that others have started (srun, torchrun, this program) does not tell the outcome: a code
-    other than 0 would end the others.
-    """
-    from nti_batch.preview import draw_preview
-    from nti_batch.status import run_status, units_of
-
-    rank, ranks = trainer.global_rank, trainer.world_size
-    is_whole_job = ranks == 1 + len(children_of(trainer))
-    if module.stop.requested:
-        who = "" if is_whole_job else f"rank {rank} of {ranks} "
-        print(f"{who}stopped early; run the same command again to continue {writer.run.out}", file=sys.stderr)
-        return STOPPED if is_whole_job else DONE
-    if is_whole_job:
-        rank, ranks = 0, 1
-    is_whole_run = is_whole_job and data.parts == 1
-    units = units_of(writer.run, allow_pipe=True) if is_whole_run else data.units_of(rank, ranks)
-    report = run_status(writer.run, units)
-    if trainer.is_global_zero and writer.tally.done and (preview := draw_preview(writer.run, data, module.networks)):
-        print(f"preview: {preview}")
-    if is_whole_job:
-        print("\n".join(report.lines()))
-    if report.missing:
-        print(f"{report.missing} images are not committed, though the job went to its end", file=sys.stderr)
-        return ERROR
-    return SOME_FAILED if is_whole_job and report.has_failures else DONE
+    return assemble(cli, stop, lambda: preview.draw_preview(data.run, data, module.networks))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """Which work units this rank streams."""
 
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -10,15 +12,101 @@ from torch.utils.data import DataLoader, IterableDataset
 from nti_batch.failure_limit import FailureLimit
 from nti_batch.images import decode_image
 from nti_batch.inversions import InversionRun
+from nti_batch.manifest import Row
+from nti_batch.parts import OutputRun
 from nti_batch.records import CaptionedImage, Failure, UnitRead, WorkUnit
+from nti_batch.status import RunStatus, Status, run_status, units_of
 from nti_batch.stream import RawSample, caption_source, count_images, expand_shards, read_unit, work_units
 
 COUNTED_SHARDS = 16
 SAMPLES = Path(__file__).parent / "demo" / "samples"
-Item = CaptionedImage | Failure | UnitRead
+Run = TypeVar("Run", bound=OutputRun[Any, Any])
 
 
-class InversionDataModule(LightningDataModule):
+class UnitDataModule(LightningDataModule, ABC, Generic[Run]):
+    """Work units, and what of them each rank reads."""
+
+    units: list[WorkUnit]
+
+    def __init__(
+        self, part: str | None = None, max_failures: int | str | None = None, retry_failed: bool = False
+    ) -> None:
+        """Settings that all jobs have.
+
+        Args:
+            part: 'K/N' for one of N jobs, K = 0 to N - 1, that share the work units of one output folder.
+            max_failures: The job ends when more of the images that a rank has taken in have failed: a count, or a
+                share such as '5%', which is judged from the hundredth image on; null goes on whatever fails.
+            retry_failed: Try again what earlier jobs committed as failed.
+        """
+        super().__init__()
+        self.part, self.parts = _job_part(part)
+        self.failure_limit = None if max_failures is None else FailureLimit.parse(str(max_failures))
+        self.retry_failed = retry_failed
+        self.run: Run | None = None
+        self.stop_requested: Callable[[], bool] = lambda: False
+
+    @abstractmethod
+    def is_waiting(self, unit: WorkUnit) -> bool:
+        """Whether there is something to do in a work unit."""
+
+    @abstractmethod
+    def read(self, unit: WorkUnit, rows: Sequence[Row]) -> Iterator[object]:
+        """What is to be done in a work unit of which these rows are committed, closed by a `UnitRead`."""
+
+    @abstractmethod
+    def estimate(self, units: list[WorkUnit]) -> int | None:
+        """About how many records these work units have before them; None if nobody knows."""
+
+    @abstractmethod
+    def status(self, units: Sequence[WorkUnit]) -> Status:
+        """How far they are."""
+
+    def units_of_run(self) -> list[WorkUnit]:
+        """Those of all jobs on the output folder."""
+        return self.units
+
+    def units_of(self, rank: int, world_size: int) -> list[WorkUnit]:
+        """The work units of a rank: every `world_size`-th of this job's part."""
+        return self.units[self.part :: self.parts][rank::world_size]
+
+    def claim(self, unit: WorkUnit) -> Sequence[Row]:
+        """Make a work unit this process's own, with what a dead job left; return what is committed."""
+        assert self.run is not None, "attach() comes first"
+        self.run.lock(unit)
+        self.run.salvage(unit)
+        if self.retry_failed:
+            self.run.forget_failures(unit)
+        return self.run.rows(unit)
+
+    def transfer_batch_to_device(self, batch: object, device: torch.device, dataloader_idx: int) -> object:
+        """Leave the record as it is: only its tensors travel, and the networks fetch them."""
+        return batch
+
+    def predict_dataloader(self) -> "DataLoader[object]":
+        """One item a batch: the modules make their own batches."""
+        assert self.trainer is not None
+        return DataLoader(ItemStream(self, self.units_of(self.trainer.global_rank, self.trainer.world_size)), None)
+
+
+class ItemStream(IterableDataset[object]):
+    """What is not committed yet of some work units."""
+
+    def __init__(self, data: UnitDataModule[Any], units: list[WorkUnit]) -> None:
+        """Remember what to read."""
+        self.data, self.units = data, units
+
+    def __iter__(self) -> Iterator[object]:
+        """Read unit after unit, until the end or until a stop is requested."""
+        for unit in self.units:
+            if self.data.is_waiting(unit):
+                for item in self.data.read(unit, self.data.claim(unit)):
+                    if self.data.stop_requested():
+                        return
+                    yield item
+
+
+class InversionDataModule(UnitDataModule[InversionRun]):
     """Captioned images out of WebDataset shards, each rank its own work units."""
 
     def __init__(
@@ -28,10 +116,8 @@ class InversionDataModule(LightningDataModule):
         height: int | None = None,
         width: int | None = None,
         slices: int = 8,
-        part: str | None = None,
-        max_failures: int | str | None = None,
-        retry_failed: bool = False,
         allow_pipe: bool = False,
+        **job: Any,
     ) -> None:
         """Settings of the input.
 
@@ -42,22 +128,14 @@ class InversionDataModule(LightningDataModule):
             height: Pictures are cropped about their centre and resized to this many pixels; null is the model's own.
             width: Likewise.
             slices: Work units of a shard: what the ranks share out. Fixed for a run.
-            part: 'K/N' for one of N jobs, K = 0 to N - 1, that share the work units of one output folder.
-            max_failures: The job ends when more of the images that a rank has taken in have failed: a count, or a
-                share such as '5%', which is judged from the hundredth image on; null goes on whatever fails.
-            retry_failed: Try again what earlier jobs committed as failed.
             allow_pipe: Allow 'pipe:COMMAND' shards; COMMAND is run by a shell.
+            **job: As for `UnitDataModule`.
         """
-        super().__init__()
-        self.part, self.parts = _job_part(part)
-        self.failure_limit = None if max_failures is None else FailureLimit.parse(str(max_failures))
-        self.retry_failed = retry_failed
+        super().__init__(**job)
         self.urls = expand_shards(str(SAMPLES / "*.tar") if shards == "demo" else shards, allow_pipe)
         self.units = work_units(self.urls, slices)
         caption_source(caption)
         self.caption, self.height, self.width, self.slices = caption, height, width, slices
-        self.run: InversionRun | None = None
-        self.stop_requested: Callable[[], bool] = lambda: False
 
     def attach(self, run: InversionRun, size: int) -> None:
         """Tell what the output and the model decide.
@@ -79,12 +157,8 @@ class InversionDataModule(LightningDataModule):
             "data.slices": self.slices,
         }
 
-    def units_of(self, rank: int, world_size: int) -> list[WorkUnit]:
-        """The work units of a rank: every `world_size`-th of this job's part."""
-        return self.units[self.part :: self.parts][rank::world_size]
-
     def is_waiting(self, unit: WorkUnit) -> bool:
-        """Whether there is something to do in a work unit."""
+        """Whether an image is missing, or is to be tried again."""
         assert self.run is not None, "attach() comes first"
         return not self.run.is_complete(unit) or (self.retry_failed and self.run.has_failures(unit))
 
@@ -98,19 +172,30 @@ class InversionDataModule(LightningDataModule):
         total = sum(len(range(unit.index, images[unit.url], unit.count)) for unit in counted)
         return round(total * len(units) / max(1, len(counted)))
 
+    def status(self, units: Sequence[WorkUnit]) -> RunStatus:
+        """How far they are."""
+        assert self.run is not None, "attach() comes first"
+        return run_status(self.run, units)
+
+    def units_of_run(self) -> list[WorkUnit]:
+        """Those of all shards that the run has been given."""
+        assert self.run is not None, "attach() comes first"
+        return units_of(self.run, allow_pipe=True)
+
     def decode(self, sample: RawSample) -> CaptionedImage | Failure:
         """A sample's picture in the run's size."""
         assert self.height is not None and self.width is not None, "attach() comes first"
         return decode_sample(sample, self.height, self.width)
 
-    def transfer_batch_to_device(self, batch: Item, device: torch.device, dataloader_idx: int) -> Item:
-        """Leave the record as it is: only its pixels travel, and the networks fetch them."""
-        return batch
-
-    def predict_dataloader(self) -> "DataLoader[Item]":
-        """One item a batch: the pool makes its own batches."""
-        assert self.trainer is not None
-        return DataLoader(ItemStream(self, self.units_of(self.trainer.global_rank, self.trainer.world_size)), None)
+    def read(self, unit: WorkUnit, rows: Sequence[Row]) -> Iterator[CaptionedImage | Failure | UnitRead]:
+        """Decoded images."""
+        committed = {row.key for row in rows}
+        read = 0
+        for sample in read_unit(unit, self.caption, committed, self.stop_requested):
+            if sample.key not in committed:
+                read += 1
+                yield self.decode(sample) if isinstance(sample, RawSample) else sample
+        yield UnitRead(unit, len(committed), read)
 
 
 def decode_sample(sample: RawSample, height: int, width: int) -> CaptionedImage | Failure:
@@ -131,30 +216,18 @@ def _job_part(part: str | None) -> tuple[int, int]:
     return int(index), int(count)
 
 
-class ItemStream(IterableDataset[Item]):
-    """Decoded images of some work units that are not committed yet, each unit closed by a `UnitRead`."""
-
-    def __init__(self, data: InversionDataModule, units: list[WorkUnit]) -> None:
-        """Remember what to read."""
-        self.data, self.units = data, units
-
-    def __iter__(self) -> Iterator[Item]:
-        """Read unit after unit, until the end or until a stop is requested."""
-        run = self.data.run
-        assert run is not None, "attach() comes first"
-        for unit in self.units:
-            if not self.data.is_waiting(unit):
-                continue
-            run.lock(unit)
-            run.salvage(unit)
-            if self.data.retry_failed:
-                run.forget_failures(unit)
-            committed = {row.key for row in run.rows(unit)}
-            read = 0
-            for sample in read_unit(unit, self.data.caption, committed, self.data.stop_requested):
-                if self.data.stop_requested():
-                    return
-                if sample.key not in committed:
-                    read += 1
-                    yield self.data.decode(sample) if isinstance(sample, RawSample) else sample
-            yield UnitRead(unit, len(committed), read)
+def read_inputs(
+    units: Iterable[WorkUnit], caption: str, height: int, width: int, ids: Collection[tuple[str, str]]
+) -> dict[tuple[str, str], CaptionedImage]:
+    """The input images of these ids, in this size."""
+    found: dict[tuple[str, str], CaptionedImage] = {}
+    for shard, url in dict.fromkeys((unit.shard, unit.url) for unit in units):
+        wanted = {key for of, key in ids if of == shard}
+        for sample in read_unit(WorkUnit(shard, url, 0, 1), caption, ()) if wanted else ():
+            if isinstance(sample, RawSample) and sample.key in wanted:
+                image = decode_sample(sample, height, width)
+                assert isinstance(image, CaptionedImage)
+                found[shard, sample.key] = image
+                if len(wanted := wanted - {sample.key}) == 0:
+                    break
+    return found

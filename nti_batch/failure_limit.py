@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from nti_batch.writer import InversionWriter, Tally
+from nti_batch.writer import PartsWriter, Tally
 
 JUDGED_FROM = 100
 """A share is judged when this many images have ended: of the first few, one would be much."""
@@ -45,7 +45,7 @@ class FailureLimit:
 class StopOnFailures(Callback):
     """Ends the job when the images that this rank has written since its start exceed the limit."""
 
-    def __init__(self, writer: InversionWriter, limit: FailureLimit) -> None:
+    def __init__(self, writer: PartsWriter, limit: FailureLimit) -> None:
         """Watch what `writer` has written."""
         self.writer, self.limit = writer, limit
 

@@ -94,6 +94,6 @@ def _in_use(path: Path, content: str) -> str:
     except ValueError:
         owner = "it has not said who it is"
     return (
-        f"{path.stem!r} in {str(path.parent.parent)!r} is being inverted by another job ({owner}): wait until that "
+        f"{path.stem!r} in {str(path.parent.parent)!r} is in use by another job ({owner}): wait until that "
         "job ends, or end it; jobs that share a folder take a part each, with --data.part"
     )

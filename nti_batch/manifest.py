@@ -1,21 +1,35 @@
-"""The manifest of a part: a row of JSON for each image, done or failed. An image is committed when one names it."""
+"""The manifest of a part: a row of JSON for each record, done or failed. A record is committed when one names it."""
 
 import dataclasses
 import hashlib
 import json
 import time
+import urllib.parse
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from nti_batch.records import Failure
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
 
 
+def member_name(key: str, name: str = "") -> str:
+    """What the image of this key, or an edit of it, is called in a tar.
+
+    It stays in its folder: everything special, the dot and the plus too, becomes %XX.
+    """
+    parts = (urllib.parse.quote(part, safe="").replace(".", "%2E") for part in (key, name))
+    return "+".join(parts) if name else next(parts)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ManifestRow:
-    """What became of one image."""
+class Row:
+    """What became of one record."""
 
     shard: str
     key: str
@@ -24,6 +38,51 @@ class ManifestRow:
     status: Literal["done", "failed"]
     stage: str = ""
     error: str = ""
+    seconds: float | None = None
+    finished: float
+    """When, in seconds since 1970."""
+
+    sha256: str = ""
+    """Of the member beside the `.json`."""
+
+    @property
+    def id(self) -> str:
+        """What the record is called among those of its shard."""
+        return member_name(self.key)
+
+    @classmethod
+    def of_metadata(cls, metadata: Mapping[str, Json]) -> "Self":
+        """The row of a record that is done, from its `.json` member.
+
+        Raises:
+            ValueError: If something is missing there.
+        """
+        try:
+            return cls(status="done", **cls._of_done(metadata))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"the .json of {metadata.get('key')!r} is damaged: {error}") from error
+
+    @classmethod
+    def of_failure(cls, failure: Failure) -> "Self":
+        """The row of a record that has failed."""
+        told = {name: getattr(failure, name) for name in ("key", "name", "stage", "error")}
+        return cls(shard=failure.unit.shard, status="failed", finished=time.time(), **cls._known(told))
+
+    @classmethod
+    def _of_done(cls, metadata: Mapping[str, Any]) -> dict[str, Any]:
+        """What a row takes from metadata."""
+        return cls._known(metadata)
+
+    @classmethod
+    def _known(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Those that a row has."""
+        return {field.name: values[field.name] for field in dataclasses.fields(cls) if field.name in values}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManifestRow(Row):
+    """What became of one image."""
+
     prompt_truncated: bool = False
     """Whether the end of the prompt was beyond what the text encoder reads."""
 
@@ -34,48 +93,47 @@ class ManifestRow:
 
     forwards: int | None = None
     backwards: int | None = None
-    seconds: float | None = None
-    finished: float
-    """When, in seconds since 1970."""
-
-    sha256: str = ""
-    """Of the `.safetensors` member."""
 
     @classmethod
-    def of_inversion(cls, metadata: dict[str, Json]) -> "ManifestRow":
-        """The row of an image that is done, from its `.json` member.
+    def _of_done(cls, metadata: Mapping[str, Any]) -> dict[str, Any]:
+        return {**cls._known(metadata), "inner_steps": sum(metadata["inner_steps"])}
 
-        Raises:
-            ValueError: If something is missing there.
-        """
-        names = {f.name for f in dataclasses.fields(cls)}
-        values = {name: value for name, value in metadata.items() if name in names}
-        try:
-            values["inner_steps"] = sum(metadata["inner_steps"])  # type: ignore[arg-type]
-            return cls(status="done", **values)  # type: ignore[arg-type]
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"the .json of {metadata.get('key')!r} is damaged: {error}") from error
 
-    @classmethod
-    def of_failure(cls, failure: Failure) -> "ManifestRow":
-        """The row of an image that has failed."""
-        return cls(
-            shard=failure.unit.shard,
-            key=failure.key,
-            status="failed",
-            stage=failure.stage,
-            error=failure.error,
-            finished=time.time(),
-        )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EditRow(Row):
+    """What became of one edit."""
+
+    name: str
+    """Of the edit, once among those of its image."""
+
+    edit_prompt: str | None = None
+    """None where the source was rebuilt, or the edit has failed."""
+
+    request_sha256: str = ""
+    """Of what was asked for."""
+
+    psnr_unedited: float | None = None
+    """Outside the mask against the input, in dB; None without a mask or without the input."""
+
+    ssim_unedited: float | None = None
+    mse_unedited: float | None = None
+
+    @property
+    def id(self) -> str:
+        """What the edit is called among those of its shard."""
+        return member_name(self.key, self.name)
+
+
+AnyRow = TypeVar("AnyRow", bound=Row)
 
 
 @dataclass(frozen=True, slots=True)
-class Manifest:
+class Manifest(Generic[AnyRow]):
     """The rows of a part; in the file, a last line has the checksums of the rows and of the tar."""
 
-    rows: list[ManifestRow]
+    rows: list[AnyRow]
     part_sha256: str
-    """Empty where no image is done, and so there is no tar."""
+    """Empty where no record is done, and so there is no tar."""
 
     def text(self) -> str:
         """The file's content."""
@@ -83,7 +141,7 @@ class Manifest:
         return rows + json.dumps({"rows_sha256": _sha256(rows), "part_sha256": self.part_sha256}) + "\n"
 
     @classmethod
-    def read(cls, path: Path) -> "Manifest":
+    def read(cls, path: Path, row_type: type[AnyRow]) -> "Manifest[AnyRow]":
         """The opposite of `text`.
 
         Raises:
@@ -94,7 +152,7 @@ class Manifest:
             checksums = json.loads(last)
             if last != json.dumps(checksums) + "\n" or _sha256("".join(lines)) != checksums["rows_sha256"]:
                 raise ValueError("the rows do not have the checksum in the last line")
-            return cls([ManifestRow(**json.loads(line)) for line in lines], checksums["part_sha256"])
+            return cls([row_type(**json.loads(line)) for line in lines], checksums["part_sha256"])
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path} is damaged: {error}") from error
 

@@ -15,13 +15,9 @@ Direct inversion adds pivot [T, channels, height, width] to each: float32 in the
 import dataclasses
 import hashlib
 import json
-import tarfile
 import time
-import urllib.parse
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import cast, get_args
 
 import numpy as np
@@ -29,7 +25,6 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from nti_batch.archive import Header
 from nti_batch.diffusion.rounding import Storage, split_change
 from nti_batch.manifest import Json
 from nti_batch.records import Inversion
@@ -164,36 +159,3 @@ def _expand(tensors: dict[str, Tensor], num_steps: int) -> Tensor:
         null_embedding = null_embedding + changes[i] if i in changes else null_embedding
         rows.append(null_embedding)
     return torch.stack(rows)
-
-
-def member_name(key: str) -> str:
-    """A key as a tar member's name that stays in its folder: everything special, the dot too, becomes %XX."""
-    return urllib.parse.quote(key, safe="").replace(".", "%2E")
-
-
-def read_members(part: Path) -> Iterator[tuple[bytes, dict[str, Json]]]:
-    """The inversions of a part in order, in their stored form, each checked against its checksum.
-
-    Raises:
-        ValueError: Where a member is damaged or missing; those before it have been yielded.
-    """
-    payloads: dict[str, bytes] = {}
-    try:
-        with tarfile.open(part, "r:", tarinfo=Header) as tar:
-            for member in tar:
-                stem, _, kind = member.name.rpartition(".")
-                stream = tar.extractfile(member)
-                content = stream.read() if stream else b""
-                if kind == "json":
-                    payload, metadata = payloads.pop(stem), json.loads(content)
-                    if stem != member_name(metadata["key"]):
-                        raise ValueError(f"{member.name!r} is about {metadata['key']!r}")
-                    if hashlib.sha256(payload).hexdigest() != metadata["sha256"]:
-                        raise ValueError(f"the tensors of {metadata['key']!r} do not have the checksum in its .json")
-                    yield payload, metadata
-                else:
-                    payloads[stem] = content
-    except (tarfile.TarError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{part} is damaged: {error}") from error
-    if payloads:
-        raise ValueError(f"{part} is damaged: no .json for {', '.join(payloads)}")

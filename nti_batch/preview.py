@@ -1,51 +1,36 @@
 """A picture that shows a run: input, VAE, DDIM and the run's method side by side, replayed from the files."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Sequence
 from itertools import islice, zip_longest
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from nti_batch.datamodule import InversionDataModule, decode_sample
+from nti_batch.datamodule import InversionDataModule, read_inputs
 from nti_batch.diffusion.ddim import ddim_sample
 from nti_batch.diffusion.metrics import psnr
 from nti_batch.inversions import InversionRun, read_inversions
+from nti_batch.manifest import AnyRow
 from nti_batch.packing import StoredInversion
-from nti_batch.records import CaptionedImage, WorkUnit
+from nti_batch.parts import OutputRun
+from nti_batch.records import WorkUnit
 from nti_batch.stable_diffusion import StableDiffusion
-from nti_batch.stream import RawSample, read_unit
 
 MARGIN = 12
 LABEL = 18
 
 
-def choose_images(run: InversionRun, units: Sequence[WorkUnit], count: int) -> list[tuple[str, str]]:
-    """Ids of at most `count` images that are done, evenly over the work units; few manifests are read."""
+def choose_rows(run: OutputRun[Any, AnyRow], units: Sequence[WorkUnit], count: int) -> list[AnyRow]:
+    """At most `count` records that are done, evenly over the work units; few manifests are read."""
     stride = max(1, len(units) // count)
     evenly = (unit for first in range(stride) for unit in units[first::stride])
-    done = ([(row.shard, row.key) for row in run.rows(unit) if row.status == "done"] for unit in evenly)
+    done = ([row for row in run.rows(unit) if row.status == "done"] for unit in evenly)
     of_units = islice(filter(None, done), count)
     by_turns = (found for turn in zip_longest(*of_units) for found in turn if found)
-    return sorted(islice(by_turns, count))
-
-
-def read_inputs(
-    units: Iterable[WorkUnit], caption: str, height: int, width: int, ids: Collection[tuple[str, str]]
-) -> dict[tuple[str, str], CaptionedImage]:
-    """The input images of these ids, in this size."""
-    found: dict[tuple[str, str], CaptionedImage] = {}
-    for shard, url in dict.fromkeys((unit.shard, unit.url) for unit in units):
-        wanted = {key for of, key in ids if of == shard}
-        for sample in read_unit(WorkUnit(shard, url, 0, 1), caption, ()) if wanted else ():
-            if isinstance(sample, RawSample) and sample.key in wanted:
-                image = decode_sample(sample, height, width)
-                assert isinstance(image, CaptionedImage)
-                found[shard, sample.key] = image
-                if len(wanted := wanted - {sample.key}) == 0:
-                    break
-    return found
+    return sorted(islice(by_turns, count), key=lambda row: (row.shard, row.id))
 
 
 @torch.no_grad()
@@ -90,7 +75,7 @@ def draw_preview(
         networks: Its model.
         count: Rows, at most.
     """
-    ids = choose_images(run, data.units, count)
+    ids = [(row.shard, row.key) for row in choose_rows(run, data.units, count)]
     assert data.height is not None and data.width is not None
     inputs = read_inputs(data.units, data.caption, data.height, data.width, ids)
     stored = sorted(read_inversions(run.out, inputs), key=lambda s: ids.index((s.shard, s.key)))
@@ -103,32 +88,39 @@ def draw_preview(
         "ddim": replay(networks, stored, False),
         str(run.settings()["model.method"]): replay(networks, stored, True),
     }
-    pictures = torch.stack(list(columns.values()), 1).cpu()
-    rows = [(f"{s.shard}/{s.key}: {s.prompt}", row) for s, row in zip(stored, pictures, strict=True)]
+    pictures, titles = torch.stack(list(columns.values()), 1).cpu(), tuple(columns)
+    captions = ([f"{s.shard}/{s.key}: {s.prompt}"] for s in stored)
+    rows = [(caption, row, _scored(row, titles)) for caption, row in zip(captions, pictures, strict=True)]
     path = run.out / "preview.png"
-    _draw(rows, tuple(columns)).save(path)
+    draw_rows(rows).save(path)
     return path
 
 
-def _draw(rows: list[tuple[str, Tensor]], titles: tuple[str, ...]) -> Image.Image:
-    """Two columns of rows of pictures, each picture with its PSNR against the first of its row."""
+def _scored(pictures: Tensor, titles: tuple[str, ...]) -> list[str]:
+    """Titles with the PSNR against the first picture."""
+    scores = psnr(pictures, pictures[:1]).tolist()
+    return [titles[0], *(f"{title} {score:.1f} dB" for title, score in zip(titles[1:], scores[1:], strict=True))]
+
+
+def draw_rows(rows: Sequence[tuple[Sequence[str], Tensor, Sequence[str]]]) -> Image.Image:
+    """Two columns of rows: lines of text, pictures, [pictures, 3, height, width] in [0, 1], and what is below each."""
     height, width = rows[0][1].shape[-2:]
     zoom = max(1, 128 // height)
-    cell_width, cell_height = width * zoom + MARGIN, height * zoom + 3 * LABEL
+    cell_width, cell_height = width * zoom + MARGIN, height * zoom + (2 + len(rows[0][0])) * LABEL
     columns = 2 if len(rows) > 1 else 1
-    strip = len(titles) * cell_width + 2 * MARGIN
+    strip = len(rows[0][1]) * cell_width + 2 * MARGIN
     sheet = Image.new("RGB", (columns * strip, -(-len(rows) // columns) * cell_height + MARGIN), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
-    for number, (caption, pictures) in enumerate(rows):
+    for number, (captions, pictures, labels) in enumerate(rows):
         left, top = number % columns * strip + MARGIN, number // columns * cell_height + MARGIN
-        while pen.textlength(caption, font) > strip - 2 * MARGIN:
-            caption = caption[:-5] + "..."
-        pen.text((left, top), caption, "black", font)
-        scores = psnr(pictures, pictures[:1]).tolist()
-        for i, (title, picture, score) in enumerate(zip(titles, pictures, scores, strict=True)):
+        for caption in captions:
+            while pen.textlength(caption, font) > strip - 2 * MARGIN:
+                caption = caption[:-5] + "..."
+            pen.text((left, top), caption, "black", font)
+            top += LABEL
+        for i, (label, picture) in enumerate(zip(labels, pictures, strict=True)):
             array = (picture * 255).round().byte().permute(1, 2, 0).numpy()
             tile = Image.fromarray(array).resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
-            sheet.paste(tile, (left + i * cell_width, top + LABEL))
-            label = title if i == 0 else f"{title} {score:.1f} dB"
-            pen.text((left + i * cell_width, top + LABEL + height * zoom + 1), label, "black", font)
+            sheet.paste(tile, (left + i * cell_width, top))
+            pen.text((left + i * cell_width, top + height * zoom + 1), label, "black", font)
     return sheet

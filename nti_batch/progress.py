@@ -7,13 +7,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from nti_batch.writer import InversionWriter
+from nti_batch.writer import PartsWriter
 
 
 class ProgressLine(Callback):
     """Done, failed, images an hour, time left and mean PSNR of the first rank; on no terminal, a line a minute."""
 
-    def __init__(self, writer: InversionWriter, total: int | None) -> None:
+    def __init__(self, writer: PartsWriter, total: int | None) -> None:
         """Show what `writer` has written.
 
         Args:
@@ -81,6 +81,6 @@ class ProgressLine(Callback):
             if self.total is not None:
                 minutes = max(0, self.total - images) / rate / 60
                 parts.append(f"{minutes / 60:.1f} h left" if minutes > 90 else f"{minutes:.1f} min left")
-        if tally.done:
-            parts.append(f"PSNR {tally.psnr_sum / tally.done:.2f} dB")
+        if tally.scored:
+            parts.append(f"PSNR {tally.psnr_sum / tally.scored:.2f} dB")
         return ", ".join(parts)

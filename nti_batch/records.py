@@ -4,7 +4,7 @@ CaptionedImage  ->  Inversion      done
                 ->  Failure        failed, with the stage and the reason
 UnitRead                           the end of a work unit
 
-EditRequest                        asks for an edited picture of an inverted image
+EditRequest  ->  EditedImage, Failure  asks for an edited picture of an inverted image
 """
 
 from dataclasses import dataclass
@@ -46,17 +46,20 @@ class CaptionedImage:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An input that gave no inversion, and why."""
+    """An input that gave no inversion, or an edit that gave no picture, and why."""
 
     unit: WorkUnit
     key: str
     """Empty where the whole shard is damaged."""
 
     stage: str
-    """Where it failed: 'shard', 'caption', 'image', 'inversion' or 'reconstruction'."""
+    """Where it failed: 'shard', 'caption', 'image', 'inversion', 'reconstruction' or 'edit'."""
 
     error: str
     """The reason, for a person to read."""
+
+    name: str = ""
+    """Of the edit; empty for an inversion."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,15 +114,11 @@ class Inversion:
 
 @dataclass(frozen=True, slots=True)
 class UnitRead:
-    """A work unit has been read to its end: `committed` images were there before, and `read` were handed on."""
+    """A work unit has been read to its end: `committed` records were there before, and `read` were handed on."""
 
     unit: WorkUnit
     committed: int
     read: int
-
-
-Outcome = Inversion | Failure | UnitRead
-"""What a prediction step hands to the writer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,3 +150,34 @@ class EditRequest:
     settings: EditSettings
     mask: Mask | None = None
     """Where scores of the unedited part do not look."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EditedImage:
+    """The picture that an edit gave."""
+
+    unit: WorkUnit
+    key: str
+    name: str
+    """Of the edit."""
+
+    edit_prompt: str | None
+    """None where the source was rebuilt."""
+
+    request_sha256: str
+    """Of what was asked for, to notice when the name is given to something else."""
+
+    pixels: Tensor
+    """RGB, uint8, [3, height, width], on the CPU."""
+
+    psnr_unedited: float | None
+    """Outside the mask against the input, in dB; None without a mask or without the input."""
+
+    ssim_unedited: float | None
+    mse_unedited: float | None
+    seconds: float
+    """From the first timestep to the last; rows in one batch share a device."""
+
+
+Outcome = Inversion | EditedImage | Failure | UnitRead
+"""What a prediction step hands to the writer."""

@@ -6,11 +6,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from math import inf
+from typing import Protocol
 
 from nti_batch.inversions import InversionRun
-from nti_batch.manifest import ManifestRow
+from nti_batch.manifest import ManifestRow, Row
 from nti_batch.records import WorkUnit
 from nti_batch.stream import count_images, refuse_pipes, work_units
+
+
+class Status(Protocol):
+    """How far any run is."""
+
+    @property
+    def missing(self) -> int:
+        """Records of which there is no row."""
+
+    @property
+    def has_failures(self) -> bool:
+        """Whether something ended as failed."""
+
+    def lines(self) -> list[str]:
+        """For a person."""
+
+    def as_json(self) -> dict[str, object]:
+        """The fields by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,9 +127,9 @@ def run_status(run: InversionRun, units: Sequence[WorkUnit]) -> RunStatus:
 
 @dataclass(slots=True)
 class _Minute:
-    """The images that finished in one minute."""
+    """The records that finished in one minute."""
 
-    images: int = 0
+    records: int = 0
     begin: float = inf
     """When the first of them was begun, in seconds since 1970."""
 
@@ -118,8 +137,31 @@ class _Minute:
 
 
 @dataclass(slots=True)
+class Pace:
+    """How fast records are finished, from their rows, of which there may be millions."""
+
+    minutes: defaultdict[int, _Minute] = field(default_factory=lambda: defaultdict(_Minute))
+
+    def add(self, row: Row) -> None:
+        """Take note of a record that is done."""
+        minute = self.minutes[int(row.finished // 60)]
+        minute.records += 1
+        minute.begin = min(minute.begin, row.finished - (row.seconds or 0.0))
+        minute.latest = max(minute.latest, row.finished)
+
+    def per_hour(self) -> float | None:
+        """Records of the last hour before the latest one, over the time since the first of them was begun."""
+        if not self.minutes:
+            return None
+        latest = self.minutes[max(self.minutes)].latest
+        recent = [minute for minute in self.minutes.values() if minute.latest > latest - 3600]
+        begin = max(latest - 3600, min(minute.begin for minute in recent))
+        return sum(minute.records for minute in recent) / max(latest - begin, 1e-9) * 3600
+
+
+@dataclass(slots=True)
 class _Rows:
-    """Sums over rows, of which there may be millions."""
+    """Sums over rows."""
 
     done: int = 0
     damaged_shards: set[str] = field(default_factory=set)
@@ -127,7 +169,7 @@ class _Rows:
     psnr_vae: float = 0.0
     prompts_truncated: int = 0
     failures: Counter[str] = field(default_factory=Counter)
-    minutes: defaultdict[int, _Minute] = field(default_factory=lambda: defaultdict(_Minute))
+    pace: Pace = field(default_factory=Pace)
 
     def add(self, row: ManifestRow) -> None:
         if not row.key:
@@ -140,13 +182,10 @@ class _Rows:
         self.psnr += row.psnr or 0.0
         self.psnr_vae += row.psnr_vae or 0.0
         self.prompts_truncated += row.prompt_truncated
-        minute = self.minutes[int(row.finished // 60)]
-        minute.images += 1
-        minute.begin = min(minute.begin, row.finished - (row.seconds or 0.0))
-        minute.latest = max(minute.latest, row.finished)
+        self.pace.add(row)
 
     def status(self, missing: int) -> RunStatus:
-        rate = self._images_per_hour()
+        rate = self.pace.per_hour()
         return RunStatus(
             done=self.done,
             failed=self.failures.total(),
@@ -159,12 +198,3 @@ class _Rows:
             prompts_truncated=self.prompts_truncated,
             failures=tuple(self.failures.items()),
         )
-
-    def _images_per_hour(self) -> float | None:
-        """Images of the last hour before the latest one, over the time since the first of them was begun."""
-        if not self.minutes:
-            return None
-        latest = self.minutes[max(self.minutes)].latest
-        recent = [minute for minute in self.minutes.values() if minute.latest > latest - 3600]
-        begin = max(latest - 3600, min(minute.begin for minute in recent))
-        return sum(minute.images for minute in recent) / max(latest - begin, 1e-9) * 3600

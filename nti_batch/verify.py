@@ -9,13 +9,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from nti_batch.datamodule import read_inputs
 from nti_batch.diffusion.metrics import psnr
+from nti_batch.editing import load_model
 from nti_batch.inversions import InversionRun, read_inversions
 from nti_batch.manifest import Json, Manifest, ManifestRow
-from nti_batch.packing import StoredInversion, read_members, unpack
-from nti_batch.preview import choose_images, read_inputs, replay
+from nti_batch.packing import StoredInversion, unpack
+from nti_batch.parts import read_members
+from nti_batch.preview import choose_rows, replay
 from nti_batch.records import WorkUnit
-from nti_batch.stable_diffusion import ModelSource, StableDiffusion
 from nti_batch.stream import read_keys
 
 REPLAY_TOLERANCE = 0.05
@@ -83,7 +85,7 @@ def _check_shard(run: InversionRun, units: list[WorkUnit]) -> Iterator[Finding]:
 
 def _check_part(run: InversionRun, path: Path) -> Generator[Finding, None, list[ManifestRow]]:
     """Findings of one part; its rows are what the generator returns."""
-    manifest = Manifest.read(path)
+    manifest = Manifest.read(path, ManifestRow)
     part, done = path.with_suffix(".tar"), {row.key: row for row in manifest.rows if row.status == "done"}
     if not done:
         return manifest.rows
@@ -95,7 +97,7 @@ def _check_part(run: InversionRun, path: Path) -> Generator[Finding, None, list[
         for payload, metadata in read_members(part):
             key = str(metadata["key"])
             row = done.pop(key, None)
-            if row is None or ManifestRow.of_inversion(metadata) != row:
+            if row is None or ManifestRow.of_metadata(metadata) != row:
                 yield Finding(str(part), f"holds {key!r}, and its manifest says something else of it")
             for wrong in _wrong(unpack(payload, metadata), run.settings()):
                 yield Finding(f"{metadata['shard']}/{key}", wrong)
@@ -149,16 +151,12 @@ def _is_uncommitted(path: Path) -> bool:
 
 def _replayed(run: InversionRun, units: Sequence[WorkUnit], count: int) -> Iterator[Finding]:
     settings = run.settings()
-    names = ("model.name", "model.revision", "model.variant", "model.precision", "data.height", "data.width")
-    if missing := [name for name in (*names, "data.caption") if name not in settings]:
+    if missing := [name for name in ("data.height", "data.width", "data.caption") if name not in settings]:
         raise ValueError(f"{run.run_file} is damaged: it lacks {', '.join(missing)}")
-    name, revision, variant, precision, height, width = (settings[name] for name in names)
+    height, width = settings["data.height"], settings["data.width"]
     assert isinstance(height, int) and isinstance(width, int)
-    source = ModelSource(name, revision, variant)  # type: ignore[arg-type]
-    networks = StableDiffusion.load(source, precision)  # type: ignore[arg-type]
-    if torch.cuda.is_available():
-        networks.to("cuda")
-    ids = choose_images(run, units, count)
+    networks = load_model(settings)
+    ids = [(row.shard, row.key) for row in choose_rows(run, units, count)]
     inputs = read_inputs(units, str(settings["data.caption"]), height, width, ids)
     for shard, key in sorted(set(ids) - set(inputs)):
         yield Finding(f"{shard}/{key}", "is committed, and its input cannot be read")

@@ -12,8 +12,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from nti_batch.diffusion.rounding import Storage
-from nti_batch.inversions import InversionRun, OutputError, PartWriter
-from nti_batch.records import Failure, Inversion, Outcome, UnitRead, WorkUnit
+from nti_batch.edit_run import EditRun
+from nti_batch.inversions import InversionRun
+from nti_batch.parts import OutputError, OutputRun, PartWriter
+from nti_batch.records import EditedImage, Failure, Inversion, Outcome, UnitRead, WorkUnit
 
 logger = logging.getLogger(__name__)
 
@@ -24,24 +26,30 @@ class Tally:
 
     done: int = 0
     failed: int = 0
+    scored: int = 0
+    """Of those that are done, how many have a PSNR."""
+
     psnr_sum: float = 0.0
-    """Over the images that are done, in dB."""
+    """In dB."""
 
     last_failure: Failure | None = None
 
+    def add_done(self, psnr: float | None) -> None:
+        """Count a record that is done."""
+        self.done += 1
+        if psnr is not None:
+            self.scored += 1
+            self.psnr_sum += psnr
 
-class InversionWriter(BasePredictionWriter):
-    """Writes inversions as they come, and commits a part on a count or time limit and at the end."""
 
-    def __init__(
-        self, dir: str, storage: Storage = "float32", part_images: int = 64, part_minutes: float = 10.0
-    ) -> None:
+class PartsWriter(BasePredictionWriter):
+    """Writes records as they come, and commits a part on a count or time limit and at the end."""
+
+    def __init__(self, run: OutputRun[Any, Any], part_images: int = 64, part_minutes: float = 10.0) -> None:
         """Settings of the output.
 
         Args:
-            dir: Output folder of the run; the same folder again continues the run.
-            storage: Form of the null embeddings in the files; they are rounded to it as they are found, so that a
-                replay from the file is the job's own: 'float32', 'float16' or 'compact', the smallest.
+            run: The output folder.
             part_images: Images in one output tar, at most.
             part_minutes: A part is committed when its first image has waited this long.
         """
@@ -50,14 +58,13 @@ class InversionWriter(BasePredictionWriter):
             raise ValueError(f"output.part_images is {part_images}, allowed: at least 1")
         if part_minutes < 0:
             raise ValueError(f"output.part_minutes is {part_minutes}, allowed: at least 0")
-        self.run = InversionRun(Path(dir))
-        self.storage: Storage = storage
+        self.run = run
         self.part_images = part_images
         self.part_minutes = part_minutes
         self.tally = Tally()
-        self._parts: dict[WorkUnit, PartWriter] = {}
+        self._parts: dict[WorkUnit, PartWriter[Any, Any]] = {}
         self._taken: Counter[WorkUnit] = Counter()
-        """Images of the work units that are not complete."""
+        """Records of the work units that are not complete."""
 
         self._ends: dict[WorkUnit, UnitRead] = {}
 
@@ -84,11 +91,10 @@ class InversionWriter(BasePredictionWriter):
         match outcome:
             case UnitRead():
                 self._ends[unit] = outcome
-            case Inversion():
-                self._part(unit).add_inversion(outcome)
+            case Inversion() | EditedImage():
+                self._part(unit).add(outcome)
                 self._taken[unit] += 1
-                self.tally.done += 1
-                self.tally.psnr_sum += outcome.psnr
+                self.tally.add_done(outcome.psnr if isinstance(outcome, Inversion) else outcome.psnr_unedited)
             case Failure():
                 self._part(unit).add_failure(outcome)
                 self._taken[unit] += 1
@@ -97,7 +103,7 @@ class InversionWriter(BasePredictionWriter):
         if unit in self._ends and self._taken[unit] == self._ends[unit].read:
             self._complete(unit)
 
-    def _part(self, unit: WorkUnit) -> PartWriter:
+    def _part(self, unit: WorkUnit) -> PartWriter[Any, Any]:
         if unit not in self._parts:
             self._parts[unit] = self.run.new_part(unit)
         return self._parts[unit]
@@ -109,8 +115,7 @@ class InversionWriter(BasePredictionWriter):
     def _complete(self, unit: WorkUnit) -> None:
         """Commit what is left of a work unit and be done with it."""
         self._commit(unit)
-        end = self._ends.pop(unit)
-        self.run.mark_complete(unit, end.committed + self._taken.pop(unit, 0))
+        self.run.finish(unit, self._ends.pop(unit).committed + self._taken.pop(unit, 0))
         self.run.release(unit)
 
     def commit_all(self) -> None:
@@ -129,3 +134,32 @@ class InversionWriter(BasePredictionWriter):
             self.commit_all()
         except OutputError as error:
             logger.error("%s", error)
+
+
+class InversionWriter(PartsWriter):
+    """Writes inversions."""
+
+    def __init__(self, dir: str, storage: Storage = "float32", **parts: Any) -> None:
+        """Settings of the output.
+
+        Args:
+            dir: Output folder of the run; the same folder again continues the run.
+            storage: Form of the null embeddings in the files; they are rounded to it as they are found, so that a
+                replay from the file is the job's own: 'float32', 'float16' or 'compact', the smallest.
+            **parts: As for `PartsWriter`.
+        """
+        super().__init__(InversionRun(Path(dir)), **parts)
+        self.storage: Storage = storage
+
+
+class EditWriter(PartsWriter):
+    """Writes edited pictures."""
+
+    def __init__(self, dir: str, **parts: Any) -> None:
+        """Settings of the output.
+
+        Args:
+            dir: Output folder of the edits; the same folder again continues them.
+            **parts: As for `PartsWriter`.
+        """
+        super().__init__(EditRun(Path(dir)), **parts)

@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from nti_batch.edit_module import EditImages
 from nti_batch.module import NullTextInversion
 
 
@@ -26,7 +27,7 @@ class Hold(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Wait."""
-        assert isinstance(pl_module, NullTextInversion)
+        assert isinstance(pl_module, NullTextInversion | EditImages)
         if batch_idx + 1 == self.images and self.file.exists():
             (self.file.parent / f"{self.file.name}.{trainer.global_rank}").touch()
             # no longer than any test: a rank that has lost its parent must not stay

@@ -11,7 +11,7 @@ import pytest
 from forks import FORKS
 from test_inversions import SETTINGS, UNIT, inversion
 
-from nti_batch import inversions, read_inversions
+from nti_batch import parts, read_inversions
 from nti_batch.inversions import InversionRun
 from nti_batch.records import Failure
 
@@ -53,7 +53,7 @@ class Death:
 def work(out: Path, told: Path, step: int, moment: Moment, job: Callable[[InversionRun, Path], None]) -> None:
     """Do a job until death comes."""
     run, death = InversionRun(out), Death(step, moment)
-    inversions.open = death.open  # type: ignore[attr-defined]
+    parts.open = death.open  # type: ignore[attr-defined]
     os.fsync, os.replace = death.lurks_in(os.fsync), death.lurks_in(os.replace)
     job(run, told)
     os._exit(0)
@@ -63,12 +63,12 @@ def write_unit(run: InversionRun, told: Path) -> None:
     """A work unit from its first image to its end."""
     part = run.new_part(UNIT)
     for key in KEYS:
-        part.add_inversion(inversion(key))
+        part.add(inversion(key))
         with told.open("a") as file:
             print(key, file=file)
     part.add_failure(Failure(UNIT, "bad", "image", "it is HTML"))
     part.commit()
-    run.mark_complete(UNIT, 3)
+    run.finish(UNIT, 3)
 
 
 def salvage_unit(run: InversionRun, told: Path) -> None:
@@ -105,7 +105,7 @@ def test_death_at_any_step_loses_nothing_that_was_told(
     elif job is salvage_unit:
         part = fresh.new_part(UNIT)
         for key in KEYS:
-            part.add_inversion(inversion(key))
+            part.add(inversion(key))
         assert part._file
         part._file.close()
         told.write_text("\n".join(KEYS))

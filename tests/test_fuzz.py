@@ -31,8 +31,9 @@ from test_inversions import SETTINGS, UNIT, inversion
 from nti_batch import read_inversions
 from nti_batch.images import decode_image
 from nti_batch.inversions import InversionRun
-from nti_batch.manifest import Manifest
-from nti_batch.packing import StoredInversion, read_members
+from nti_batch.manifest import Manifest, ManifestRow
+from nti_batch.packing import StoredInversion
+from nti_batch.parts import read_members
 from nti_batch.records import Failure, WorkUnit
 from nti_batch.status import units_of
 from nti_batch.stream import RawSample, read_keys, read_unit
@@ -215,7 +216,7 @@ class StoredRun:
         Path(self.unit.url).write_bytes(b"".join(map(sample, KEYS)) + END)
         part = self.run.new_part(self.unit)
         for key in KEYS[:-1]:
-            part.add_inversion(inversion(key, self.unit))
+            part.add(inversion(key, self.unit))
         part.add_failure(Failure(self.unit, KEYS[-1], "image", "it is HTML"))
         part.commit()
         self.part, self.manifest = part.part, part.part.with_suffix(".jsonl")
@@ -280,11 +281,11 @@ def test_a_mutated_manifest_is_read_as_it_was_or_is_named(finished: StoredRun, d
     path = finished.run.out / "mutated.jsonl"
     path.write_bytes(mutate(content, data.draw(mutations(len(content)))))
     try:
-        manifest = Manifest.read(path)
+        manifest = Manifest.read(path, ManifestRow)
     except ValueError as error:
         assert str(error).startswith(f"{path} is damaged: ")
     else:
-        assert manifest.rows == Manifest.read(finished.manifest).rows
+        assert manifest.rows == Manifest.read(finished.manifest, ManifestRow).rows
 
 
 @given(data=st.data())

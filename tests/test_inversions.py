@@ -12,9 +12,10 @@ import pytest
 import torch
 from tars import forge
 
-from nti_batch import inversions, read_inversions
-from nti_batch.inversions import InversionRun, OutputError
-from nti_batch.manifest import Manifest
+from nti_batch import parts, read_inversions
+from nti_batch.inversions import InversionRun
+from nti_batch.manifest import Manifest, ManifestRow
+from nti_batch.parts import OutputError
 from nti_batch.records import Failure, Inversion, WorkUnit
 
 UNIT = WorkUnit("shard[0]", "shard[0].tar", 1, 3)
@@ -59,7 +60,7 @@ def write(run: InversionRun, keys: list[str], commit: bool = True) -> Path:
     """A part with these images; return its path."""
     part = run.new_part(UNIT)
     for key in keys:
-        part.add_inversion(inversion(key))
+        part.add(inversion(key))
     if commit:
         part.commit()
     elif part._file:
@@ -98,7 +99,7 @@ def test_only_the_parts_that_hold_an_asked_image_are_opened(run: InversionRun):
 
 def test_a_manifest_names_what_was_done_and_what_failed(run: InversionRun):
     part = run.new_part(UNIT)
-    part.add_inversion(inversion("good"))
+    part.add(inversion("good"))
     part.add_failure(Failure(UNIT, "bad", "image", "it is HTML"))
     part.commit()
     done, failed = run.rows(UNIT)
@@ -146,8 +147,8 @@ def test_a_commit_that_dies_at_any_step_loses_and_repeats_nothing(
     write(run, ["earlier"])
     part = run.new_part(UNIT)
     for key in ("a", "b"):
-        part.add_inversion(inversion(key))
-    real, calls = getattr(inversions.os, failing), iter(range(100))
+        part.add(inversion(key))
+    real, calls = getattr(parts.os, failing), iter(range(100))
 
     def dies(*args: object) -> object:
         if next(calls) == call:
@@ -155,7 +156,7 @@ def test_a_commit_that_dies_at_any_step_loses_and_repeats_nothing(
         return real(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(inversions.os, failing, dies)
+        patch.setattr(parts.os, failing, dies)
         try:
             part.commit()
         except OutputError as error:
@@ -169,26 +170,26 @@ def test_a_commit_that_dies_at_any_step_loses_and_repeats_nothing(
 def test_a_disk_that_fills_up_is_named_and_leaves_a_whole_part(run: InversionRun):
     """The limit on the size of a file cuts a write short, as a full disk does."""
     part = run.new_part(UNIT)
-    part.add_inversion(inversion("a"))
+    part.add(inversion("a"))
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     size = part.part.with_suffix(".tar.tmp").stat().st_size
     resource.setrlimit(resource.RLIMIT_FSIZE, (size + 700, unlimited[1]))
     try:
         with pytest.raises(OutputError, match=r"00000\.tar cannot be written: File too large; what is committed stays"):
-            part.add_inversion(inversion("b"))
+            part.add(inversion("b"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
-    part.add_inversion(inversion("c"))
+    part.add(inversion("c"))
     part.commit()
     assert [stored.key for stored in read_inversions(run.out)] == ["a", "c"]
-    manifest = Manifest.read(part.part.with_suffix(".jsonl"))
+    manifest = Manifest.read(part.part.with_suffix(".jsonl"), ManifestRow)
     assert manifest.part_sha256 == hashlib.sha256(part.part.read_bytes()).hexdigest()
 
 
 def test_salvage_that_dies_is_salvaged(run: InversionRun, monkeypatch: pytest.MonkeyPatch):
     write(run, ["a", "bb"], commit=False)
     with monkeypatch.context() as patch, pytest.raises(OutputError, match="cannot be written: gone"):
-        patch.setattr(inversions, "_write_whole", lambda *_: (_ for _ in ()).throw(OSError(5, "gone")))
+        patch.setattr(parts, "write_whole", lambda *_: (_ for _ in ()).throw(OSError(5, "gone")))
         run.salvage(UNIT)
     run.salvage(UNIT)
     assert sorted(row.key for row in run.rows(UNIT)) == ["a", "bb"]
@@ -263,7 +264,7 @@ def test_shards_may_be_added(run: InversionRun):
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"is no run: it has no run\.json"):
+    with pytest.raises(ValueError, match=r"is no run of `nti-batch invert`: it has no 'run\.json'"):
         list(read_inversions(tmp_path))
 
 

@@ -20,7 +20,7 @@ from nti_batch.cli import main
 from nti_batch.diffusion.metrics import psnr
 from nti_batch.images import decode_image
 from nti_batch.lock import UnitLock
-from nti_batch.manifest import Manifest
+from nti_batch.manifest import Manifest, ManifestRow
 from nti_batch.preview import replay
 from nti_batch.signals import STOP_SIGNALS
 from nti_batch.stable_diffusion import ModelSource, StableDiffusion
@@ -114,7 +114,11 @@ def test_every_bad_input_ends_as_a_row_and_its_neighbours_are_inverted(
     assert main(arguments(tiny_model, shard, out)) == 3
     assert main(["status", str(out), "--json"]) == 0
     status = json.loads(capsys.readouterr().out.splitlines()[-1])
-    rows = {r.key: r for manifest in sorted((out / "inversions").glob("*.jsonl")) for r in Manifest.read(manifest).rows}
+    rows = {
+        r.key: r
+        for manifest in sorted((out / "inversions").glob("*.jsonl"))
+        for r in Manifest.read(manifest, ManifestRow).rows
+    }
     done = {key for key, row in rows.items() if row.status == "done"}
     stages = {key: row.stage for key, row in rows.items() if row.status == "failed"}
     assert done == {"000", "001"}
@@ -295,7 +299,7 @@ def test_a_rank_that_breaks_ends_the_job_and_says_why(tiny_model: Path, tmp_path
     lock.release()
     assert job.returncode not in (0, 3, 75)
     assert "'b.0of1' in" in stderr
-    assert "is being inverted by another job" in stderr
+    assert "is in use by another job" in stderr
 
 
 def test_a_killed_rank_ends_the_job(tiny_model: Path, tmp_path: Path):

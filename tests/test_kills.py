@@ -20,7 +20,7 @@ from tiny import captioned, write_shard
 
 from nti_batch import read_inversions
 from nti_batch.cli import main
-from nti_batch.packing import read_members
+from nti_batch.parts import read_members
 
 KILLS = int(os.environ.get("KILLS", "12"))
 SEED = int(os.environ.get("SEED", "0"))

@@ -67,7 +67,7 @@ class AttentionControl:
             cross_sizes: Heights and widths of the network's cross-attention layers for such latents.
             device: The network's.
         """
-        length = next(len(edit.weights) for of_image in edits for edit in of_image)
+        length = next((len(edit.weights) for of_image in edits for edit in of_image), 1)
         rows = [row for of_image in edits for row in (EditControl.none(length), *of_image)]
         counts = torch.tensor([1 + len(of_image) for of_image in edits])
         image_of = torch.arange(len(edits)).repeat_interleave(counts)

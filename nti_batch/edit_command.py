@@ -1,0 +1,108 @@
+"""`nti-batch edit`: the job, or with `--inversions` one picture."""
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nti_batch.job import DONE, Job, assemble, quiet, read_settings, refuse, run_job, writer_of
+
+if TYPE_CHECKING:
+    from nti_batch.packing import StoredInversion
+    from nti_batch.signals import StopSignals
+
+
+def edit(argv: Sequence[str]) -> int:
+    """Make the edits that are not committed yet, or one picture."""
+    is_one_picture = any(argument.partition("=")[0] == "--inversions" for argument in argv)
+    return edit_one(argv) if is_one_picture else run_job(prepare_edits, argv)
+
+
+def prepare_edits(argv: Sequence[str], stop: "StopSignals") -> Job:
+    """Everything that can be refused, before any weights are loaded.
+
+    Raises:
+        ValueError: If the user's settings are wrong.
+    """
+    from nti_batch.diffusion.edits import EditSettings
+    from nti_batch.edit_datamodule import EditDataModule
+    from nti_batch.edit_module import EditImages
+    from nti_batch.edit_preview import draw_edits
+    from nti_batch.stable_diffusion import ModelDescription
+    from nti_batch.writer import EditWriter
+
+    cli = read_settings("edit", EditImages, EditDataModule, EditWriter, argv, sections={"edit": EditSettings})
+    module, data, writer = cli.model, cli.datamodule, writer_of(cli)
+    defaults = cli.config_init["edit"]
+    module.attach(data.inverted_with)
+    module.stop = stop
+    ModelDescription.of(module.source)
+    data.attach(writer.run, defaults)
+    told = {f"edit.{name}": value for name, value in dataclasses.asdict(defaults).items()}
+    told["edit.blend_words"] = defaults.blend_words and list(defaults.blend_words)
+    writer.run.create({**module.result_settings, **data.result_settings, **told}, data.urls)
+    data.refuse_other_edits(data.units_of(cli.trainer.global_rank, cli.trainer.world_size))
+    return assemble(cli, stop, lambda: draw_edits(data.run, data, module.networks))
+
+
+def edit_one(argv: Sequence[str]) -> int:
+    """Edit one image into a file."""
+    started = time.monotonic()
+    from nti_batch.diffusion.edits import EditSettings
+
+    parser = argparse.ArgumentParser(
+        prog="nti-batch edit",
+        description="Edit one inverted image. Without --inversions, `nti-batch edit` is a job: see "
+        "`nti-batch edit --help`.",
+    )
+    parser.add_argument("--inversions", required=True, metavar="OUT", help="output folder of `nti-batch invert`")
+    parser.add_argument("--key", required=True, help="of the image")
+    parser.add_argument("--shard", help="of the image, where several shards have the key")
+    parser.add_argument("--prompt", help="of the edit; left out, the source is rebuilt")
+    parser.add_argument("--output", required=True, metavar="FILE", help="the picture to write, such as x.png")
+    names = [field.name for field in dataclasses.fields(EditSettings)]
+    for name in names:
+        default = getattr(EditSettings(), name) or "none"
+        parser.add_argument(f"--{name}", help=f"as --edit.{name} of the job; default: {default}")
+    chosen = parser.parse_args(argv)
+
+    from nti_batch.edit_requests import read_settings as read_edit_settings
+    from nti_batch.editing import edit_image
+
+    quiet()
+    try:
+        settings = read_edit_settings({name: getattr(chosen, name) for name in names}, EditSettings())
+        inversion = find_inversion(Path(chosen.inversions), chosen.key, chosen.shard)
+        picture = edit_image(inversion, chosen.prompt, settings)
+        picture.save(chosen.output)
+    except (ValueError, OSError) as error:
+        return refuse(error)
+    print(f"{chosen.output}: {time.monotonic() - started:.1f} s")
+    return DONE
+
+
+def find_inversion(out: Path, key: str, shard: str | None) -> "StoredInversion":
+    """The inversion of a key.
+
+    Raises:
+        ValueError: If there is none, or more than one.
+    """
+    from nti_batch.inversions import InversionRun, read_inversions
+    from nti_batch.status import units_of
+
+    run = InversionRun(out)
+    rows = [row for unit in units_of(run, allow_pipe=True) if shard in (None, unit.shard) for row in run.rows(unit)]
+    found = [row for row in rows if row.key == key]
+    where = f"{str(out)!r}" if shard is None else f"shard {shard!r} of {str(out)!r}"
+    if not found:
+        others = ", ".join(sorted({row.key for row in rows if row.status == "done"})[:5])
+        raise ValueError(f"{where} has no key {key!r}; it has {others or 'no inversions'}")
+    if len(found) > 1:
+        shards = ", ".join(row.shard for row in found)
+        raise ValueError(f"{where} has the key {key!r} in the shards {shards}: choose one with --shard")
+    if found[0].status == "failed":
+        raise ValueError(f"the inversion of {key!r} has failed at stage {found[0].stage!r}: {found[0].error}")
+    (inversion,) = read_inversions(out, [(found[0].shard, key)])
+    return inversion

@@ -1,0 +1,132 @@
+"""Edited pictures from inversions: rows of sources and edits through the networks of their run."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from nti_batch.diffusion.edits import EditControl, EditSettings
+from nti_batch.diffusion.prompt_to_prompt import AttentionControl, edit_sample
+from nti_batch.manifest import Json
+from nti_batch.packing import StoredInversion
+from nti_batch.stable_diffusion import ModelSource, Precision, StableDiffusion
+
+_DEFAULTS = EditSettings()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ControlledEdit:
+    """An edit of which the words have been found in the prompts."""
+
+    prompt: str
+    control: EditControl
+
+    @classmethod
+    def of(cls, networks: StableDiffusion, source_prompt: str, prompt: str, settings: EditSettings) -> "ControlledEdit":
+        """Look up the words.
+
+        Raises:
+            ValueError: If a word is not in its prompt, or the prompts cannot be aligned.
+        """
+        return cls(prompt, EditControl.of(networks.tokenize(source_prompt), networks.tokenize(prompt), settings))
+
+
+def model_of(settings: Mapping[str, Json]) -> tuple[ModelSource, Precision]:
+    """The model of a run, from its settings.
+
+    Raises:
+        ValueError: If they do not name one.
+    """
+    try:
+        name, revision, variant, precision = (
+            settings[f"model.{part}"] for part in ("name", "revision", "variant", "precision")
+        )
+    except KeyError as error:
+        raise ValueError(f"the run's settings are damaged: they lack {error}") from error
+    return ModelSource(name, revision, variant), precision  # type: ignore[arg-type,return-value]
+
+
+def load_model(settings: Mapping[str, Json]) -> StableDiffusion:
+    """The networks of a run, on the GPU if there is one."""
+    networks = StableDiffusion.load(*model_of(settings))
+    return networks.to("cuda") if torch.cuda.is_available() else networks
+
+
+@torch.no_grad()
+def edit_pictures(
+    networks: StableDiffusion, images: Sequence[tuple[StoredInversion, Sequence[ControlledEdit]]]
+) -> list[Tensor]:
+    """Rebuild images and edit them in one batch.
+
+    Args:
+        networks: Those of the run.
+        images: Inversions of one run, each with its edits, of which there may be none.
+
+    Returns:
+        For each image the source and its edits, [1 + edits, 3, height, width] in [0, 1], on the CPU.
+    """
+    stored = [inversion for inversion, _ in images]
+    settings = stored[0].metadata["settings"]
+    assert isinstance(settings, dict)
+    prompts = [prompt for s, edits in images for prompt in (s.prompt, *(edit.prompt for edit in edits))]
+    null_embeddings = torch.stack([s.null_embeddings for s in stored], 1).to(networks.device)
+    noise_latents = torch.stack([s.noise_latents for s in stored]).to(networks.device)
+    pivots = [s.pivot for s in stored if s.pivot is not None]
+    pivot = list(torch.stack(pivots, 1).to(networks.device)) if pivots else None
+    height, width = noise_latents.shape[-2:]
+    control = AttentionControl(
+        [[edit.control for edit in edits] for _, edits in images],
+        len(null_embeddings),
+        (height, width),
+        networks.cross_attention_sizes(height, width),
+        networks.device,
+    )
+    with networks.controlled(control):
+        latents = edit_sample(
+            networks.predict_noise,
+            networks.schedule(len(null_embeddings)),
+            noise_latents,
+            networks.embed_prompts(prompts),
+            list(null_embeddings),
+            float(settings["model.guidance_scale"]),  # type: ignore[arg-type]
+            control,
+            pivot,
+        )
+    # one at a time: in Stable Diffusion's size the VAE needs more memory for a picture than the UNet
+    pictures = torch.cat([networks.decode_latents(row[None]).cpu() for row in latents])
+    return list(pictures.split([1 + len(edits) for _, edits in images]))
+
+
+def to_bytes(pictures: Tensor) -> Tensor:
+    """Pictures in [0, 1] as uint8."""
+    return (pictures * 255).round().byte()
+
+
+def edit_image(
+    inversion: StoredInversion,
+    prompt: str | None,
+    settings: EditSettings = _DEFAULTS,
+    networks: StableDiffusion | None = None,
+) -> Image.Image:
+    """Edit one image.
+
+    Args:
+        inversion: As `read_inversions` gives it.
+        prompt: Of the edit; None rebuilds the source.
+        settings: What happens to the attention.
+        networks: Those of the inversion's run; None loads them.
+
+    Raises:
+        ValueError: If a word is not in its prompt, the prompts cannot be aligned, or the picture is not finite.
+    """
+    if networks is None:
+        made_with = inversion.metadata["settings"]
+        assert isinstance(made_with, dict)
+        networks = load_model(made_with)
+    edits = [] if prompt is None else [ControlledEdit.of(networks, inversion.prompt, prompt, settings)]
+    (pictures,) = edit_pictures(networks, [(inversion, edits)])
+    if not pictures[-1].isfinite().all():
+        raise ValueError(f"the edited picture of {inversion.key!r} is not finite")
+    return Image.fromarray(to_bytes(pictures[-1]).permute(1, 2, 0).numpy())
