@@ -59,4 +59,4 @@ def authors_loop(
     networks.unet.zero_grad(set_to_none=True)
     noise, embeddings = trajectory[-1][0], torch.stack(found)
     stored = pack_tensors("float32", noise.cpu(), empty[0].cpu(), embeddings.cpu(), None)
-    return Inverted(noise, z[0], empty[0], embeddings, forwards, backwards, len(stored))
+    return Inverted(noise, z[0], empty[0], embeddings, None, forwards, backwards, len(stored))

@@ -25,6 +25,9 @@ class Inverted:
     null_embeddings: Tensor
     """[T, tokens, dim]."""
 
+    pivot: Tensor | None
+    """Of direct inversion, [T, channels, height, width]."""
+
     forwards: int
     backwards: int
     stored_bytes: int

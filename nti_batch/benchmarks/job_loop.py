@@ -53,7 +53,8 @@ def job_loop(
             noise, start = s.trajectory[-1], s.start_embedding
             pivot = torch.stack(s.pivot).cpu() if s.pivot else None
             stored = pack_tensors(storage, noise.cpu(), start.cpu(), embeddings.cpu(), pivot)
-            done[key] = Inverted(noise, s.current_latents, start, embeddings, s.forwards, s.backwards, len(stored))
+            work = s.forwards, s.backwards, len(stored)
+            done[key] = Inverted(noise, s.current_latents, start, embeddings, pivot, *work)
 
     for key, image in enumerate(images):
         while len(pool) == pool.capacity:
