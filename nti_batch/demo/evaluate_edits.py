@@ -1,4 +1,4 @@
-"""Edits of drawn scenes against the truth, by every method and solver: `python -m nti_batch.benchmarks.edits`.
+"""Edits of drawn scenes against the truth, by every method and solver: `python -m nti_batch.demo.evaluate_edits`.
 
 Scenes that training never saw are inverted; of each, one attribute after another is edited by exchanging its word, with
 prompt-to-prompt and without, and judged beside the scene drawn as asked. Prints a row of a Markdown table for each kind

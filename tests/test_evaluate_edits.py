@@ -1,0 +1,50 @@
+"""The evaluation of edits: what is asked of whom, and its table."""
+
+import random
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from nti_batch.demo import evaluate_edits
+from nti_batch.demo.edits import KINDS, judge_edit
+from nti_batch.demo.evaluate_edits import Edited, SceneEdit, edits_of, table_row
+from nti_batch.demo.scenes import draw, unseen_scenes
+
+
+def test_every_scene_is_edited_in_every_way_and_moved_if_its_object_is_alone():
+    rng = random.Random(0)
+    for scene in unseen_scenes(20):
+        kinds = [edit.kind for edit in edits_of(scene, KINDS, rng)]
+        assert kinds == [kind for kind in KINDS if kind != "place" or len(scene.objects) == 1]
+
+
+def drawn(edit: SceneEdit, as_asked: bool) -> Edited:
+    picture = draw(edit.edited if as_asked else edit.source)
+    return Edited(edit, picture, judge_edit(picture, edit.source, edit.edited))
+
+
+def test_a_row_has_the_shares_of_its_kind():
+    edits = [edits_of(scene, ["colour", "size"], random.Random(1)) for scene in unseen_scenes(4)]
+    # all sizes as asked, one colour of four
+    edited = [drawn(size, True) for _, size in edits] + [drawn(c, i == 0) for i, (c, _) in enumerate(edits)]
+    colour = [cell.strip() for cell in table_row("m", True, "colour", edited, 4.0).split("|")[1:-1]]
+    size = [cell.strip() for cell in table_row("m", False, "size", edited, 4.0).split("|")[1:-1]]
+    assert colour[:7] == ["m", "prompt-to-prompt", "colour", "4", "25%", "100%", "100.0"]
+    assert size == ["m", "plain", "size", "4", "100%", "100%", "100.0", "100.0", "0.50"]
+
+
+def test_the_command_prints_a_row_for_each_kind_and_draws_the_edits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    picture = tmp_path / "edits.png"
+    flags = ["--scenes", "2", "--methods", "negative-prompt", "ddim", "--kinds", "colour", "background"]
+    monkeypatch.setattr(sys, "argv", ["evaluate_edits", *flags, "--picture", str(picture)])
+    evaluate_edits.main()
+    rows = [[cell.strip() for cell in line.split("|")[1:5]] for line in capsys.readouterr().out.splitlines()[2:]]
+    attentions, kinds = ("plain", "prompt-to-prompt"), ("colour", "background")
+    assert rows == [[m, a, k, "2"] for m in ("negative-prompt", "ddim") for a in attentions for k in kinds]
+    with Image.open(picture) as sheet:
+        # two edits of two kinds in two columns, each of source, two methods and truth
+        assert sheet.width > 2 * 4 * 128 and sheet.height > 2 * 128
