@@ -1,6 +1,6 @@
 """Edits of drawn scenes whose truth is known: the scene as asked, drawn anew.
 
-    scene -> random_edit -> edited scene -> words, mask, truth -> judge_edit
+    scene -> random_edit -> edited scene -> blend words, mask, truth -> judge_edit
 
 An edit changes one attribute: colour, shape, size or place of one object, or the background.
 """
@@ -81,21 +81,15 @@ def _other(rng: random.Random, words: Iterable[str], used: set[str]) -> str:
     return rng.choice([word for word in words if word not in used])
 
 
-def changed_words(source: Scene, edited: Scene) -> tuple[str, str]:
-    """The word of the source's caption that changes, and the edit's for it."""
+def blend_words(source: Scene, edited: Scene) -> tuple[str, str]:
+    """The words that look at what changes, of the source's caption and of the edit's.
+
+    They are colours, since no other word tells an object from its neighbour by itself.
+    """
     if source.background != edited.background:
         return source.background, edited.background
     before, after = _changed_object(source, edited)
-    (kind,) = (kind for kind in _OBJECT_KINDS if getattr(before, kind) != getattr(after, kind))
-    return getattr(before, kind), getattr(after, kind)
-
-
-def changed_phrases(source: Scene, edited: Scene) -> tuple[str, str]:
-    """What the edit is of, as words in a row that either caption has once, while a word may be there twice."""
-    if source.background != edited.background:
-        return f"{source.background} background", f"{edited.background} background"
-    before, after = (f"{o.size} {o.colour} {o.shape}" for o in _changed_object(source, edited))
-    return before, after
+    return before.colour, after.colour
 
 
 def _changed_object(source: Scene, edited: Scene) -> tuple[SceneObject, SceneObject]:

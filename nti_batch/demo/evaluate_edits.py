@@ -20,7 +20,7 @@ from torch import Tensor
 
 from nti_batch.benchmarks.job_loop import job_loop
 from nti_batch.benchmarks.solvers import SOLVERS
-from nti_batch.demo.edits import KINDS, EditVerdict, Kind, changed_phrases, judge_edit, random_edit
+from nti_batch.demo.edits import KINDS, EditVerdict, Kind, blend_words, judge_edit, random_edit
 from nti_batch.demo.scenes import Scene, draw, unseen_scenes
 from nti_batch.diffusion.edits import EditSettings
 from nti_batch.diffusion.null_text import NullTextSettings
@@ -66,7 +66,7 @@ class SceneEdit:
             kind="replace",
             cross_share=cross_share,
             self_share=self_share,
-            blend_words=changed_phrases(self.source, self.edited),
+            blend_words=blend_words(self.source, self.edited),
             blend_threshold=0.5,
         )
 
