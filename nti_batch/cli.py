@@ -1,4 +1,4 @@
-"""The command line: `nti-batch invert`, `edit`, `status`, `verify`, `bench`.
+"""The command line: `nti-batch invert`, `edit`, `status`, `verify`, `score`, `bench`.
 
 The exit codes are in `job`. `status --exit-code` has the same: 0 done, 3 some have failed, 75 images are missing.
 """
@@ -79,8 +79,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     )
 
+    score_parser = commands.add_parser("score", help="score a run of edits that have masks", parents=[a_run])
+    score_parser.add_argument(
+        "--weights", metavar="FOLDER", type=Path, help="with clip, dino or lpips in it, for the scores that need them"
+    )
+    score_parser.add_argument("--json", action="store_true", help="print one JSON list")
+    score_parser.set_defaults(
+        run=lambda arguments, rest: score(
+            arguments.out, arguments.weights, arguments.json, arguments.allow_pipe == "true"
+        )
+    )
+
     arguments, rest = parser.parse_known_args(argv)
-    if rest and arguments.command in ("status", "verify"):
+    if rest and arguments.command in ("status", "verify", "score"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     code: int = arguments.run(arguments, rest)
     return code
@@ -147,7 +158,8 @@ def status(out: str, as_json: bool, tell: bool, allow_pipe: bool) -> int:
         if EditRun(Path(out)).folder.exists():
             from nti_batch.edit_datamodule import EditDataModule
 
-            data = EditDataModule.of_run(Path(out))
+            # no input is read
+            data = EditDataModule.of_run(Path(out), allow_pipe=True)
             report = data.status(data.units)
         else:
             run = InversionRun(Path(out))
@@ -158,6 +170,28 @@ def status(out: str, as_json: bool, tell: bool, allow_pipe: bool) -> int:
     if tell and report.missing:
         return STOPPED
     return SOME_FAILED if tell and report.has_failures else DONE
+
+
+def score(out: str, weights: Path | None, as_json: bool, allow_pipe: bool) -> int:
+    """Print the scores of a run of edits, as tables in PIE-Bench's layout or edit by edit."""
+    import torch
+
+    from nti_batch.edit_datamodule import EditDataModule
+    from nti_batch.learned_scores import LearnedScores
+    from nti_batch.score_run import score_run, tables
+
+    try:
+        data = EditDataModule.of_run(Path(out), allow_pipe)
+        learned = LearnedScores.load(weights, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        found = list(score_run(data, learned))
+    except ValueError as error:
+        return refuse(error)
+    if as_json:
+        print(json.dumps([dataclasses.asdict(edit) for edit in found]))
+    else:
+        print("\n".join(tables(data, found)) if found else "no edit has a mask and an input to be compared with")
+        print(learned.missing)
+    return DONE
 
 
 def verify(out: str, shards: str | None, recompute: int, as_json: bool, allow_pipe: bool) -> int:

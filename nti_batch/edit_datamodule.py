@@ -3,7 +3,7 @@
 import logging
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +80,12 @@ class EditDataModule(UnitDataModule[EditRun]):
             self._listed.setdefault(self.unit_of(request.shard, request.key), []).append(request)
 
     @classmethod
-    def of_run(cls, out: Path) -> "EditDataModule":
+    def of_run(cls, out: Path, allow_pipe: bool) -> "EditDataModule":
         """What a run was asked for, as that is to be had now.
+
+        Args:
+            out: The run's output folder.
+            allow_pipe: Whether a command may be run to read an input.
 
         Raises:
             ValueError: If it is no run, or what it was made from is gone.
@@ -91,7 +95,7 @@ class EditDataModule(UnitDataModule[EditRun]):
         inversions, edits, prompt, slices = (
             settings[f"data.{name}"] for name in ("inversions", "edits", "edit_prompt", "slices")
         )
-        data = cls(str(inversions), edits, prompt, slices, allow_pipe=True)  # type: ignore[arg-type]
+        data = cls(str(inversions), edits, prompt, slices, allow_pipe)  # type: ignore[arg-type]
         given = {name.removeprefix("edit."): value for name, value in settings.items() if name.startswith("edit.")}
         data.attach(run, read_settings(given, EditSettings()))
         return data
@@ -194,7 +198,7 @@ class EditDataModule(UnitDataModule[EditRun]):
             if request_id(request) not in committed:
                 missing[request.shard, request.key].append(request)
         count = sum(map(len, missing.values()))
-        originals = self._read_originals(unit, missing)
+        originals = self.read_originals(unit, [request for requests in missing.values() for request in requests])
         damage = []
         for manifest in (
             path for inverted in self._inverted_units(unit) for path in self.inversions.manifests(inverted)
@@ -220,11 +224,9 @@ class EditDataModule(UnitDataModule[EditRun]):
             "key, or invert the image and run again with --data.retry_failed=true"
         )
 
-    def _read_originals(
-        self, unit: WorkUnit, missing: dict[tuple[str, str], list[EditRequest]]
-    ) -> dict[tuple[str, str], CaptionedImage]:
+    def read_originals(self, unit: WorkUnit, requests: Iterable[EditRequest]) -> dict[tuple[str, str], CaptionedImage]:
         """The inputs of those images of which an edit has a mask; without them there are no scores."""
-        wanted = {image for image, requests in missing.items() if any(request.mask for request in requests)}
+        wanted = {(request.shard, request.key) for request in requests if request.mask}
         if not wanted:
             return {}
         height, width, caption = (self.inverted_with[f"data.{name}"] for name in ("height", "width", "caption"))

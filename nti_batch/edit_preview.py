@@ -1,11 +1,8 @@
 """A picture that shows a run of edits: sources, replayed from the inversions, beside what was made of them."""
 
-import io
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from nti_batch.edit_datamodule import EditDataModule
@@ -42,5 +39,5 @@ def draw_edits(run: EditRun, data: EditDataModule, networks: StableDiffusion, co
 
 def _read_picture(run: EditRun, data: EditDataModule, row: EditRow) -> Tensor:
     """What is committed, [3, height, width] in [0, 1]."""
-    ((payload, _),) = run.read(data.unit_of(row.shard, row.key), [row.id])
-    return torch.from_numpy(np.asarray(Image.open(io.BytesIO(payload))).copy()).permute(2, 0, 1) / 255
+    ((_, picture),) = run.read(data.unit_of(row.shard, row.key), [row.id])
+    return picture / 255

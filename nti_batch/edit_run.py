@@ -9,7 +9,10 @@ import io
 import time
 from collections.abc import Collection, Iterator
 
+import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 from nti_batch.manifest import EditRow, Json, Manifest
 from nti_batch.parts import OutputRun, read_members
@@ -35,8 +38,8 @@ class EditRun(OutputRun[EditedImage, EditRow]):
     def finish(self, unit: WorkUnit, records: int) -> None:
         """Leave no note: which edits there are is known without reading a shard, and more may be asked for."""
 
-    def read(self, unit: WorkUnit, only: Collection[str]) -> Iterator[tuple[bytes, dict[str, Json]]]:
-        """The PNGs and metadata of the edits of a work unit with these ids.
+    def read(self, unit: WorkUnit, only: Collection[str]) -> Iterator[tuple[EditRow, Tensor]]:
+        """The edits of a work unit with these ids: rows and pictures, uint8 [3, height, width].
 
         Raises:
             ValueError: If a part is not the one that its manifest names; the text names the file.
@@ -46,5 +49,7 @@ class EditRun(OutputRun[EditedImage, EditRow]):
             if any(row.id in only and row.status == "done" for row in manifest.rows):
                 manifest.check_part(path.with_suffix(".tar"))
                 for payload, metadata in read_members(path.with_suffix(".tar")):
-                    if EditRow.of_metadata(metadata).id in only:
-                        yield payload, metadata
+                    row = EditRow.of_metadata(metadata)
+                    if row.id in only:
+                        picture = np.array(Image.open(io.BytesIO(payload)))
+                        yield row, torch.from_numpy(picture).permute(2, 0, 1)

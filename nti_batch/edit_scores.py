@@ -17,7 +17,6 @@ from torch import Tensor
 
 from nti_batch.diffusion.metrics import mse, psnr, ssim
 from nti_batch.learned_scores import LearnedScores
-from nti_batch.pie_bench import CATEGORIES
 
 Protocol = Literal["pie-bench", "unedited"]
 
@@ -94,25 +93,24 @@ def _listed(scores: Tensor, is_valid: Tensor | None = None) -> list[float | None
     return [score if good else None for score, good in zip(scores.tolist(), valid.tolist(), strict=True)]
 
 
-def pie_bench_table(scores: Mapping[str, Sequence[EditScores]], protocol: Protocol, missing: str = "") -> str:
-    """Means over all edits and over those of each category, as a Markdown table in the benchmark's layout.
+def scores_table(groups: Mapping[str, Sequence[EditScores]], protocol: Protocol) -> str:
+    """Means over all edits and over those of each group, as a Markdown table in the benchmark's layout.
 
     A column without a score is left out.
 
     Args:
-        scores: Those of each category, by its name in `pie_bench.CATEGORIES`.
+        groups: Scores by the name of their group, such as those in `pie_bench.CATEGORIES`.
         protocol: How they were scored.
-        missing: What `LearnedScores` says of missing weights; it becomes a line under the table.
     """
-    every = [score for category in CATEGORIES for score in scores.get(category, ())]
+    every = [score for group in groups.values() for score in group]
     shown = [name for name in _COLUMNS if any(getattr(score, name) is not None for score in every)]
-    rows = [("all", every), *((category, scores.get(category, ())) for category in CATEGORIES)]
+    rows = [("all", every), *groups.items()]
     lines = [
         _line([_TITLES[protocol], "edits", *(_COLUMNS[name][0] for name in shown)]),
         _line(["---", *["---:"] * (len(shown) + 1)]),
-        *(_line([title, str(len(row)), *(_mean(row, name) for name in shown)]) for title, row in rows),
+        *(_line([title, str(len(row)), *(_mean(row, name) for name in shown)]) for title, row in rows if title),
     ]
-    return "\n".join([*lines, "", missing] if missing else lines) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def _line(cells: Sequence[str]) -> str:

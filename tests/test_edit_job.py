@@ -6,6 +6,7 @@ import io
 import json
 import re
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from nti_batch.edit_requests import read_requests
 from nti_batch.edit_run import EditRun
 from nti_batch.images import decode_image
 from nti_batch.manifest import EditRow, Json
+from nti_batch.pie_bench import CATEGORIES
 from nti_batch.pie_bench import write_shard as write_pie_shard
 from nti_batch.stable_diffusion import StableDiffusion
 from nti_batch.stream import work_units
@@ -462,7 +464,7 @@ def test_one_picture_that_cannot_be_is_refused_in_one_line(
     assert captured.err.count("\n") == 1
 
 
-def test_a_pie_bench_folder_is_edited_and_scored(tiny_model: Path, tmp_path: Path):
+def test_a_pie_bench_folder_is_edited_and_scored(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = write_pie_folder(tmp_path / "bench")
     assert write_pie_shard(folder, tmp_path / "bench.tar") == 3
     assert main(arguments(tiny_model, tmp_path / "bench.tar", tmp_path / "inversions")) == 0
@@ -470,6 +472,28 @@ def test_a_pie_bench_folder_is_edited_and_scored(tiny_model: Path, tmp_path: Pat
     found = rows(tmp_path / "out")
     assert {name for _, _, name in found} == {f"{category}-{key}" for key, (category, *_) in EDITS.items()}
     assert all(row.psnr_unedited is not None and row.edit_prompt for row in found.values())
+    capsys.readouterr()
+    assert main(["score", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    theirs, ours = (table.splitlines() for table in printed.split("\n\n")[:2])
+    assert [len(table) for table in (theirs, ours)] == [2 + 1 + len(CATEGORIES)] * 2
+    psnr = fmean(row.psnr_unedited or 0.0 for row in found.values())
+    mse = fmean(row.mse_unedited or 0.0 for row in found.values())
+    assert ours[2].startswith(f"| all | 3 | {psnr:.2f} | {1e4 * mse:.2f} | ")
+    assert printed.splitlines()[-1].startswith("CLIP score, structure distance and LPIPS are left out")
+    assert main(["score", str(tmp_path / "out"), "--json"]) == 0
+    as_json = json.loads(capsys.readouterr().out)
+    assert [edit["scores"]["unedited"]["psnr"] for edit in as_json] == pytest.approx(
+        [found[edit["shard"], edit["key"], edit["name"]].psnr_unedited for edit in as_json]
+    )
+
+
+def test_a_run_without_masks_has_no_scores(inverted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(edit(inverted, tmp_path / "out")) == 0
+    capsys.readouterr()
+    assert main(["score", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.startswith("no edit has a mask")
+    assert main(["score", str(inverted)]) == 2
 
 
 def test_the_shipped_config_is_complete(capsys: pytest.CaptureFixture[str]):

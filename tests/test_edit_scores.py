@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nti_batch.diffusion.edits import EditSettings
 from nti_batch.diffusion.metrics import mse, psnr, ssim
-from nti_batch.edit_scores import EditScores, Protocol, pie_bench_table, score_edits
+from nti_batch.edit_scores import EditScores, Protocol, score_edits, scores_table
 from nti_batch.learned_scores import LearnedScores
 from nti_batch.masks import mask_pixels
 from nti_batch.pie_bench import CATEGORIES, category, read_edits
@@ -106,7 +106,8 @@ def test_the_table_has_the_benchmarks_columns_and_categories():
     full = EditScores(
         structure=0.0134, psnr=27.0, lpips=0.0607, mse=0.003586, ssim=0.8411, clip_whole=24.75, clip_edited=21.86
     )
-    lines = pie_bench_table({"change style": [full]}, "pie-bench").splitlines()
+    categories = {name: [full] if name == "change style" else [] for name in CATEGORIES}
+    lines = scores_table(categories, "pie-bench").splitlines()
     assert lines[0] == (
         "| PIE-Bench | edits | structure distance x 10^3 | PSNR | LPIPS x 10^3 | MSE x 10^4 | SSIM x 10^2 "
         "| CLIP whole | CLIP edited |"
@@ -115,15 +116,16 @@ def test_the_table_has_the_benchmarks_columns_and_categories():
     assert [line.split(" | ")[0].removeprefix("| ") for line in lines[3:]] == list(CATEGORIES)
     assert lines[-1] == lines[2].replace("all", "change style")
     assert lines[3] == "| random | 0 | - | - | - | - | - | - | - |"
+    assert scores_table({"": [full]}, "pie-bench").splitlines() == lines[:3]
 
 
-def test_the_table_averages_what_there_is_and_says_what_is_missing():
+def test_the_table_averages_what_there_is_and_leaves_out_what_is_missing():
     given = {"random": [scores(20.0), scores(None)], "change pose": [scores(30.0)]}
-    lines = pie_bench_table(given, "unedited", NO_WEIGHTS.missing).splitlines()
+    lines = scores_table(given, "unedited").splitlines()
     assert lines[0] == "| unedited pixels alone | edits | PSNR | MSE x 10^4 | SSIM x 10^2 |"
     assert lines[2] == "| all | 3 | 25.00 | 12.30 | 50.00 |"
     assert lines[3] == "| random | 2 | 20.00 | 12.30 | 50.00 |"
-    assert lines[-1] == "CLIP score, structure distance and LPIPS are left out: no folder of weights is given"
+    assert NO_WEIGHTS.missing == "CLIP score, structure distance and LPIPS are left out: no folder of weights is given"
 
 
 def test_perfect_edits_of_a_folder_leave_the_rest_untouched(tmp_path: Path):
@@ -136,4 +138,4 @@ def test_perfect_edits_of_a_folder_leave_the_rest_untouched(tmp_path: Path):
         by_category[category(request.name)] = score_edits(
             drawn(colour)[None], source, inside, [request.edit_prompt], NO_WEIGHTS, "unedited"
         )
-    assert pie_bench_table(by_category, "unedited").splitlines()[2].startswith("| all | 3 | 100.00 | 0.00 | ")
+    assert scores_table(by_category, "unedited").splitlines()[2].startswith("| all | 3 | 100.00 | 0.00 | ")

@@ -36,7 +36,7 @@ LAYERS = [
     {"edit_datamodule"},
     {"progress", "preview", "benchmarks.inverted", "benchmarks.stopwatch"},
     {"verify", "edit_preview"},
-    {"job"},
+    {"job", "score_run"},
     {"edit_command"},
     {"benchmarks.authors_loop", "benchmarks.job_loop"},
     {
