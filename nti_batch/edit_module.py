@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nti_batch.diffusion.metrics import mse, psnr, ssim
 from nti_batch.edit_requests import ImageEdits, request_sha256
-from nti_batch.editing import ControlledEdit, edit_pictures, model_of, to_bytes
+from nti_batch.editing import ControlledEdit, StopRequestedError, edit_pictures, model_of, to_bytes
 from nti_batch.manifest import Json
 from nti_batch.masks import mask_pixels
 from nti_batch.records import EditedImage, EditRequest, Failure, Outcome, UnitRead
@@ -137,11 +137,14 @@ class EditImages(LightningModule):
     def _edit_waiting(self) -> list[Outcome]:
         """Make the batch that waits, unless a stop is requested: then a later job makes it."""
         groups, self._waiting = self._waiting, []
-        if not groups or self.stop.requested:
+        if not groups:
             return []
         started = time.monotonic()
         edits = [(group.image.stored, [w.edit for w in group.edited if w.edit]) for group in groups]
-        made = edit_pictures(self.networks, edits)
+        try:
+            made = edit_pictures(self.networks, edits, lambda: self.stop.requested)
+        except StopRequestedError:
+            return []
         seconds = time.monotonic() - started
         return [
             _conclude(group.image, wanted, picture, seconds)

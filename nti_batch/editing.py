@@ -1,6 +1,6 @@
 """Edited pictures from inversions: rows of sources and edits through the networks of their run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,19 +54,35 @@ def load_model(settings: Mapping[str, Json]) -> StableDiffusion:
     return networks.to("cuda") if torch.cuda.is_available() else networks
 
 
+class StopRequestedError(Exception):
+    """The pictures are not wanted any more."""
+
+
 @torch.no_grad()
 def edit_pictures(
-    networks: StableDiffusion, images: Sequence[tuple[StoredInversion, Sequence[ControlledEdit]]]
+    networks: StableDiffusion,
+    images: Sequence[tuple[StoredInversion, Sequence[ControlledEdit]]],
+    stop_requested: Callable[[], bool] = lambda: False,
 ) -> list[Tensor]:
     """Rebuild images and edit them in one batch.
 
     Args:
         networks: Those of the run.
         images: Inversions of one run, each with its edits, of which there may be none.
+        stop_requested: Asked before each evaluation of the network.
 
     Returns:
         For each image the source and its edits, [1 + edits, 3, height, width] in [0, 1], on the CPU.
+
+    Raises:
+        StopRequestedError: If a stop is requested before they are made.
     """
+
+    def predict_noise(latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
+        if stop_requested():
+            raise StopRequestedError
+        return networks.predict_noise(latents, timesteps, embeddings)
+
     stored = [inversion for inversion, _ in images]
     settings = stored[0].metadata["settings"]
     assert isinstance(settings, dict)
@@ -85,7 +101,7 @@ def edit_pictures(
     )
     with networks.controlled(control):
         latents = edit_sample(
-            networks.predict_noise,
+            predict_noise,
             networks.schedule(len(null_embeddings)),
             noise_latents,
             networks.embed_prompts(prompts),

@@ -4,7 +4,9 @@ import csv
 import dataclasses
 import io
 import json
+import os
 import re
+import signal
 from pathlib import Path
 from statistics import fmean
 
@@ -15,6 +17,7 @@ from pie_folder import EDITS, write_pie_folder
 from PIL import Image
 from test_job import arguments, held_job, run_console, wait_for
 from tiny import captioned, png, write_shard
+from torch import Tensor
 
 from nti_batch import EditSettings, edit_image, read_inversions
 from nti_batch.cli import main
@@ -70,8 +73,8 @@ def pictures(out: Path) -> dict[tuple[str, str, str], torch.Tensor]:
     slices = run.settings()["data.slices"]
     assert isinstance(slices, int)
     ids = {row.id for row in rows(out).values()}
-    found = [member for unit in work_units(run.shards(), slices) for member in run.read(unit, ids)]
-    return {(str(m["shard"]), str(m["key"]), str(m["name"])): pixels(payload) for payload, m in found}
+    found = [edited for unit in work_units(run.shards(), slices) for edited in run.read(unit, ids)]
+    return {(row.shard, row.key, row.name): picture for row, picture in found}
 
 
 def pixels(payload: bytes) -> torch.Tensor:
@@ -462,6 +465,27 @@ def test_one_picture_that_cannot_be_is_refused_in_one_line(
     captured = capsys.readouterr()
     assert said in captured.err
     assert captured.err.count("\n") == 1
+
+
+def test_a_signal_ends_the_job_within_one_call_of_the_unet_and_the_next_job_goes_on(
+    inverted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    predict_noise, calls = StableDiffusion.predict_noise, 0
+
+    def interrupted(self: StableDiffusion, latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return predict_noise(self, latents, timesteps, embeddings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StableDiffusion, "predict_noise", interrupted)
+        assert main(edit(inverted, tmp_path / "out")) == 75
+    assert calls == 3
+    assert rows(tmp_path / "out") == {}
+    assert main(edit(inverted, tmp_path / "out")) == 0
+    assert len(rows(tmp_path / "out")) == 6
 
 
 def test_a_pie_bench_folder_is_edited_and_scored(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
