@@ -142,11 +142,13 @@ def test_the_job_takes_a_method_and_its_files_replay_to_its_own_pictures(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ):
-    titles, draw = [], preview._draw
-    monkeypatch.setattr(preview, "_draw", lambda rows, columns: [titles.extend(columns), draw(rows, columns)][1])
+    drawn, draw_rows = [], preview.draw_rows
+    monkeypatch.setattr(preview, "draw_rows", lambda rows: [drawn.extend(rows), draw_rows(rows)][1])
     shard, out = write_shard(tmp_path / "s.tar", captioned(3)), tmp_path / "out"
     assert main([*arguments(tiny_model, shard, out), f"--model.method={method}", f"--output.storage={storage}"]) == 0
-    assert titles == list(dict.fromkeys(["input", "VAE", "ddim", method]))
+    titles = list(dict.fromkeys(["input", "VAE", "ddim", method]))
+    assert all([label.split()[0] for label in labels] == titles for _, _, labels in drawn)
+    assert len(drawn) == 3
     networks = StableDiffusion.load(ModelSource(str(tiny_model)))
     for stored in read_inversions(out):
         assert stored.metadata["settings"]["model.method"] == method
