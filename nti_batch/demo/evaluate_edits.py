@@ -147,7 +147,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Edits of drawn scenes by every method, against the truth.")
     parser.add_argument("--scenes", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0, help="of the scenes and their edits")
-    parser.add_argument("--guidance_scale", type=float, default=3.0)
+    parser.add_argument("--guidance_scale", type=float, default=2.0)
     parser.add_argument("--methods", nargs="+", default=list(SOLVERS), choices=list(SOLVERS), metavar="METHOD")
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--picture", type=Path, help="draw the first edits of each kind there")
