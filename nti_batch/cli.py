@@ -188,9 +188,10 @@ def score(out: str, weights: Path | None, as_json: bool, allow_pipe: bool) -> in
         return refuse(error)
     if as_json:
         print(json.dumps([dataclasses.asdict(edit) for edit in found]))
+    elif found:
+        print("\n".join([*tables(data, found), learned.missing]))
     else:
-        print("\n".join(tables(data, found)) if found else "no edit has a mask and an input to be compared with")
-        print(learned.missing)
+        print("no edit has a mask and an input to be compared with")
     return DONE
 
 
