@@ -7,7 +7,7 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,8 @@ from nti_batch.job import (
 if TYPE_CHECKING:
     from nti_batch.signals import StopSignals
 
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code."""
@@ -36,65 +38,64 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="nti-batch", description="Null-text inversion of image collections: real images become editable ones."
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    invert_parser = commands.add_parser("invert", help="invert the images of WebDataset shards", add_help=False)
-    invert_parser.set_defaults(run=lambda arguments, rest: invert(rest))
-    edit_parser = commands.add_parser("edit", help="edit inverted images, or rebuild them", add_help=False)
-    edit_parser.set_defaults(run=lambda arguments, rest: edit(rest))
-    a_run = argparse.ArgumentParser(add_help=False)
-    a_run.add_argument("out", metavar="OUT", help="output folder of the run")
-    a_run.add_argument(
+    _add_job(commands, "invert", "invert the images of WebDataset shards", invert)
+    _add_job(commands, "edit", "edit inverted images, or rebuild them", edit)
+    _add_status(commands)
+    _add_job(commands, "bench", "compare the job with the authors' loop", bench)
+    _add_verify(commands)
+    _add_score(commands)
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and not arguments.takes_rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    code: int = arguments.run(rest) if arguments.takes_rest else arguments.run(arguments)
+    return code
+
+
+def _add_job(commands: "Commands", name: str, help: str, run: Callable[[Sequence[str]], int]) -> None:
+    """A command that reads its arguments by itself."""
+    commands.add_parser(name, help=help, add_help=False).set_defaults(run=run, takes_rest=True)
+
+
+def _add_report(commands: "Commands", name: str, help: str, json_help: str) -> argparse.ArgumentParser:
+    """A command about a run."""
+    parser = commands.add_parser(name, help=help)
+    parser.add_argument("out", metavar="OUT", help="output folder of the run")
+    parser.add_argument(
         "--data.allow_pipe",
         dest="allow_pipe",
         choices=("true", "false"),
         default="false",
         help="allow shards that are the output of a shell command, as for invert",
     )
-    status_parser = commands.add_parser("status", help="say how far a run is", parents=[a_run])
-    status_parser.add_argument("--json", action="store_true", help="print one JSON object")
-    status_parser.add_argument(
+    parser.add_argument("--json", action="store_true", help=json_help)
+    parser.set_defaults(takes_rest=False)
+    return parser
+
+
+def _add_status(commands: "Commands") -> None:
+    parser = _add_report(commands, "status", "say how far a run is", "print one JSON object")
+    parser.add_argument(
         "--exit-code", action="store_true", help="exit with 75 if images are missing, with 3 if some have failed"
     )
-    status_parser.set_defaults(
-        run=lambda arguments, rest: status(
-            arguments.out, arguments.json, arguments.exit_code, arguments.allow_pipe == "true"
-        )
-    )
+    parser.set_defaults(run=lambda a: status(a.out, a.json, a.exit_code, a.allow_pipe == "true"))
 
-    bench_parser = commands.add_parser("bench", help="compare the job with the authors' loop", add_help=False)
-    bench_parser.set_defaults(run=lambda arguments, rest: bench(rest))
 
-    verify_parser = commands.add_parser(
-        "verify", help="check a run: checksums, shapes, one commit an image, nothing lost", parents=[a_run]
-    )
-    verify_parser.add_argument(
-        "--data.shards", dest="shards", help="the input, if it is elsewhere than the run read it"
-    )
-    verify_parser.add_argument(
+def _add_verify(commands: "Commands") -> None:
+    about = "check a run: checksums, shapes, one commit an image, nothing lost"
+    parser = _add_report(commands, "verify", about, "print one JSON list")
+    parser.add_argument("--data.shards", dest="shards", help="the input, if it is elsewhere than the run read it")
+    parser.add_argument(
         "--recompute", type=int, default=0, metavar="N", help="inversions to replay and compare with their PSNR"
     )
-    verify_parser.add_argument("--json", action="store_true", help="print one JSON list")
-    verify_parser.set_defaults(
-        run=lambda arguments, rest: verify(
-            arguments.out, arguments.shards, arguments.recompute, arguments.json, arguments.allow_pipe == "true"
-        )
-    )
+    parser.set_defaults(run=lambda a: verify(a.out, a.shards, a.recompute, a.json, a.allow_pipe == "true"))
 
-    score_parser = commands.add_parser("score", help="score a run of edits that have masks", parents=[a_run])
-    score_parser.add_argument(
+
+def _add_score(commands: "Commands") -> None:
+    parser = _add_report(commands, "score", "score a run of edits that have masks", "print one JSON list")
+    parser.add_argument(
         "--weights", metavar="FOLDER", type=Path, help="with clip, dino or lpips in it, for the scores that need them"
     )
-    score_parser.add_argument("--json", action="store_true", help="print one JSON list")
-    score_parser.set_defaults(
-        run=lambda arguments, rest: score(
-            arguments.out, arguments.weights, arguments.json, arguments.allow_pipe == "true"
-        )
-    )
-
-    arguments, rest = parser.parse_known_args(argv)
-    if rest and arguments.command in ("status", "verify", "score"):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    code: int = arguments.run(arguments, rest)
-    return code
+    parser.set_defaults(run=lambda a: score(a.out, a.weights, a.json, a.allow_pipe == "true"))
 
 
 def bench(argv: Sequence[str]) -> int:

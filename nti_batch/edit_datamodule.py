@@ -156,22 +156,24 @@ class EditDataModule(UnitDataModule[EditRun]):
     def is_waiting(self, unit: WorkUnit) -> bool:
         """Whether an edit is missing, or is to be tried again."""
         assert self.run is not None, "attach() comes first"
-        return bool(self._missing(unit)) or (self.retry_failed and self.run.has_failures(unit))
+        rows = self.run.rows(unit)
+        return bool(self._missing(unit, rows)) or (self.retry_failed and any(row.status == "failed" for row in rows))
 
-    def _missing(self, unit: WorkUnit) -> list[EditRequest]:
-        assert self.run is not None, "attach() comes first"
-        requests = self.requests_of(unit)
-        committed = {row.id for row in self.run.rows(unit)} if requests else set()
-        return [request for request in requests if request_id(request) not in committed]
+    def _missing(self, unit: WorkUnit, rows: Iterable[Row]) -> list[EditRequest]:
+        """What is asked for in a work unit of which these rows are committed, and is not among them."""
+        committed = {row.id for row in rows}
+        return [request for request in self.requests_of(unit) if request_id(request) not in committed]
 
     def estimate(self, units: list[WorkUnit]) -> int:
         """How many edits these work units have before them."""
-        return sum(len(self._missing(unit)) for unit in units)
+        assert self.run is not None, "attach() comes first"
+        return sum(len(self._missing(unit, self.run.rows(unit))) for unit in units)
 
     def status(self, units: Sequence[WorkUnit]) -> EditStatus:
         """How far they are."""
         assert self.run is not None, "attach() comes first"
-        return edit_status((self.run.rows(unit), self._missing(unit)) for unit in units)
+        committed = ((unit, self.run.rows(unit)) for unit in units)
+        return edit_status((rows, self._missing(unit, rows)) for unit, rows in committed)
 
     def refuse_other_edits(self, units: list[WorkUnit]) -> None:
         """Compare what is asked for with what was made under the same name.
@@ -192,13 +194,11 @@ class EditDataModule(UnitDataModule[EditRun]):
 
     def read(self, unit: WorkUnit, rows: Sequence[Row]) -> Iterator[ImageEdits | Failure | UnitRead]:
         """Inversions with what is missing of their edits, and failures where there is no inversion."""
-        committed = {row.id for row in rows}
+        open_requests = self._missing(unit, rows)
         missing: defaultdict[tuple[str, str], list[EditRequest]] = defaultdict(list)
-        for request in self.requests_of(unit):
-            if request_id(request) not in committed:
-                missing[request.shard, request.key].append(request)
-        count = sum(map(len, missing.values()))
-        originals = self.read_originals(unit, [request for requests in missing.values() for request in requests])
+        for request in open_requests:
+            missing[request.shard, request.key].append(request)
+        originals = self.read_originals(unit, open_requests)
         damage = []
         for manifest in (
             path for inverted in self._inverted_units(unit) for path in self.inversions.manifests(inverted)
@@ -209,16 +209,19 @@ class EditDataModule(UnitDataModule[EditRun]):
                     yield ImageEdits(unit, stored, tuple(missing.pop(image)), originals.get(image))
             except ValueError as error:
                 damage.append(str(error))
+        reasons = {} if damage or not missing else self._why_failed(unit)
         for (_, key), requests in missing.items():
-            reason = "; ".join(damage) or self._why_missing(unit, key)
+            reason = "; ".join(damage) or reasons.get(key) or self._unknown(unit, key)
             yield from (Failure(unit, key, "inversion", reason, request.name) for request in requests)
-        yield UnitRead(unit, len(committed), count)
+        yield UnitRead(unit, len(rows), len(open_requests))
 
-    def _why_missing(self, unit: WorkUnit, key: str) -> str:
+    def _why_failed(self, unit: WorkUnit) -> dict[str, str]:
+        """Why the images of a shard that were not inverted were not, by their keys."""
         rows = (row for inverted in self._inverted_units(unit) for row in self.inversions.rows(inverted))
-        row = next((row for row in rows if row.key == key), None)
-        if row:
-            return f"its inversion has failed at stage {row.stage!r}: {row.error}"
+        failed = (row for row in rows if row.status == "failed")
+        return {row.key: f"its inversion has failed at stage {row.stage!r}: {row.error}" for row in failed}
+
+    def _unknown(self, unit: WorkUnit, key: str) -> str:
         return (
             f"{str(self.inversions.out)!r} has no inversion of the key {key!r} in shard {unit.shard!r}: correct the "
             "key, or invert the image and run again with --data.retry_failed=true"

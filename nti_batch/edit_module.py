@@ -9,7 +9,8 @@ from torch import Tensor
 
 from nti_batch.diffusion.metrics import mse, psnr, ssim
 from nti_batch.edit_requests import ImageEdits, request_sha256
-from nti_batch.editing import ControlledEdit, StopRequestedError, edit_pictures, model_of, to_bytes
+from nti_batch.editing import ControlledEdit, StopRequestedError, edit_pictures, model_of
+from nti_batch.images import to_bytes
 from nti_batch.manifest import Json
 from nti_batch.masks import mask_pixels
 from nti_batch.records import EditedImage, EditRequest, Failure, Outcome, UnitRead

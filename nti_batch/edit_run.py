@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from nti_batch.images import to_image
 from nti_batch.manifest import EditRow, Json, Manifest
 from nti_batch.parts import OutputRun, read_members
 from nti_batch.records import EditedImage, WorkUnit
@@ -27,7 +28,7 @@ class EditRun(OutputRun[EditedImage, EditRow]):
     def pack(self, record: EditedImage) -> tuple[bytes, dict[str, Json]]:
         """A PNG and metadata."""
         stream = io.BytesIO()
-        Image.fromarray(record.pixels.permute(1, 2, 0).numpy()).save(stream, "PNG")
+        to_image(record.pixels).save(stream, "PNG")
         payload = stream.getvalue()
         kept = {field.name for field in dataclasses.fields(record)} - {"unit", "pixels"}
         metadata: dict[str, Json] = {"shard": record.unit.shard, "settings": self.settings()}

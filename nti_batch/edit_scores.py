@@ -94,9 +94,9 @@ def _listed(scores: Tensor, is_valid: Tensor | None = None) -> list[float | None
 
 
 def scores_table(groups: Mapping[str, Sequence[EditScores]], protocol: Protocol) -> str:
-    """Means over all edits and over those of each group, as a Markdown table in the benchmark's layout.
+    """Means over all edits and, where there are several groups, over those of each, as a Markdown table.
 
-    A column without a score is left out.
+    Its layout is the benchmark's. A column without a score is left out.
 
     Args:
         groups: Scores by the name of their group, such as those in `pie_bench.CATEGORIES`.
@@ -104,11 +104,11 @@ def scores_table(groups: Mapping[str, Sequence[EditScores]], protocol: Protocol)
     """
     every = [score for group in groups.values() for score in group]
     shown = [name for name in _COLUMNS if any(getattr(score, name) is not None for score in every)]
-    rows = [("all", every), *groups.items()]
+    rows = [("all", every), *(groups.items() if len(groups) > 1 else ())]
     lines = [
         _line([_TITLES[protocol], "edits", *(_COLUMNS[name][0] for name in shown)]),
         _line(["---", *["---:"] * (len(shown) + 1)]),
-        *(_line([title, str(len(row)), *(_mean(row, name) for name in shown)]) for title, row in rows if title),
+        *(_line([title, str(len(row)), *(_mean(row, name) for name in shown)]) for title, row in rows),
     ]
     return "\n".join(lines) + "\n"
 

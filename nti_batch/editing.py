@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nti_batch.diffusion.edits import EditControl, EditSettings
 from nti_batch.diffusion.prompt_to_prompt import AttentionControl, edit_sample
+from nti_batch.images import to_bytes, to_image
 from nti_batch.manifest import Json
 from nti_batch.packing import StoredInversion
 from nti_batch.stable_diffusion import ModelSource, Precision, StableDiffusion
@@ -115,11 +116,6 @@ def edit_pictures(
     return list(pictures.split([1 + len(edits) for _, edits in images]))
 
 
-def to_bytes(pictures: Tensor) -> Tensor:
-    """Pictures in [0, 1] as uint8."""
-    return (pictures * 255).round().byte()
-
-
 def edit_image(
     inversion: StoredInversion,
     prompt: str | None,
@@ -145,4 +141,4 @@ def edit_image(
     (pictures,) = edit_pictures(networks, [(inversion, edits)])
     if not pictures[-1].isfinite().all():
         raise ValueError(f"the edited picture of {inversion.key!r} is not finite")
-    return Image.fromarray(to_bytes(pictures[-1]).permute(1, 2, 0).numpy())
+    return to_image(to_bytes(pictures[-1]))

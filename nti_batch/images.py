@@ -47,6 +47,16 @@ def decode_image(data: bytes, height: int, width: int) -> Tensor:
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 
+def to_bytes(pictures: Tensor) -> Tensor:
+    """Pictures in [0, 1] as uint8, in the same shape."""
+    return (pictures * 255).round().byte()
+
+
+def to_image(pixels: Tensor) -> Image.Image:
+    """Pixels, uint8 [3, height, width], as Pillow has them."""
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())
+
+
 @contextmanager
 def _pillow_settings() -> Iterator[None]:
     """Decode under fixed settings, without warnings; they are global to the process, hence the lock."""

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nti_batch.images import to_bytes
 from nti_batch.lpips import Lpips
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class ClipScore:
     def __call__(self, pictures: Tensor, prompts: list[str]) -> Tensor:
         """Scores of pictures, [batch, 3, height, width] in [0, 1], for a prompt each: [batch]."""
         tokens = self.tokenizer(prompts, padding=True, truncation=True, return_tensors="pt")
-        images = self.preprocess(list((pictures * 255).round().byte().cpu()), return_tensors="pt")
+        images = self.preprocess(list(to_bytes(pictures).cpu()), return_tensors="pt")
         found = self.model(**tokens.to(self.model.device), **images.to(self.model.device))
         cosines: Tensor = F.cosine_similarity(found.image_embeds, found.text_embeds)
         return 100 * cosines.clamp(min=0)

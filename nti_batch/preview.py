@@ -12,6 +12,7 @@ from torch import Tensor
 from nti_batch.datamodule import InversionDataModule, read_inputs
 from nti_batch.diffusion.ddim import ddim_sample
 from nti_batch.diffusion.metrics import psnr
+from nti_batch.images import to_bytes, to_image
 from nti_batch.inversions import InversionRun, read_inversions
 from nti_batch.manifest import AnyRow
 from nti_batch.packing import StoredInversion
@@ -119,8 +120,7 @@ def draw_rows(rows: Sequence[tuple[Sequence[str], Tensor, Sequence[str]]]) -> Im
             pen.text((left, top), caption, "black", font)
             top += LABEL
         for i, (label, picture) in enumerate(zip(labels, pictures, strict=True)):
-            array = (picture * 255).round().byte().permute(1, 2, 0).numpy()
-            tile = Image.fromarray(array).resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
+            tile = to_image(to_bytes(picture)).resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
             sheet.paste(tile, (left + i * cell_width, top))
             pen.text((left + i * cell_width, top + height * zoom + 1), label, "black", font)
     return sheet

@@ -59,9 +59,9 @@ def _score_unit(data: EditDataModule, unit: WorkUnit, learned: LearnedScores) ->
 def tables(data: EditDataModule, found: Sequence[ScoredEdit]) -> list[str]:
     """A table for each protocol, for PIE-Bench with its categories."""
     is_pie_bench = data.edits is not None and Path(data.edits).is_dir()
-    groups: dict[str, list[ScoredEdit]] = {name: [] for name in (CATEGORIES if is_pie_bench else [""])}
+    groups: dict[str, list[ScoredEdit]] = {name: [] for name in (CATEGORIES if is_pie_bench else ["edits"])}
     for edit in found:
-        groups[category(edit.name) if is_pie_bench else ""].append(edit)
+        groups[category(edit.name) if is_pie_bench else "edits"].append(edit)
     return [
         scores_table({name: [edit.scores[protocol] for edit in group] for name, group in groups.items()}, protocol)
         for protocol in PROTOCOLS

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from nti_batch.benchmarks.job_loop import load_images
 from nti_batch.datamodule import InversionDataModule
-from nti_batch.diffusion.ddim import ddim_invert, ddim_sample, ddim_step
+from nti_batch.diffusion.ddim import ddim_invert, ddim_sample, ddim_step, predict_at
 from nti_batch.diffusion.guidance import NoisePredictor, classifier_free_guidance
 from nti_batch.diffusion.metrics import psnr
 from nti_batch.diffusion.null_text import NullTextSettings
@@ -51,7 +51,7 @@ class Pictures:
 
     def predict(self, latents: Tensor, t: int, embeddings: Tensor) -> Tensor:
         """The network at the level t."""
-        return self.predict_noise(latents, self.schedule.network_timesteps[self.levels(t)], embeddings)
+        return predict_at(self.predict_noise, self.schedule, latents, t, embeddings)
 
     def levels(self, t: int) -> Tensor:
         """The level of each image, [images]."""

@@ -16,6 +16,7 @@ from nti_batch.demo.judge import judge
 from nti_batch.demo.scenes import SIZE, Scene, draw, object_masks, unseen_scenes
 from nti_batch.diffusion.ddim import ddim_invert, ddim_sample
 from nti_batch.diffusion.metrics import psnr
+from nti_batch.images import to_bytes
 from nti_batch.stable_diffusion import ModelSource, StableDiffusion
 
 GUIDANCE_SCALE = 7.5
@@ -49,7 +50,7 @@ def invert_scenes(networks: StableDiffusion, scenes: list[Scene]) -> Inverted:
     """Draw the scenes, encode them, climb the pivot and watch where each word is looked for."""
     pictures = torch.stack([draw(scene) for scene in scenes])
     prompts = networks.embed_prompts([scene.caption for scene in scenes])
-    latents = networks.encode_pictures((pictures * 255).round().byte())
+    latents = networks.encode_pictures(to_bytes(pictures))
     maps = torch.zeros(())
 
     def predict(latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:

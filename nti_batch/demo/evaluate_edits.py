@@ -25,6 +25,7 @@ from nti_batch.demo.scenes import Scene, draw, unseen_scenes
 from nti_batch.diffusion.edits import EditSettings
 from nti_batch.diffusion.null_text import NullTextSettings
 from nti_batch.editing import ControlledEdit, edit_pictures
+from nti_batch.images import to_bytes
 from nti_batch.packing import StoredInversion
 from nti_batch.preview import draw_rows
 from nti_batch.records import CaptionedImage, WorkUnit
@@ -91,7 +92,7 @@ def edits_of(scene: Scene, kinds: Sequence[Kind], rng: random.Random) -> list[Sc
 def invert(networks: StableDiffusion, scenes: Sequence[Scene], settings: NullTextSettings) -> list[StoredInversion]:
     """Invert drawn scenes as the job does."""
     images = [
-        CaptionedImage(WorkUnit("scenes", "", 0, 1), str(i), scene.caption, (draw(scene) * 255).round().byte())
+        CaptionedImage(WorkUnit("scenes", "", 0, 1), str(i), scene.caption, to_bytes(draw(scene)))
         for i, scene in enumerate(scenes)
     ]
     schedule = networks.schedule(NUM_STEPS)

@@ -12,9 +12,8 @@ from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
 
-from PIL import Image
-
 from nti_batch.demo.scenes import Scene, SceneObject, draw, unseen_scenes
+from nti_batch.images import to_bytes, to_image
 
 FOLDER = Path(__file__).with_suffix("")
 """Where the sample shards lie."""
@@ -37,9 +36,8 @@ def scene_from_json(text: str) -> Scene:
 
 def scene_to_png(scene: Scene) -> bytes:
     """Draw the scene as a PNG file."""
-    pixels = (draw(scene) * 255).round().byte().permute(1, 2, 0).contiguous()
     file = BytesIO()
-    Image.fromarray(pixels.numpy()).save(file, "PNG")
+    to_image(to_bytes(draw(scene))).save(file, "PNG")
     return file.getvalue()
 
 

@@ -34,6 +34,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from nti_batch.demo.attention import AttentionRecorder, record_finest_cross_attention
 from nti_batch.demo.scenes import COLOURS, PLACES, SHAPES, SIZE, SIZES, Scene, draw, object_masks, random_scene
+from nti_batch.images import to_bytes
 
 LATENT_SIZE = SIZE // 4
 MAX_TOKENS = 77
@@ -137,7 +138,7 @@ def make_scheduler() -> DDIMScheduler:
 
 def draw_all(scenes: list[Scene]) -> Tensor:
     """Pictures of all scenes, [scenes, 3, 64, 64] uint8 to save memory."""
-    return torch.stack([(draw(scene) * 255).round().byte() for scene in scenes])
+    return torch.stack([to_bytes(draw(scene)) for scene in scenes])
 
 
 def textures(count: int, generator: torch.Generator) -> Tensor:

@@ -30,6 +30,45 @@ def ddim_step(schedule: DDIMSchedule, latents: Tensor, noise: Tensor, source: Te
     return abar_b.sqrt() * predicted_origin + (1 - abar_b).sqrt() * noise
 
 
+def predict_at(
+    predict_noise: NoisePredictor, schedule: DDIMSchedule, latents: Tensor, t: int, embeddings: Tensor
+) -> Tensor:
+    """The network's noise for images that are all at t."""
+    return predict_noise(latents, schedule.network_timesteps[_all_at(t, latents)], embeddings)
+
+
+def guided_step(
+    predict_noise: NoisePredictor,
+    schedule: DDIMSchedule,
+    latents: Tensor,
+    t: int,
+    noise_cond: Tensor,
+    null_embedding: Tensor,
+    guidance_scale: float,
+) -> Tensor:
+    """z_{t-1} of images that are all at t, guided away from their null embeddings.
+
+    Args:
+        predict_noise: The network.
+        schedule: The noise levels.
+        latents: z_t, [batch, channels, height, width].
+        t: 1 ... T.
+        noise_cond: eps(z_t, C), in the same shape.
+        null_embedding: null_t, [batch, tokens, dim].
+        guidance_scale: w; at 1 the null embeddings are not looked at.
+    """
+    noise = noise_cond
+    if guidance_scale != 1:
+        noise_uncond = predict_at(predict_noise, schedule, latents, t, null_embedding)
+        noise = classifier_free_guidance(noise_uncond, noise_cond, guidance_scale)
+    return ddim_step(schedule, latents, noise, _all_at(t, latents), _all_at(t - 1, latents))
+
+
+def _all_at(t: int, latents: Tensor) -> Tensor:
+    """The level of each image, [batch] int64."""
+    return torch.full((len(latents),), t, device=latents.device)
+
+
 @torch.no_grad()
 def ddim_invert(
     predict_noise: NoisePredictor, schedule: DDIMSchedule, latents: Tensor, prompt_embeddings: Tensor
@@ -42,9 +81,9 @@ def ddim_invert(
     """
     trajectory = [latents]
     for t in range(schedule.num_steps):
-        here = torch.full((len(latents),), t, device=latents.device)
-        noise = predict_noise(trajectory[t], schedule.network_timesteps[here + 1], prompt_embeddings)
-        trajectory.append(ddim_step(schedule, trajectory[t], noise, here, here + 1))
+        noise = predict_at(predict_noise, schedule, trajectory[t], t + 1, prompt_embeddings)
+        here, above = _all_at(t, latents), _all_at(t + 1, latents)
+        trajectory.append(ddim_step(schedule, trajectory[t], noise, here, above))
     return torch.stack(trajectory)
 
 
@@ -69,11 +108,6 @@ def ddim_sample(
     """
     latents = noise_latents
     for t, null_embedding in zip(range(schedule.num_steps, 0, -1), null_embeddings, strict=True):
-        here = torch.full((len(latents),), t, device=latents.device)
-        timesteps = schedule.network_timesteps[here]
-        noise = predict_noise(latents, timesteps, prompt_embeddings)
-        if guidance_scale != 1:
-            noise_uncond = predict_noise(latents, timesteps, null_embedding)
-            noise = classifier_free_guidance(noise_uncond, noise, guidance_scale)
-        latents = ddim_step(schedule, latents, noise, here, here - 1)
+        noise_cond = predict_at(predict_noise, schedule, latents, t, prompt_embeddings)
+        latents = guided_step(predict_noise, schedule, latents, t, noise_cond, null_embedding, guidance_scale)
     return latents

@@ -31,9 +31,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nti_batch.diffusion.ddim import ddim_step
+from nti_batch.diffusion.ddim import guided_step, predict_at
 from nti_batch.diffusion.edits import EditControl
-from nti_batch.diffusion.guidance import NoisePredictor, classifier_free_guidance
+from nti_batch.diffusion.guidance import NoisePredictor
 from nti_batch.diffusion.schedule import DDIMSchedule
 
 BLEND_PIXELS = 256
@@ -176,14 +176,10 @@ def edit_sample(
     latents, num_steps = noise_latents[control.image_of], schedule.num_steps
     targets = pivot or repeat(None, num_steps)
     for t, null_embedding, target in zip(range(num_steps, 0, -1), null_embeddings, targets, strict=True):
-        here = torch.full((len(latents),), t, device=latents.device)
-        timesteps = schedule.network_timesteps[here]
         with control.at(t):
-            noise = predict_noise(latents, timesteps, prompt_embeddings)
-        if guidance_scale != 1:
-            noise_uncond = predict_noise(latents, timesteps, null_embedding[control.image_of])
-            noise = classifier_free_guidance(noise_uncond, noise, guidance_scale)
-        latents = ddim_step(schedule, latents, noise, here, here - 1)
+            noise_cond = predict_at(predict_noise, schedule, latents, t, prompt_embeddings)
+        null_rows = null_embedding[control.image_of]
+        latents = guided_step(predict_noise, schedule, latents, t, noise_cond, null_rows, guidance_scale)
         if target is not None:
             latents = latents.index_copy(0, control.sources, target)
         latents = control.blend(latents, t)
