@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+from collections import Counter
 from pathlib import Path
 from typing import get_args
 
@@ -10,9 +12,10 @@ import torch
 import yaml
 from diffusers.models.unets import unet_2d_condition
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from PIL import Image
 from tiny import captioned, write_shard
 
-from nti_batch.benchmarks import inner_step
+from nti_batch.benchmarks import edits, inner_step
 from nti_batch.benchmarks.authors_loop import authors_loop
 from nti_batch.benchmarks.inner_step import AUTHORS, JOB, Step, timed_step
 from nti_batch.benchmarks.inverted import Score, score
@@ -25,6 +28,7 @@ from nti_batch.cli import main
 from nti_batch.datamodule import InversionDataModule
 from nti_batch.diffusion.null_text import NullTextSettings
 from nti_batch.diffusion.rounding import Storage
+from nti_batch.packing import StoredInversion
 from nti_batch.stable_diffusion import ModelSource, StableDiffusion
 
 NEVER = NullTextSettings(num_inner_steps=2, early_stop_epsilon=0, early_stop_growth=0)
@@ -125,6 +129,28 @@ def test_widened_embeddings_change_by_as_much_at_the_same_timesteps():
 def test_two_ranks_are_timed_on_the_same_images(tiny_model: Path, shard: Path):
     flags = [f"--model.name={tiny_model}", "--model.num_steps=2", "--data.slices=2"]
     assert all(images_per_hour(str(shard), ranks, flags) > 0 for ranks in (1, 2))
+
+
+def test_the_edit_job_is_timed_beside_a_loop_over_the_same_edits(
+    tiny_model: Path, shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    flags = [f"--model.name={tiny_model}", "--model.num_steps=2", f"--data.shards={shard}"]
+    assert main(["invert", *flags, "--trainer.accelerator=cpu", f"--output.dir={tmp_path}"]) == 0
+    capsys.readouterr()
+    made: list[str | None] = []
+    edit_image = edits.edit_image
+
+    def counted(image: StoredInversion, prompt: str | None, networks: StableDiffusion) -> Image.Image:
+        made.append(image.key)
+        return edit_image(image, prompt, networks=networks)
+
+    monkeypatch.setattr(edits, "edit_image", counted)
+    monkeypatch.setattr("sys.argv", ["edits", str(tmp_path), "--images=2", "--edits=3", "--rows=4", "--rounds=1"])
+    edits.main()
+    rates, ratio = capsys.readouterr().out.splitlines()
+    job, loop = (float(number) for number in re.findall(r"\d+", rates))
+    assert sorted(Counter(made).values()) == [3, 3]
+    assert float(ratio.split()[0]) == pytest.approx(job / loop, rel=0.01)
 
 
 @pytest.mark.parametrize(("step", "has_gradients"), [(AUTHORS, True), *((step, False) for step in JOB)])
