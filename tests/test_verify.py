@@ -117,3 +117,16 @@ def test_a_shard_of_the_input_that_is_gone_is_named(run: InversionRun, tmp_path:
         str(moved) in f.where and "cannot be read" in f.what
         for f in verify_run(run, units_of(run, shards.split("::")), 0)
     )
+
+
+def test_a_damaged_work_unit_that_is_moved_away_is_inverted_again(finished: Path, run: InversionRun):
+    unit = units_of(run)[0]
+    (damaged,) = run.folder.glob(f"{unit.name}.*.tar")
+    damaged.write_bytes(bytes(512) + damaged.read_bytes()[512:])
+    assert findings(run)
+    for path in run.folder.glob(f"{unit.name}.*"):
+        path.unlink()
+    settings = [f"--{name}={value}" for name, value in run.settings().items() if value is not None]
+    command = ["invert", *settings, f"--data.shards={finished}/*.tar", f"--output.dir={run.out}"]
+    assert main([*command, "--model.slots=2", "--trainer.accelerator=cpu"]) == 3
+    assert findings(run) == []

@@ -1,0 +1,156 @@
+"""What the documentation says to type, runs; what it quotes, is said; where it points, something is."""
+
+import ast
+import json
+import re
+import runpy
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pie_folder import write_pie_folder
+from tiny import captioned, write_shard
+from tiny_scores import torchmetrics_lpips, write_clip, write_dino, write_lpips
+
+from nti_batch.cli import main
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "slurm/README.md")]
+DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
+
+ON_CPU = ["--trainer.accelerator=cpu", "--trainer.devices=1"]
+SHORTER = {
+    "invert": ["--model.num_steps=2", *ON_CPU],
+    "edit": ON_CPU,
+    "bench": ["--images=2", "--rounds=1", "--model.num_steps=2"],
+}
+"""What is added to a command so that it takes seconds."""
+
+HERE = {
+    "/models/stable-diffusion-v1-5": "demo",
+    "/data/": "data/",
+    "/results/": "results/",
+    "{00000..00099}": "{00000..00001}",
+    "--model.name=...": "--model.name=demo",
+}
+"""What stands in for the addresses of a cluster."""
+
+LONG = ("nti_batch.benchmarks.", "nti_batch.demo.evaluate")
+"""Modules that measure for minutes: what they do is tested beside them, here that they know their flags."""
+
+ELSEWHERE = ("pip", "sbatch")
+"""CI installs the package, and tests/test_slurm.py runs the scripts under a Slurm."""
+
+
+def blocks(document: Path, language: str) -> Iterator[str]:
+    """The fenced code of a language."""
+    yield from re.findall(rf"^```{language}\n(.*?)^```", document.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def commands(document: Path) -> Iterator[list[str]]:
+    """Each command of the shell's blocks, as its words."""
+    for block in blocks(document, "bash"):
+        for text, here in HERE.items():
+            block = block.replace(text, here)
+        for line in block.replace("\\\n", " ").splitlines():
+            if words := shlex.split(line, comments=True):
+                yield words
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with what the documents take for granted, to be in."""
+    for folder in ("configs", "nti_batch", "slurm"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    (tmp_path / "scenes").mkdir()
+    (tmp_path / "data" / "shards").mkdir(parents=True)
+    for number in range(2):
+        write_shard(tmp_path / "data" / "shards" / f"{number:05}.tar", captioned(2))
+    edit = {"shard": "00000", "key": "000", "edit_prompt": "a small blue circle, number 0"}
+    (tmp_path / "edits.jsonl").write_text(json.dumps(edit))
+    write_pie_folder(tmp_path / "FOLDER")
+    write_clip(tmp_path / "weights" / "clip")
+    write_dino(tmp_path / "weights" / "dino")
+    write_lpips(tmp_path / "weights" / "lpips", torchmetrics_lpips(monkeypatch))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def recipe(target: str) -> list[list[str]]:
+    """The commands of a target of the Makefile."""
+    (lines,) = re.findall(rf"^{target}:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    return [shlex.split(line.replace("$(BIN)/", "")) for line in lines.splitlines()]
+
+
+def run_module(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    """What `python -m` does; the exit code."""
+    monkeypatch.setattr("sys.argv", [name, *arguments])
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    try:
+        runpy.run_module(name, run_name="__main__")
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def run(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Type a command."""
+    match words:
+        case ["make", "demo"]:
+            for line in recipe("demo"):
+                run(line, monkeypatch, capsys)
+        case ["make", "test" | "lint" as target]:
+            assert recipe(target)
+        case ["nti-batch", command, *arguments]:
+            more = [] if "--inversions" in arguments else SHORTER.get(command, [])
+            assert main([command, *arguments, *more]) == 0, words
+        case ["python", "-m", module, *arguments] if module.startswith(LONG):
+            capsys.readouterr()
+            assert run_module(module, ["--help"], monkeypatch) == 0
+            known = capsys.readouterr().out
+            assert all(flag in known for flag in re.findall(r"--[a-z_]+", " ".join(arguments))), words
+        case ["python", "-m", module, *arguments]:
+            assert run_module(module, arguments, monkeypatch) == 0, words
+        case [program, *_]:
+            assert program in ELSEWHERE, words
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_what_a_document_says_to_type_runs(
+    document: Path, site: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    for words in commands(document):
+        run(words, monkeypatch, capsys)
+    for block in blocks(document, "python"):
+        code = compile(block, str(document), "exec")
+        if "from_pretrained" not in block:  # fetches from the hub
+            exec(code, {})
+
+
+def said() -> str:
+    """Every text that the code may print, with `...` for what it fills in."""
+    texts = []
+    for path in sorted((ROOT / "nti_batch").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                texts.append("".join(part.value if isinstance(part, ast.Constant) else "..." for part in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    return "\n".join(texts)
+
+
+def test_the_error_texts_that_are_explained_are_those_of_the_code():
+    titles = re.findall(r"^### (.*)$", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
+    texts = [text for title in titles for text in re.findall(r"`([^`]* [^`]*)`", title)]
+    known = said()
+    unknown = [text for text in texts if text not in known]
+    assert not unknown and len(texts) > 20
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_link_leads_somewhere(document: Path):
+    links = re.findall(r"\]\(([^)#]+)", document.read_text())
+    files = [link for link in links if not link.startswith("https://")]
+    assert [link for link in files if not (document.parent / link).exists()] == []
