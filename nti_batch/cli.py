@@ -7,7 +7,7 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ from nti_batch.job import (
 
 if TYPE_CHECKING:
     from nti_batch.signals import StopSignals
+    from nti_batch.verify import Finding
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -81,7 +82,7 @@ def _add_status(commands: "Commands") -> None:
 
 
 def _add_verify(commands: "Commands") -> None:
-    about = "check a run: checksums, shapes, one commit an image, nothing lost"
+    about = "check a run: checksums, shapes, one commit an image or edit, nothing lost"
     parser = _add_report(commands, "verify", about, "print one JSON list")
     parser.add_argument("--data.shards", dest="shards", help="the input, if it is elsewhere than the run read it")
     parser.add_argument(
@@ -198,16 +199,9 @@ def score(out: str, weights: Path | None, as_json: bool, allow_pipe: bool) -> in
 
 def verify(out: str, shards: str | None, recompute: int, as_json: bool, allow_pipe: bool) -> int:
     """Print what is wrong with a run, a line for each finding."""
-    from nti_batch.inversions import InversionRun
-    from nti_batch.status import units_of
-    from nti_batch.stream import expand_shards
-    from nti_batch.verify import verify_run
-
     found = []
     try:
-        run = InversionRun(Path(out))
-        units = units_of(run, expand_shards(shards, allow_pipe) if shards else None, allow_pipe)
-        for finding in verify_run(run, units, recompute):
+        for finding in _findings(Path(out), shards, recompute, allow_pipe):
             found.append(finding)
             if not as_json:
                 print(f"{finding.where}: {finding.what}")
@@ -218,6 +212,27 @@ def verify(out: str, shards: str | None, recompute: int, as_json: bool, allow_pi
     else:
         print(f"{len(found)} findings" if found else "all is well")
     return ERROR if found else DONE
+
+
+def _findings(out: Path, shards: str | None, recompute: int, allow_pipe: bool) -> "Iterator[Finding]":
+    """What is wrong with a run of either job."""
+    from nti_batch.edit_datamodule import EditDataModule
+    from nti_batch.edit_run import EditRun
+    from nti_batch.edit_verify import verify_edits
+    from nti_batch.inversions import InversionRun
+    from nti_batch.status import units_of
+    from nti_batch.stream import expand_shards
+    from nti_batch.verify import verify_run
+
+    if not EditRun(out).folder.exists():
+        run, urls = InversionRun(out), expand_shards(shards, allow_pipe) if shards else None
+        yield from verify_run(run, units_of(run, urls, allow_pipe), recompute)
+        return
+    if shards or recompute:
+        raise ValueError(
+            f"{str(out)!r} has edits: --data.shards and --recompute are for the folder of their inversions"
+        )
+    yield from verify_edits(EditRun(out), EditDataModule.of_run(out, allow_pipe=True))
 
 
 def invert(argv: Sequence[str]) -> int:

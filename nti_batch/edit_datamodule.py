@@ -157,9 +157,9 @@ class EditDataModule(UnitDataModule[EditRun]):
         """Whether an edit is missing, or is to be tried again."""
         assert self.run is not None, "attach() comes first"
         rows = self.run.rows(unit)
-        return bool(self._missing(unit, rows)) or (self.retry_failed and any(row.status == "failed" for row in rows))
+        return bool(self.missing(unit, rows)) or (self.retry_failed and any(row.status == "failed" for row in rows))
 
-    def _missing(self, unit: WorkUnit, rows: Iterable[Row]) -> list[EditRequest]:
+    def missing(self, unit: WorkUnit, rows: Iterable[Row]) -> list[EditRequest]:
         """What is asked for in a work unit of which these rows are committed, and is not among them."""
         committed = {row.id for row in rows}
         return [request for request in self.requests_of(unit) if request_id(request) not in committed]
@@ -167,13 +167,13 @@ class EditDataModule(UnitDataModule[EditRun]):
     def estimate(self, units: list[WorkUnit]) -> int:
         """How many edits these work units have before them."""
         assert self.run is not None, "attach() comes first"
-        return sum(len(self._missing(unit, self.run.rows(unit))) for unit in units)
+        return sum(len(self.missing(unit, self.run.rows(unit))) for unit in units)
 
     def status(self, units: Sequence[WorkUnit]) -> EditStatus:
         """How far they are."""
         assert self.run is not None, "attach() comes first"
         committed = ((unit, self.run.rows(unit)) for unit in units)
-        return edit_status((rows, self._missing(unit, rows)) for unit, rows in committed)
+        return edit_status((rows, self.missing(unit, rows)) for unit, rows in committed)
 
     def refuse_other_edits(self, units: list[WorkUnit]) -> None:
         """Compare what is asked for with what was made under the same name.
@@ -194,7 +194,7 @@ class EditDataModule(UnitDataModule[EditRun]):
 
     def read(self, unit: WorkUnit, rows: Sequence[Row]) -> Iterator[ImageEdits | Failure | UnitRead]:
         """Inversions with what is missing of their edits, and failures where there is no inversion."""
-        open_requests = self._missing(unit, rows)
+        open_requests = self.missing(unit, rows)
         missing: defaultdict[tuple[str, str], list[EditRequest]] = defaultdict(list)
         for request in open_requests:
             missing[request.shard, request.key].append(request)

@@ -1,10 +1,11 @@
 """Whether a run is what it says: manifests against parts, against the input, and replayed from the files."""
 
 import re
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,15 +14,17 @@ from nti_batch.datamodule import read_inputs
 from nti_batch.diffusion.metrics import psnr
 from nti_batch.editing import load_model
 from nti_batch.inversions import InversionRun, read_inversions
-from nti_batch.manifest import Json, Manifest, ManifestRow
+from nti_batch.manifest import AnyRow, Json, Manifest
 from nti_batch.packing import StoredInversion, unpack
-from nti_batch.parts import read_members
+from nti_batch.parts import OutputRun, read_members
 from nti_batch.preview import choose_rows, replay
 from nti_batch.records import WorkUnit
 from nti_batch.stream import read_keys
 
 REPLAY_TOLERANCE = 0.05
 """In dB; a replay on the same kind of device is closer by far."""
+
+TWICE = "is committed twice"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,7 @@ def verify_run(run: InversionRun, units: Sequence[WorkUnit], recompute: int) -> 
     """
     for _, of_shard in groupby(units, key=lambda unit: unit.shard):
         yield from _check_shard(run, list(of_shard))
-    yield from _strangers(run, units)
+    yield from strangers(run, units)
     if recompute:
         yield from _replayed(run, units, recompute)
 
@@ -55,17 +58,10 @@ def verify_run(run: InversionRun, units: Sequence[WorkUnit], recompute: int) -> 
 def _check_shard(run: InversionRun, units: list[WorkUnit]) -> Iterator[Finding]:
     shard, committed = units[0].shard, set[str]()
     for unit in units:
-        rows: list[ManifestRow] = []
-        for manifest in run.manifests(unit):
-            try:
-                rows += yield from _check_part(run, manifest)
-            except ValueError as error:
-                yield Finding(str(manifest), str(error))
+        rows = yield from check_parts(run, unit, lambda payload, data: _wrong(unpack(payload, data), run.settings()))
         for row in rows:
-            if row.shard != shard:
-                yield Finding(f"{row.shard}/{row.key}", f"is in a manifest of shard {shard!r}")
             if row.key and row.key in committed:
-                yield Finding(f"{shard}/{row.key}", "is committed twice")
+                yield Finding(f"{shard}/{row.key}", TWICE)
             committed.add(row.key)
         try:
             if run.is_complete(unit) and run.images_when_complete(unit) != len(rows):
@@ -83,30 +79,53 @@ def _check_shard(run: InversionRun, units: list[WorkUnit]) -> Iterator[Finding]:
         yield Finding(units[0].url, f"cannot be read to its end: {faults[0]}")
 
 
-def _check_part(run: InversionRun, path: Path) -> Generator[Finding, None, list[ManifestRow]]:
-    """Findings of one part; its rows are what the generator returns."""
-    manifest = Manifest.read(path, ManifestRow)
-    part, done = path.with_suffix(".tar"), {row.key: row for row in manifest.rows if row.status == "done"}
+def check_parts(
+    run: OutputRun[Any, AnyRow], unit: WorkUnit, wrong: Callable[[bytes, dict[str, Json]], Iterator[str]]
+) -> Generator[Finding, None, list[AnyRow]]:
+    """Findings in the parts of a work unit; its rows are what the generator returns.
+
+    Args:
+        run: The output folder.
+        unit: The work unit.
+        wrong: What is wrong with a record, by its two members.
+    """
+    rows: list[AnyRow] = []
+    for path in run.manifests(unit):
+        try:
+            manifest = Manifest.read(path, run.row_type)
+        except ValueError as error:
+            yield Finding(str(path), str(error))
+            continue
+        yield from _check_part(manifest, path.with_suffix(".tar"), wrong)
+        rows += manifest.rows
+    for row in rows:
+        if row.shard != unit.shard:
+            yield Finding(f"{row.shard}/{row.id}", f"is in a manifest of shard {unit.shard!r}")
+    return rows
+
+
+def _check_part(
+    manifest: Manifest[AnyRow], part: Path, wrong: Callable[[bytes, dict[str, Json]], Iterator[str]]
+) -> Iterator[Finding]:
+    done = {row.id: row for row in manifest.rows if row.status == "done"}
     if not done:
-        return manifest.rows
+        return
     try:
         manifest.check_part(part)
     except ValueError as error:
         yield Finding(str(part), str(error))
     try:
         for payload, metadata in read_members(part):
-            key = str(metadata["key"])
-            row = done.pop(key, None)
-            if row is None or ManifestRow.of_metadata(metadata) != row:
-                yield Finding(str(part), f"holds {key!r}, and its manifest says something else of it")
-            for wrong in _wrong(unpack(payload, metadata), run.settings()):
-                yield Finding(f"{metadata['shard']}/{key}", wrong)
+            told = type(manifest.rows[0]).of_metadata(metadata)
+            if done.pop(told.id, None) != told:
+                yield Finding(str(part), f"holds {told.id!r}, and its manifest says something else of it")
+            for what in wrong(payload, metadata):
+                yield Finding(f"{told.shard}/{told.id}", what)
     except (OSError, ValueError) as error:
         yield Finding(str(part), str(error))
     else:
-        for key in done:
-            yield Finding(str(part), f"lacks {key!r}, which its manifest names")
-    return manifest.rows
+        for lacking in done:
+            yield Finding(str(part), f"lacks {lacking!r}, which its manifest names")
 
 
 def _wrong(stored: StoredInversion, settings: dict[str, Json]) -> Iterator[str]:
@@ -134,7 +153,7 @@ def _wrong(stored: StoredInversion, settings: dict[str, Json]) -> Iterator[str]:
             yield f"{name} hold numbers that are not finite"
 
 
-def _strangers(run: InversionRun, units: Sequence[WorkUnit]) -> Iterator[Finding]:
+def strangers(run: OutputRun[Any, Any], units: Sequence[WorkUnit]) -> Iterator[Finding]:
     """Files that belong to no work unit, and the leavings of a job that died."""
     names = {unit.name for unit in units}
     for path in sorted(run.folder.iterdir()):

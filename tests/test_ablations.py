@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -71,6 +72,16 @@ def test_a_global_null_embedding_finds_the_one_that_is_right_at_every_timestep()
     of = pictures(its_embedding, prompt=0.2)
     assert error(ablations.global_null_text(of, of.pivot()), of, 1) > 0.2
     assert error(ablations.global_null_text(of, of.pivot()), of, 60) < 0.02
+
+
+def test_tokens_that_may_move_go_where_they_would_and_the_others_stay():
+    # each channel of this network is a token, and knows of no other
+    of = pictures(its_embedding, prompt=0.2)
+    all_move, one_moves, none_moves = (
+        ablations.null_text(replace(of, tokens=tokens), of.pivot(), 3) for tokens in (None, 1, 0)
+    )
+    assert not torch.isclose(all_move, none_moves).any()
+    assert torch.equal(one_moves[:, :1], all_move[:, :1]) and torch.equal(one_moves[:, 1:], none_moves[:, 1:])
 
 
 def test_textual_inversion_finds_the_mean_of_the_noises():

@@ -9,12 +9,14 @@ https://arxiv.org/abs/2211.09794, Figure 4: PSNR of the reconstruction against i
     random pivot         z*_t = sqrt(abar_t) z*_0 + sqrt(1 - abar_t) e with one e, in place of DDIM inversion
     textual inversion    the prompt's embedding, T N updates with random timesteps and noises
 
-Prints a Markdown table, and draws the curves where `--plot` says.
+`--tokens` lets only the first so many tokens of a null embedding move: all 77 are far more for the 256 pixels of the
+embedded model's latents than for the 4,096 of Stable Diffusion's. Prints a Markdown table, and draws the curves where
+`--plot` says.
 """
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -49,6 +51,9 @@ class Pictures:
     empty: Tensor
     """Embedding of the empty prompt, in the same shape."""
 
+    tokens: int | None = None
+    """How many tokens of a null embedding may move, the first ones; None is all."""
+
     def predict(self, latents: Tensor, t: int, embeddings: Tensor) -> Tensor:
         """The network at the level t."""
         return predict_at(self.predict_noise, self.schedule, latents, t, embeddings)
@@ -72,6 +77,15 @@ class Pictures:
         way = abar.sqrt() * self.latents + (1 - abar).sqrt() * noise
         return torch.cat([self.latents[None], way[1:]])
 
+    def movable(self, null_embedding: Tensor) -> Tensor:
+        """A copy that an optimizer may move."""
+        copy = null_embedding.clone().requires_grad_()
+        still = torch.zeros_like(copy, dtype=torch.bool)
+        if self.tokens is not None:
+            still[:, self.tokens :] = True
+        copy.register_hook(lambda gradient: gradient.masked_fill(still, 0))  # which Adam does not move
+        return copy
+
     def distances(self, latents: Tensor, target: Tensor) -> Tensor:
         """Sum over images of the mean squared distance; each image's gradient is that of its own."""
         return (latents - target).square().mean(dim=(1, 2, 3)).sum()
@@ -84,7 +98,7 @@ def null_text(pictures: Pictures, pivot: Tensor, updates: int) -> Tensor:
     for t in range(num_steps, 0, -1):
         with torch.no_grad():
             noise_cond = pictures.predict(latents, t, pictures.prompts)
-        null_embedding = null_embedding.clone().requires_grad_()
+        null_embedding = pictures.movable(null_embedding)
         adam = torch.optim.Adam([null_embedding], settings.learning_rate_at(t, num_steps))
         for _ in range(updates):
             adam.zero_grad()
@@ -98,7 +112,7 @@ def null_text(pictures: Pictures, pivot: Tensor, updates: int) -> Tensor:
 
 def global_null_text(pictures: Pictures, pivot: Tensor) -> Iterator[Tensor]:
     """z_0 after each pass over the pivot, with one null embedding for all timesteps."""
-    null_embedding = pictures.empty.clone().requires_grad_()
+    null_embedding = pictures.movable(pictures.empty)
     adam = torch.optim.Adam([null_embedding], NullTextSettings().learning_rate)
     num_steps = pictures.schedule.num_steps
     with torch.no_grad():
@@ -141,9 +155,7 @@ def sample(pictures: Pictures, noise_latents: Tensor, prompts: Tensor, null_embe
 def curves(pictures: Pictures, wanted: Sequence[int]) -> Iterator[tuple[str, int, Tensor]]:
     """Name, N and z_0 of every variant."""
     shuffled = pictures.prompts.roll(1, 0)
-    random_caption = Pictures(
-        pictures.predict_noise, pictures.schedule, pictures.guidance_scale, pictures.latents, shuffled, pictures.empty
-    )
+    random_caption = replace(pictures, prompts=shuffled)
     pivots = [
         ("null-text", pictures, pictures.pivot()),
         ("random caption", random_caption, random_caption.pivot()),
@@ -183,6 +195,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--guidance_scale", type=float, default=NullTextSettings().guidance_scale)
     parser.add_argument("--updates", type=int, nargs="+", default=UPDATES, help="values of N")
+    parser.add_argument("--tokens", type=int, help="of null embeddings that may move; left out, all")
     parser.add_argument("--plot", type=Path, help="a picture of the curves, such as curves.png; takes matplotlib")
     arguments = parser.parse_args()
     source = ModelSource("demo")
@@ -199,6 +212,7 @@ def main() -> None:
         networks.encode_pictures(pixels),
         prompts,
         networks.embed_prompts([""]).expand_as(prompts),
+        arguments.tokens,
     )
 
     def score(latents: Tensor) -> float:
