@@ -34,10 +34,10 @@ LAYERS = [
     {"failure_limit"},
     {"datamodule"},
     {"edit_datamodule"},
-    {"progress", "preview", "benchmarks.inverted", "benchmarks.stopwatch"},
-    {"verify", "edit_preview"},
+    {"job_log", "progress", "preview", "benchmarks.inverted", "benchmarks.stopwatch"},
+    {"plan", "verify", "edit_preview"},
     {"job", "score_run"},
-    {"edit_command"},
+    {"edit_command", "completion"},
     {"benchmarks.authors_loop", "benchmarks.job_loop"},
     {
         "benchmarks.side_by_side",
