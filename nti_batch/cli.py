@@ -119,7 +119,7 @@ def completion(shell: str) -> int:
     from nti_batch.signals import StopSignals
 
     quiet()
-    flags = {
+    flags: dict[str, list[argparse.ArgumentParser]] = {
         "invert": [capture_parser(prepare_inversion, [], StopSignals())],
         "edit": [capture_parser(prepare_edits, [], StopSignals()), one_picture_parser()],
         "bench": [capture_parser(bench, [])],
