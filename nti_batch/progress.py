@@ -16,7 +16,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Column
 
 from nti_batch.parts import write_beside
 from nti_batch.writer import PartsWriter, Tally
@@ -74,9 +75,9 @@ class JobProgress(Callback):
         self.console = Console(stderr=True)
         self.bar = Progress(
             TextColumn("{task.description}"),
-            MofNCompleteColumn(),
+            # on a narrow terminal the bar alone gets shorter
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
             BarColumn(bar_width=None),
-            TimeElapsedColumn(),
             TextColumn("{task.fields[text]}"),
             console=self.console,
             disable=not self.console.is_terminal or rank != 0,
