@@ -111,7 +111,7 @@ def predict(job: Job) -> bool:
             child.terminate()
             child.wait()
         if not isinstance(error, (UnitInUseError, OutputError, TooManyFailuresError)):
-            logger.error("%s: %s", type(error).__name__, error)
+            logger.error("%s: %s", type(error).__name__, " ".join(str(error).split()))
             raise
         logger.error("%s", error)
         return False
