@@ -1,4 +1,4 @@
-"""The command line: `nti-batch invert`, `edit`, `status`, `verify`, `score`, `bench`.
+"""The command line: `nti-batch invert`, `edit`, `status`, `verify`, `score`, `bench`, `completion`.
 
 The exit codes are in `job`. `status --exit-code` has the same: 0 done, 3 some have failed, 75 images are missing.
 """
@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nti_batch.edit_command import edit
+from nti_batch.completion import SHELLS, completion_script
+from nti_batch.edit_command import edit, one_picture_parser, prepare_edits
 from nti_batch.job import (
     DONE,
     ERROR,
@@ -35,6 +36,16 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code."""
+    parser, _ = _parsers()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and not arguments.takes_rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    code: int = arguments.run(rest) if arguments.takes_rest else arguments.run(arguments)
+    return code
+
+
+def _parsers() -> tuple[argparse.ArgumentParser, "Commands"]:
+    """That of the command line, and its commands."""
     parser = argparse.ArgumentParser(
         prog="nti-batch", description="Null-text inversion of image collections: real images become editable ones."
     )
@@ -45,11 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     _add_job(commands, "bench", "compare the job with the authors' loop", bench)
     _add_verify(commands)
     _add_score(commands)
-    arguments, rest = parser.parse_known_args(argv)
-    if rest and not arguments.takes_rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    code: int = arguments.run(rest) if arguments.takes_rest else arguments.run(arguments)
-    return code
+    _add_completion(commands)
+    return parser, commands
 
 
 def _add_job(commands: "Commands", name: str, help: str, run: Callable[[Sequence[str]], int]) -> None:
@@ -97,6 +105,31 @@ def _add_score(commands: "Commands") -> None:
         "--weights", metavar="FOLDER", type=Path, help="with clip, dino or lpips in it, for the scores that need them"
     )
     parser.set_defaults(run=lambda a: score(a.out, a.weights, a.json, a.allow_pipe == "true"))
+
+
+def _add_completion(commands: "Commands") -> None:
+    parser = commands.add_parser("completion", help="print a script that completes commands and flags in the shell")
+    parser.add_argument("shell", choices=SHELLS)
+    parser.set_defaults(takes_rest=False, run=lambda a: completion(a.shell))
+
+
+def completion(shell: str) -> int:
+    """Print the script."""
+    from jsonargparse import capture_parser
+
+    from nti_batch.signals import StopSignals
+
+    quiet()
+    flags: dict[str, list[argparse.ArgumentParser]] = {
+        "invert": [capture_parser(prepare_inversion, [], StopSignals())],
+        "edit": [capture_parser(prepare_edits, [], StopSignals()), one_picture_parser()],
+        "bench": [capture_parser(bench, [])],
+    }
+    try:
+        print(completion_script(*_parsers(), flags, shell))
+    except ValueError as error:
+        return refuse(error)
+    return DONE
 
 
 def bench(argv: Sequence[str]) -> int:
@@ -249,7 +282,8 @@ def prepare_inversion(argv: Sequence[str], stop: "StopSignals") -> Job:
     from nti_batch import preview
     from nti_batch.datamodule import InversionDataModule
     from nti_batch.module import NEEDS_GRADIENTS, NullTextInversion
-    from nti_batch.stable_diffusion import ModelDescription
+    from nti_batch.packing import StoredSize, stored_size
+    from nti_batch.stable_diffusion import ModelDescription, embedding_shape
     from nti_batch.writer import InversionWriter
 
     cli = read_settings(
@@ -269,8 +303,15 @@ def prepare_inversion(argv: Sequence[str], stop: "StopSignals") -> Job:
     description.check_size(data.height, data.width)
     module.storage, module.stop = writer.storage, stop
     settings = {**module.result_settings, **data.result_settings, "output.storage": writer.storage}
-    writer.run.create(settings, data.urls)
-    return assemble(cli, stop, lambda: preview.draw_preview(data.run, data, module.networks))
+    writer.run.create(settings, data.urls, cli.config.dry_run)
+
+    def new_size() -> StoredSize:
+        assert data.height and data.width
+        latents = description.latents(data.height, data.width)
+        embeddings = module.num_steps, *embedding_shape(module.source)
+        return stored_size(writer.storage, latents, embeddings, module.null_text.method == "direct")
+
+    return assemble(cli, stop, lambda: preview.draw_preview(data.run, data, module.networks), new_size)
 
 
 if __name__ == "__main__":

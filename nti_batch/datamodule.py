@@ -163,14 +163,21 @@ class InversionDataModule(UnitDataModule[InversionRun]):
         return not self.run.is_complete(unit) or (self.retry_failed and self.run.has_failures(unit))
 
     def estimate(self, units: list[WorkUnit]) -> int | None:
-        """About how many images these work units hold, by the headers of the first shards; None if those are remote."""
+        """About how many images are before them, by the headers of the first shards; None if those are remote."""
+        assert self.run is not None, "attach() comes first"
         urls = list(dict.fromkeys(unit.url for unit in units))[:COUNTED_SHARDS]
         if not all(Path(url).is_file() for url in urls):
             return None
         images = {url: count_images(url) for url in urls}
         counted = [unit for unit in units if unit.url in images]
-        total = sum(len(range(unit.index, images[unit.url], unit.count)) for unit in counted)
-        return round(total * len(units) / max(1, len(counted)))
+        total = sum(len(range(unit.index, images[unit.url], unit.count)) - self._kept(unit) for unit in counted)
+        return round(max(0, total) * len(units) / max(1, len(counted)))
+
+    def _kept(self, unit: WorkUnit) -> int:
+        """The committed images that are not inverted again."""
+        assert self.run is not None, "attach() comes first"
+        rows = (row for row in self.run.rows(unit) if row.key)
+        return sum(1 for row in rows if row.status == "done" or not self.retry_failed)
 
     def status(self, units: Sequence[WorkUnit]) -> RunStatus:
         """How far they are."""

@@ -42,14 +42,13 @@ def prepare_edits(argv: Sequence[str], stop: "StopSignals") -> Job:
     data.attach(writer.run, defaults)
     told = {f"edit.{name}": value for name, value in dataclasses.asdict(defaults).items()}
     told["edit.blend_words"] = defaults.blend_words and list(defaults.blend_words)
-    writer.run.create({**module.result_settings, **data.result_settings, **told}, data.urls)
+    writer.run.create({**module.result_settings, **data.result_settings, **told}, data.urls, cli.config.dry_run)
     data.refuse_other_edits(data.units_of(cli.trainer.global_rank, cli.trainer.world_size))
-    return assemble(cli, stop, lambda: draw_edits(data.run, data, module.networks))
+    return assemble(cli, stop, lambda: draw_edits(data.run, data, module.networks), lambda: None)
 
 
-def edit_one(argv: Sequence[str]) -> int:
-    """Edit one image into a file."""
-    started = time.monotonic()
+def one_picture_parser() -> argparse.ArgumentParser:
+    """The flags of `edit_one`."""
     from nti_batch.diffusion.edits import EditSettings
 
     parser = argparse.ArgumentParser(
@@ -62,17 +61,24 @@ def edit_one(argv: Sequence[str]) -> int:
     parser.add_argument("--shard", help="of the image, where several shards have the key")
     parser.add_argument("--prompt", help="of the edit; left out, the source is rebuilt")
     parser.add_argument("--output", required=True, metavar="FILE", help="the picture to write, such as x.png")
-    names = [field.name for field in dataclasses.fields(EditSettings)]
-    for name in names:
-        default = getattr(EditSettings(), name) or "none"
-        parser.add_argument(f"--{name}", help=f"as --edit.{name} of the job; default: {default}")
-    chosen = parser.parse_args(argv)
+    for field in dataclasses.fields(EditSettings):
+        default = getattr(EditSettings(), field.name) or "none"
+        parser.add_argument(f"--{field.name}", help=f"as --edit.{field.name} of the job; default: {default}")
+    return parser
 
+
+def edit_one(argv: Sequence[str]) -> int:
+    """Edit one image into a file."""
+    started = time.monotonic()
+    chosen = one_picture_parser().parse_args(argv)
+
+    from nti_batch.diffusion.edits import EditSettings
     from nti_batch.edit_requests import read_settings as read_edit_settings
     from nti_batch.editing import edit_image
 
     quiet()
     try:
+        names = (field.name for field in dataclasses.fields(EditSettings))
         settings = read_edit_settings({name: getattr(chosen, name) for name in names}, EditSettings())
         inversion = find_inversion(Path(chosen.inversions), chosen.key, chosen.shard)
         picture = edit_image(inversion, chosen.prompt, settings)

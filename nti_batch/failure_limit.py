@@ -38,8 +38,7 @@ class FailureLimit:
         """Whether more images have failed than that."""
         if not self.text.endswith("%"):
             return tally.failed > int(self.text)
-        ended = tally.done + tally.failed
-        return ended >= JUDGED_FROM and 100 * tally.failed > float(self.text[:-1]) * ended
+        return tally.ended >= JUDGED_FROM and 100 * tally.failed > float(self.text[:-1]) * tally.ended
 
 
 class StopOnFailures(Callback):
@@ -65,10 +64,10 @@ class StopOnFailures(Callback):
         """
         tally = self.writer.tally
         if self.limit.is_exceeded(tally):
-            last = tally.last_failure
+            last = self.writer.last_failure
             assert last is not None
             raise TooManyFailuresError(
-                f"{tally.failed} of {tally.done + tally.failed} images have failed, and data.max_failures is "
+                f"{tally.failed} of {tally.ended} images have failed, and data.max_failures is "
                 f"{self.limit.text} (the last: {last.unit.shard}/{last.key} at stage {last.stage!r}: {last.error}); "
                 "what is finished is committed: mend the input or allow more, and run the same command again, with "
                 "--data.retry_failed=true to try these again"

@@ -6,6 +6,7 @@ signal, run the same command again; 2 the settings are wrong; 1 anything else.
 
 import logging
 import os
+import socket
 import subprocess
 import sys
 import warnings
@@ -19,9 +20,12 @@ if TYPE_CHECKING:
     from lightning.pytorch.cli import LightningCLI
 
     from nti_batch.datamodule import UnitDataModule
+    from nti_batch.packing import StoredSize
+    from nti_batch.progress import JobProgress
     from nti_batch.signals import StopSignals
     from nti_batch.writer import PartsWriter
 
+logger = logging.getLogger(__name__)
 DONE, ERROR, WRONG_SETTINGS, SOME_FAILED, STOPPED = 0, 1, 2, 3, 75
 
 
@@ -34,7 +38,11 @@ class Job:
     data: "UnitDataModule[Any]"
     writer: "PartsWriter"
     stop: "StopSignals"
+    progress: "JobProgress"
+    is_dry_run: bool
     draw_preview: Callable[[], Path | None]
+    new_size: Callable[[], "StoredSize | None"]
+    """Of a record on disk, as it is known before there is one."""
 
 
 def refuse(error: Exception) -> int:
@@ -44,51 +52,70 @@ def refuse(error: Exception) -> int:
 
 
 def run_job(prepare: Callable[[Sequence[str], "StopSignals"], Job], argv: Sequence[str]) -> int:
-    """Do what is not committed yet; return the exit code.
+    """Do what is not committed yet, or say what that is; return the exit code.
 
     Args:
         prepare: Everything that can be refused, before any weights are loaded; a ValueError tells the user.
         argv: Flags of the job.
     """
-    from nti_batch.signals import StopSignals
-
-    with StopSignals() as stop:
-        job = predict(prepare, argv, stop)
-        stop.leave_interrupt()
-        return job if isinstance(job, int) else conclude(job)
-
-
-def predict(
-    prepare: Callable[[Sequence[str], "StopSignals"], Job], argv: Sequence[str], stop: "StopSignals"
-) -> Job | int:
-    """Run the job to its end, or until a stop is requested; return what it was, or the exit code if it broke."""
     from jsonargparse import ArgumentError
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+    from nti_batch.job_log import job_log, rank_file, rank_prefix
+    from nti_batch.signals import StopSignals
+
+    quiet()
+    with StopSignals() as stop:
+        try:
+            job = prepare(argv, stop)
+            if job.is_dry_run:
+                return tell_plan(job)
+        # a TypeError is what Lightning raises for a wrong value of --trainer.devices
+        except (ValueError, TypeError, ArgumentError, MisconfigurationException) as error:
+            return refuse(error)
+        rank, ranks, data = job.trainer.global_rank, job.trainer.world_size, job.data
+        file = rank_file(job.writer.run.out, rank, data.part, data.parts, ".log")
+        with job_log(file, rank_prefix(rank, ranks)):
+            logger.info("started rank=%d/%d host=%s process=%d", rank, ranks, socket.gethostname(), os.getpid())
+            code = conclude(job) if predict(job) else ERROR
+            logger.info("ended exit_code=%d", code)
+            return code
+
+
+def tell_plan(job: Job) -> int:
+    """Print what the job would do.
+
+    Raises:
+        ValueError: If what is committed is damaged, or a shard cannot be read.
+    """
+    from nti_batch.plan import Plan
+
+    if job.trainer.is_global_zero:
+        ranks = job.trainer.num_devices * job.trainer.num_nodes
+        print("\n".join(Plan.of(job.data, job.writer.run, job.writer.noun, ranks, job.new_size()).lines()))
+    return DONE
+
+
+def predict(job: Job) -> bool:
+    """Run the job to its end, or until a stop is requested; return whether it did not break."""
     from nti_batch.failure_limit import TooManyFailuresError
     from nti_batch.lock import UnitInUseError
     from nti_batch.parts import OutputError
 
-    quiet()
-
     try:
-        job = prepare(argv, stop)
-    # a TypeError is what Lightning raises for a wrong value of --trainer.devices
-    except (ValueError, TypeError, ArgumentError, MisconfigurationException) as error:
-        return refuse(error)
-    try:
-        job.trainer.predict(job.module, job.data, return_predictions=False)
-        for child in children_of(job.trainer):
-            child.wait()
+        with job.progress:
+            job.trainer.predict(job.module, job.data, return_predictions=False)
+            job.progress.wait_for(children_of(job.trainer))
     except BaseException as error:
         for child in children_of(job.trainer):
             child.terminate()
             child.wait()
         if not isinstance(error, (UnitInUseError, OutputError, TooManyFailuresError)):
+            logger.error("%s: %s", type(error).__name__, " ".join(str(error).split()))
             raise
-        print(f"nti-batch: {error}", file=sys.stderr)
-        return ERROR
-    return job
+        logger.error("%s", error)
+        return False
+    return True
 
 
 def children_of(trainer: "Trainer") -> "list[subprocess.Popen[bytes]]":
@@ -138,6 +165,9 @@ def read_settings(
 
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
             parser.add_lightning_class_args(writer, "output")
+            parser.add_argument(
+                "--dry_run", action="store_true", help="say what the job would do, load no weights and write nothing"
+            )
             # under Slurm Lightning loads any hpc_ckpt_*.ckpt that it finds in its root folder instead of the model
             parser.link_arguments("output.dir", "trainer.default_root_dir")
             for name, section in sections.items():
@@ -170,20 +200,41 @@ def writer_of(cli: "LightningCLI") -> "PartsWriter":
     return next(callback for callback in callbacks if isinstance(callback, PartsWriter))
 
 
-def assemble(cli: "LightningCLI", stop: "StopSignals", draw_preview: Callable[[], Path | None]) -> Job:
+def assemble(
+    cli: "LightningCLI",
+    stop: "StopSignals",
+    draw_preview: Callable[[], Path | None],
+    new_size: Callable[[], "StoredSize | None"],
+) -> Job:
     """Connect the parts of a job of which the output folder has been created."""
     from nti_batch.failure_limit import StopOnFailures
-    from nti_batch.progress import ProgressLine
+    from nti_batch.job_log import RecordLog, rank_file
+    from nti_batch.progress import JobProgress, RankTallies
 
     trainer, data, writer = cli.trainer, cli.datamodule, writer_of(cli)
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     data.stop_requested = lambda: stop.requested
     stop.children = lambda: children_of(trainer)
-    waiting = [unit for unit in data.units_of(trainer.global_rank, trainer.world_size) if data.is_waiting(unit)]
-    callbacks.append(ProgressLine(writer, data.estimate(waiting)))
+    rank, ranks = trainer.global_rank, trainer.world_size
+    total = None
+    if rank == 0 and not cli.config.dry_run:
+        total = data.estimate([unit for unit in data.units_of(0, 1) if data.is_waiting(unit)])
+    tallies = RankTallies([rank_file(writer.run.out, each, data.part, data.parts, ".json") for each in range(ranks)])
+    progress = JobProgress(writer, tallies, rank, total)
+    callbacks += [RecordLog(), progress]
     if data.failure_limit:
         callbacks.append(StopOnFailures(writer, data.failure_limit))
-    return Job(trainer=trainer, module=cli.model, data=data, writer=writer, stop=stop, draw_preview=draw_preview)
+    return Job(
+        trainer=trainer,
+        module=cli.model,
+        data=data,
+        writer=writer,
+        stop=stop,
+        progress=progress,
+        is_dry_run=cli.config.dry_run,
+        draw_preview=draw_preview,
+        new_size=new_size,
+    )
 
 
 def conclude(job: Job) -> int:
@@ -192,12 +243,12 @@ def conclude(job: Job) -> int:
     One of several ranks that others have started (srun, torchrun, this program) does not tell the outcome: a code
     other than 0 would end the others.
     """
+    job.stop.leave_interrupt()
     trainer, data, writer = job.trainer, job.data, job.writer
     rank, ranks = trainer.global_rank, trainer.world_size
     is_whole_job = ranks == 1 + len(children_of(trainer))
     if job.stop.requested:
-        who = "" if is_whole_job else f"rank {rank} of {ranks} "
-        print(f"{who}stopped early; run the same command again to continue {writer.run.out}", file=sys.stderr)
+        logger.warning("stopped early; run the same command again to continue %s", writer.run.out)
         return STOPPED if is_whole_job else DONE
     if is_whole_job:
         rank, ranks = 0, 1
@@ -208,6 +259,6 @@ def conclude(job: Job) -> int:
     if is_whole_job:
         print("\n".join(report.lines()))
     if report.missing:
-        print(f"{report.missing} images are not committed, though the job went to its end", file=sys.stderr)
+        logger.error("%d images are not committed, though the job went to its end", report.missing)
         return ERROR
     return SOME_FAILED if is_whole_job and report.has_failures else DONE

@@ -17,7 +17,9 @@ import hashlib
 import json
 import time
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import cast, get_args
 
 import numpy as np
@@ -65,6 +67,33 @@ def pack_tensors(
     if pivot is not None:
         tensors["pivot"] = pivot if storage == "float32" else pivot.half()
     return save({name: t.contiguous() for name, t in tensors.items()}, metadata={"layout": f"{storage}-1"})
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSize:
+    """Bytes of a record on disk, and how that is known."""
+
+    bytes: int
+    basis: str
+    """Such as 'so far' or 'at most'."""
+
+
+def stored_size(storage: Storage, latents: Sequence[int], embeddings: Sequence[int], has_pivot: bool) -> StoredSize:
+    """What the tensors of an inversion take in a storage, before there is one.
+
+    Args:
+        storage: Form of the null embeddings.
+        latents: Shape of z_T, [channels, height, width].
+        embeddings: Shape of the null embeddings, [T, tokens, dim].
+        has_pivot: Whether the pivot is stored, as for direct inversion.
+    """
+    steps, tokens, dim = embeddings
+    value = 4 if storage == "float32" else 2
+    total = 4 * prod(latents) + (steps * prod(latents) * value if has_pivot else 0)
+    if storage == "compact":
+        # a start in float16, an index and a scale for each timestep, and levels of a byte, which zlib makes smaller
+        return StoredSize(total + 2 * tokens * dim + 12 * steps + prod(embeddings), "at most")
+    return StoredSize(total + prod(embeddings) * value, f"in {storage}")
 
 
 def pack(inversion: Inversion, settings: dict[str, Json]) -> tuple[bytes, dict[str, Json]]:

@@ -4,12 +4,14 @@
     OUT/<folder>/<shard>.<k>of<n>.<part>.tar   two members for each record, <name>.<ending> and <name>.json
     OUT/<folder>/<shard>.<k>of<n>.<part>.jsonl the manifest: a row for each record, done or failed
     OUT/<folder>/<shard>.<k>of<n>.lock         who is at it
+    OUT/log/                                   for people: see `job_log` and `progress`
 
 A record is committed when a manifest names it. A part grows as `.tar.tmp`; to commit it, it is synced and renamed,
 and then its manifest is written beside it and renamed: so a manifest never names what is not on disk. What a dead
 job left behind is salvaged record by record, since each carries its checksum.
 """
 
+import errno
 import hashlib
 import io
 import itertools
@@ -39,6 +41,13 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def write_beside(path: Path, text: str) -> None:
+    """Write a file that readers find whole or not at all; a power cut may take it."""
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
 
 
 def write_whole(path: Path, text: str, ending: str = ".tmp") -> None:
@@ -174,8 +183,13 @@ class OutputRun(ABC, Generic[Record, AnyRow]):
     def finish(self, unit: WorkUnit, records: int) -> None:
         """Take note that all records of a work unit are committed, so many."""
 
-    def create(self, settings: dict[str, Json], shards: list[str]) -> None:
+    def create(self, settings: dict[str, Json], shards: list[str], dry_run: bool = False) -> None:
         """Start the run, or continue it with the same settings; shards may be added.
+
+        Args:
+            settings: That change results.
+            shards: The input.
+            dry_run: Write nothing, and refuse what would be refused.
 
         Raises:
             ValueError: If the folder cannot be written, or holds a run with other settings.
@@ -187,6 +201,9 @@ class OutputRun(ABC, Generic[Record, AnyRow]):
                 shards = list(dict.fromkeys([*known, *shards]))
                 if shards == known:
                     return
+            if dry_run:
+                _check_writable(self.folder)
+                return
             self.folder.mkdir(parents=True, exist_ok=True)
             text = json.dumps({"settings": settings, "shards": shards}, indent=2) + "\n"
             # every rank writes it; all else belongs to one process
@@ -302,6 +319,21 @@ class OutputRun(ABC, Generic[Record, AnyRow]):
                 done = [row for row in manifest.rows if row.status == "done"]
                 if len(done) < len(manifest.rows):
                     write_whole(path, Manifest(done, manifest.part_sha256).text())
+
+
+def _check_writable(folder: Path) -> None:
+    """Raise the OSError that making this folder and a file there would, as far as that is known without trying."""
+    there = existing_ancestor(folder)
+    if not there.is_dir():
+        raise OSError(code := errno.EEXIST if there == folder else errno.ENOTDIR, os.strerror(code))
+    if not os.access(there, os.W_OK | os.X_OK):
+        is_read_only = os.statvfs(there).f_flag & os.ST_RDONLY
+        raise OSError(code := errno.EROFS if is_read_only else errno.EACCES, os.strerror(code))
+
+
+def existing_ancestor(path: Path) -> Path:
+    """The path itself, or what there is of the way to it."""
+    return next(there for there in (path, *path.parents) if there.exists())
 
 
 def _refuse_other_settings(out: Path, known: dict[str, Json], asked: dict[str, Json]) -> None:

@@ -99,6 +99,8 @@ class ModelDescription:
     pixels_per_latent: int
     """Pixels for each latent, along one side."""
 
+    latent_channels: int
+
     @classmethod
     def of(cls, source: ModelSource) -> "ModelDescription":
         """Read it from the model's JSON files.
@@ -128,9 +130,13 @@ class ModelDescription:
         channels = source.read_config("vae", "config.json")["block_out_channels"]
         assert isinstance(channels, list)
         factor = 2 ** (len(channels) - 1)
-        size = unet["sample_size"]
-        assert isinstance(size, int)
-        return cls(size=size * factor, pixels_per_latent=factor)
+        size, latent_channels = unet["sample_size"], unet["in_channels"]
+        assert isinstance(size, int) and isinstance(latent_channels, int)
+        return cls(size=size * factor, pixels_per_latent=factor, latent_channels=latent_channels)
+
+    def latents(self, height: int, width: int) -> tuple[int, int, int]:
+        """Shape of the latents of such a picture, [channels, height, width]."""
+        return self.latent_channels, height // self.pixels_per_latent, width // self.pixels_per_latent
 
     def check_size(self, height: int, width: int) -> None:
         """Raise ValueError for a picture that the VAE cannot take."""
@@ -139,6 +145,18 @@ class ModelDescription:
                 f"a picture of height {height} and width {width} does not fit the model's VAE, allowed: multiples of "
                 f"{self.pixels_per_latent}, for example {self.size}"
             )
+
+
+def embedding_shape(source: ModelSource) -> tuple[int, int]:
+    """Tokens and width of an embedding, from the model's JSON files.
+
+    Raises:
+        ValueError: If the model lacks one of them.
+    """
+    tokens = source.read_config("tokenizer", "tokenizer_config.json")["model_max_length"]
+    dim = source.read_config("text_encoder", "config.json")["hidden_size"]
+    assert isinstance(tokens, int) and isinstance(dim, int)
+    return tokens, dim
 
 
 class StableDiffusion(nn.Module):

@@ -4,9 +4,9 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
@@ -20,9 +20,9 @@ from nti_batch.records import EditedImage, Failure, Inversion, Outcome, UnitRead
 logger = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Tally:
-    """What this process has written since its start."""
+    """What has been written since the start of a job, by one rank or by several together."""
 
     done: int = 0
     failed: int = 0
@@ -32,18 +32,41 @@ class Tally:
     psnr_sum: float = 0.0
     """In dB."""
 
-    last_failure: Failure | None = None
+    gaps: int = 0
+    """Of those that are done, how many have a PSNR of the VAE's round trip."""
 
-    def add_done(self, psnr: float | None) -> None:
-        """Count a record that is done."""
-        self.done += 1
-        if psnr is not None:
-            self.scored += 1
-            self.psnr_sum += psnr
+    gap_sum: float = 0.0
+    """By how much the PSNR is below that, in dB."""
+
+    @property
+    def ended(self) -> int:
+        """Records that are done or failed."""
+        return self.done + self.failed
+
+    def __add__(self, other: "Tally") -> "Tally":
+        """What two have written."""
+        return Tally(*(one + more for one, more in zip(astuple(self), astuple(other), strict=True)))
+
+    @classmethod
+    def of(cls, outcome: Inversion | EditedImage | Failure) -> "Tally":
+        """One record."""
+        match outcome:
+            case Inversion():
+                return cls(1, 0, 1, outcome.psnr, 1, outcome.psnr_vae - outcome.psnr)
+            case EditedImage():
+                return cls(1) if outcome.psnr_unedited is None else cls(1, 0, 1, outcome.psnr_unedited)
+            case Failure():
+                return cls(failed=1)
 
 
 class PartsWriter(BasePredictionWriter):
     """Writes records as they come, and commits a part on a count or time limit and at the end."""
+
+    noun: ClassVar[str]
+    """What people call the records."""
+
+    psnr_name: ClassVar[str]
+    """What their PSNR is called in a status."""
 
     def __init__(self, run: OutputRun[Any, Any], part_images: int = 64, part_minutes: float = 10.0) -> None:
         """Settings of the output.
@@ -62,6 +85,9 @@ class PartsWriter(BasePredictionWriter):
         self.part_images = part_images
         self.part_minutes = part_minutes
         self.tally = Tally()
+        """Of this process."""
+
+        self.last_failure: Failure | None = None
         self._parts: dict[WorkUnit, PartWriter[Any, Any]] = {}
         self._taken: Counter[WorkUnit] = Counter()
         """Records of the work units that are not complete."""
@@ -93,15 +119,17 @@ class PartsWriter(BasePredictionWriter):
                 self._ends[unit] = outcome
             case Inversion() | EditedImage():
                 self._part(unit).add(outcome)
-                self._taken[unit] += 1
-                self.tally.add_done(outcome.psnr if isinstance(outcome, Inversion) else outcome.psnr_unedited)
+                self._count(outcome)
             case Failure():
                 self._part(unit).add_failure(outcome)
-                self._taken[unit] += 1
-                self.tally.failed += 1
-                self.tally.last_failure = outcome
+                self._count(outcome)
+                self.last_failure = outcome
         if unit in self._ends and self._taken[unit] == self._ends[unit].read:
             self._complete(unit)
+
+    def _count(self, outcome: Inversion | EditedImage | Failure) -> None:
+        self._taken[outcome.unit] += 1
+        self.tally += Tally.of(outcome)
 
     def _part(self, unit: WorkUnit) -> PartWriter[Any, Any]:
         if unit not in self._parts:
@@ -139,6 +167,8 @@ class PartsWriter(BasePredictionWriter):
 class InversionWriter(PartsWriter):
     """Writes inversions."""
 
+    noun, psnr_name = "images", "psnr"
+
     def __init__(self, dir: str, storage: Storage = "float32", **parts: Any) -> None:
         """Settings of the output.
 
@@ -154,6 +184,8 @@ class InversionWriter(PartsWriter):
 
 class EditWriter(PartsWriter):
     """Writes edited pictures."""
+
+    noun, psnr_name = "edits", "psnr_unedited"
 
     def __init__(self, dir: str, **parts: Any) -> None:
         """Settings of the output.

@@ -281,7 +281,7 @@ def test_a_rank_that_is_done_waits_for_the_other_and_passes_signals_on(tiny_mode
         job.send_signal(signal.SIGTERM)
         _, stderr = job.communicate(timeout=120)
     assert job.returncode == 75, stderr
-    assert "rank 1 of 2 stopped early" in stderr
+    assert "[rank 1/2] nti-batch: stopped early" in stderr
     assert "Traceback" not in stderr
     assert main([*arguments(tiny_model, tmp_path / "*.tar", out), "--data.slices=1"]) == 0
     assert ids(out) == [("a", "000"), *(("b", f"{i:03}") for i in range(10))]
