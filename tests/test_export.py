@@ -1,9 +1,10 @@
-"""What is exported rebuilds the image in diffusers, by its own pipeline and by the community's loop; docs/use.md runs."""
+"""What is exported rebuilds the image in diffusers' own pipeline and in the community's loop; docs/use.md runs."""
 
 import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,14 +35,14 @@ OTHER_PICTURE = 30.0
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `demo-output`, two photographs of the demo in ten steps."""
+    """A folder with `demo-output`, two photographs of the demo in six steps."""
     folder = tmp_path_factory.mktemp("demo")
     members: dict[str, bytes] = {}
     for sample in read_unit(WorkUnit("photographs", str(SAMPLES / "photographs-000000.tar"), 0, 1), "txt", ()):
         if isinstance(sample, RawSample) and sample.key in ("cat", "coffee"):
             members |= {f"{sample.key}.png": sample.image, f"{sample.key}.txt": sample.prompt.encode()}
     shard = write_shard(folder / "photographs-000000.tar", members)
-    job = ["invert", "--model.name=demo", "--model.num_steps=10", f"--data.shards={shard}", "--trainer.accelerator=cpu"]
+    job = ["invert", "--model.name=demo", "--model.num_steps=6", f"--data.shards={shard}", "--trainer.accelerator=cpu"]
     assert main([*job, f"--output.dir={folder / 'demo-output'}", "--data.slices=1"]) == 0
     return folder
 
@@ -74,7 +75,7 @@ def test_the_examples_run_and_the_stock_pipeline_makes_our_reconstruction(
     demo: Path, rebuilt: Tensor, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(demo)
-    names: dict[str, object] = {}
+    names: dict[str, Any] = {}
     blocks = re.findall(r"^```(\w+)\n(.*?)^```", USE.read_text(), re.DOTALL | re.MULTILINE)
     assert [language for language, _ in blocks] == ["python", "python", "python", "bash", "python"]
     for language, block in blocks:
@@ -83,19 +84,17 @@ def test_the_examples_run_and_the_stock_pipeline_makes_our_reconstruction(
         else:
             exec(block, names)
     assert psnr(as_tensor(names["picture"]), rebuilt).item() > SAME_PICTURE
-    assert DDIMScheduler.from_config(names["pipeline"].scheduler.config).timesteps is not None  # type: ignore[attr-defined]
-    call = names["call"]
-    assert names["pipeline"].scheduler.timesteps.tolist() == call["timesteps"]  # type: ignore[attr-defined,index]
+    assert names["pipeline"].scheduler.timesteps.tolist() == names["call"]["timesteps"]
     names["replace_embedding"] = lambda pipeline, step, timestep, tensors: tensors
-    exec(blocks[-1][1].partition("picture = ")[2].join(["picture = ", ""]), names)
+    exec(blocks[-1][1][blocks[-1][1].index("picture = ") :], names)
     assert psnr(as_tensor(names["picture"]), rebuilt).item() < OTHER_PICTURE
 
 
 @torch.no_grad()
 def community_loop(
-    networks: StableDiffusion, prompt: str, call: dict, inverted_latent: Tensor, uncond_embeddings: Tensor
+    networks: StableDiffusion, prompt: str, call: dict[str, Any], inverted_latent: Tensor, uncond_embeddings: Tensor
 ) -> Tensor:
-    """Pictures as `NullTextPipeline.__call__` makes them: the i-th embedding at the i-th of the scheduler's timesteps."""
+    """What `NullTextPipeline.__call__` does: the i-th embedding at the i-th of the scheduler's timesteps."""
     config = json.loads((Path(call["model"]) / "scheduler" / "scheduler_config.json").read_text())
     scheduler = DDIMScheduler.from_config(config, **call["scheduler"])
     scheduler.set_timesteps(call["num_inference_steps"])
@@ -159,9 +158,7 @@ def test_every_inversion_has_files_of_its_own_that_hold_it(run: InversionRun, tm
     assert {path.name for path in tmp_path.iterdir()} == {"out", "exported"}
 
 
-def test_failed_images_are_counted_and_left_out(
-    run: InversionRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_failed_images_are_counted_and_left_out(run: InversionRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["export", str(run.out), f"--output={tmp_path / 'exported'}"]) == 3
     assert f"{2 * len(KEYS)} inversions written, 2 left out, whose inversion has failed" in capsys.readouterr().out
     only = ["--shard", "a", "--key", "000", "a/b"]
@@ -242,7 +239,7 @@ def test_a_run_is_exported_part_by_part(run: InversionRun, tmp_path: Path, monke
     """Before a part is read, all of the parts before it are written."""
     counts, read_part = [], export.read_part
 
-    def counting(*arguments: object):
+    def counting(*arguments: object) -> object:
         counts.append(len(list(tmp_path.glob("exported/*/*.json"))))
         return read_part(*arguments)
 
