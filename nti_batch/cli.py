@@ -1,4 +1,4 @@
-"""The command line: `nti-batch invert`, `edit`, `status`, `verify`, `score`, `bench`, `completion`.
+"""The command line: `nti-batch invert`, `edit`, `status`, `verify`, `score`, `bench`, `export`, `completion`.
 
 The exit codes are in `job`. `status --exit-code` has the same: 0 done, 3 some have failed, 75 images are missing.
 """
@@ -56,6 +56,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, "Commands"]:
     _add_job(commands, "bench", "compare the job with the authors' loop", bench)
     _add_verify(commands)
     _add_score(commands)
+    _add_export(commands)
     _add_completion(commands)
     return parser, commands
 
@@ -105,6 +106,18 @@ def _add_score(commands: "Commands") -> None:
         "--weights", metavar="FOLDER", type=Path, help="with clip, dino or lpips in it, for the scores that need them"
     )
     parser.set_defaults(run=lambda a: score(a.out, a.weights, a.json, a.allow_pipe == "true"))
+
+
+def _add_export(commands: "Commands") -> None:
+    parser = commands.add_parser("export", help="write inversions for other programs")
+    parser.add_argument("out", metavar="OUT", help="output folder of `nti-batch invert`")
+    parser.add_argument("--output", required=True, metavar="FOLDER", type=Path, help="the folder to write to")
+    parser.add_argument(
+        "--format", choices=("diffusers",), default="diffusers", help="of the files; default: diffusers"
+    )
+    parser.add_argument("--shard", nargs="+", help="of these shards; left out, of all")
+    parser.add_argument("--key", nargs="+", help="the images of these keys; left out, all")
+    parser.set_defaults(run=lambda a: export(a.out, a.output, a.shard, a.key), takes_rest=False)
 
 
 def _add_completion(commands: "Commands") -> None:
@@ -228,6 +241,30 @@ def score(out: str, weights: Path | None, as_json: bool, allow_pipe: bool) -> in
     else:
         print("no edit has a mask and an input to be compared with")
     return DONE
+
+
+def export(out: str, folder: Path, shards: list[str] | None, keys: list[str] | None) -> int:
+    """Write inversions in diffusers' layout, and say what is left out."""
+    from nti_batch.export import choose_ids, export_run
+    from nti_batch.inversions import InversionRun
+    from nti_batch.parts import OutputError
+
+    try:
+        run = InversionRun(Path(out))
+        exported = export_run(run, folder, choose_ids(run, shards, keys))
+    except ValueError as error:
+        return refuse(error)
+    except OutputError as error:
+        print(f"nti-batch: {error}", file=sys.stderr)
+        return ERROR
+    there = f", {exported.there} were there" if exported.there else ""
+    left_out = f", {exported.failed} left out, whose inversion has failed" if exported.failed else ""
+    print(f"{folder}: {exported.written} inversions written{there}{left_out}")
+    for damage in exported.damage:
+        print(f"nti-batch: {damage}: its inversions are left out", file=sys.stderr)
+    if exported.damage:
+        return ERROR
+    return SOME_FAILED if exported.failed else DONE
 
 
 def verify(out: str, shards: str | None, recompute: int, as_json: bool, allow_pipe: bool) -> int:

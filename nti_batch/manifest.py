@@ -45,6 +45,9 @@ class Row:
     sha256: str = ""
     """Of the member beside the `.json`."""
 
+    json_sha256: str = ""
+    """Of the `.json`; empty in manifests that were written before there was one."""
+
     @property
     def id(self) -> str:
         """What the record is called among those of its shard."""

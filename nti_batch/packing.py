@@ -51,6 +51,10 @@ class StoredInversion:
     pivot: Tensor | None = None
     """z*_{T-1} ... z*_0 of direct inversion, [T, channels, height, width] float32; None with another method."""
 
+    pixels: Tensor | None = None
+    """The input, uint8 [3, height, width], cropped and resized as it was inverted, where `InversionDataset` was asked
+    for it."""
+
 
 def pack_tensors(
     storage: Storage, noise_latents: Tensor, start_embedding: Tensor, null_embeddings: Tensor, pivot: Tensor | None

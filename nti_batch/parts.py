@@ -11,6 +11,7 @@ and then its manifest is written beside it and renamed: so a manifest never name
 job left behind is salvaged record by record, since each carries its checksum.
 """
 
+import dataclasses
 import errno
 import hashlib
 import io
@@ -50,11 +51,11 @@ def write_beside(path: Path, text: str) -> None:
     os.replace(beside, path)
 
 
-def write_whole(path: Path, text: str, ending: str = ".tmp") -> None:
+def write_whole(path: Path, content: str | bytes, ending: str = ".tmp") -> None:
     """Write a file that appears whole or not at all, and survives a power cut once it has appeared."""
     beside = path.with_name(path.name + ending)
-    with open(beside, "w", encoding="utf-8") as file:
-        file.write(text)
+    with open(beside, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(beside, path)
@@ -105,8 +106,9 @@ class PartWriter(Generic[Record, AnyRow]):
 
     def add_packed(self, payload: bytes, metadata: dict[str, Json]) -> None:
         """Append a record in its stored form, as `add` does."""
-        row = self.run.row_type.of_metadata(metadata)
-        members = (f"{row.id}{self.run.ending}", payload), (f"{row.id}.json", json.dumps(metadata).encode())
+        text = json.dumps(metadata).encode()
+        row = dataclasses.replace(self.run.row_type.of_metadata(metadata), json_sha256=hashlib.sha256(text).hexdigest())
+        members = (f"{row.id}{self.run.ending}", payload), (f"{row.id}.json", text)
         with named(self.part):
             if self._file is None:
                 self._file = open(self._unfinished, "wb", buffering=0)  # noqa: SIM115 (it lives until the commit)
@@ -347,6 +349,19 @@ def _refuse_other_settings(out: Path, known: dict[str, Json], asked: dict[str, J
             f"{str(out)!r} holds a run with other settings ({'; '.join(differences)}): "
             "ask for the same settings, or give another --output.dir"
         )
+
+
+def locate_members(part: Path) -> dict[str, tuple[int, int]]:
+    """Offset and size in bytes of each member's content, by name; of the part the headers are read.
+
+    Raises:
+        ValueError: If they are damaged, naming the part.
+    """
+    try:
+        with tarfile.open(part, "r:", tarinfo=Header) as tar:
+            return {member.name: (member.offset_data, member.size) for member in tar}
+    except (tarfile.TarError, OSError, ValueError) as error:
+        raise ValueError(f"{part} is damaged: {error}") from error
 
 
 def read_members(part: Path) -> Iterator[tuple[bytes, dict[str, Json]]]:

@@ -195,6 +195,36 @@ def read_keys(url: str) -> tuple[list[str], list[str]]:
     return [sample.key for sample in _samples(url, lambda ordinal, key: False, {}, faults)], faults
 
 
+def locate_images(path: str) -> dict[str, tuple[int, int]]:
+    """Offset and size in bytes of the image of each key in a local tar, up to its end or damage, by the headers.
+
+    Raises:
+        ValueError: If the shard is not a local file, or compressed: then no byte has a place to go to.
+    """
+    places: dict[str, tuple[int, int]] = {}
+    if is_url(path):
+        raise ValueError(f"shard {path!r} is remote, and images are read in any order: fetch it, and give shards=...")
+    try:
+        with open(path, "rb") as stream:
+            archive = _open_archive(stream)
+            if archive.fileobj is not stream:
+                raise ValueError(
+                    f"shard {path!r} is compressed, and images are read in any order: unpack it, and give shards=..."
+                )
+            for key, members in groupby(_named_members(archive, []), itemgetter(0)):
+                images = [member for _, extension, member in members if extension in IMAGE_EXTENSIONS]
+                if len(images) == 1:
+                    places.setdefault(key, (images[0].offset_data, images[0].size))
+    except OSError as error:
+        raise ValueError(
+            f"shard {path!r} cannot be read ({error.strerror}): give shards=... where it is now"
+        ) from error
+    except _DAMAGE:
+        # what stands before the damage is whole; who asks for more is told
+        pass
+    return places
+
+
 @dataclass(slots=True)
 class _Sample:
     """Adjacent members of one key."""

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -117,7 +117,8 @@ def _check_part(
     try:
         for payload, metadata in read_members(part):
             told = type(manifest.rows[0]).of_metadata(metadata)
-            if done.pop(told.id, None) != told:
+            row = done.pop(told.id, None)
+            if row is None or replace(told, json_sha256=row.json_sha256) != row:
                 yield Finding(str(part), f"holds {told.id!r}, and its manifest says something else of it")
             for what in wrong(payload, metadata):
                 yield Finding(f"{told.shard}/{told.id}", what)

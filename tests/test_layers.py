@@ -29,7 +29,7 @@ LAYERS = [
     {"stable_diffusion", "stream", "images", "manifest", "masks", "lock", "signals", "lpips"},
     {"packing", "parts", "pie_bench", "learned_scores"},
     {"inversions", "edit_run", "editing", "edit_requests", "edit_scores"},
-    {"module", "edit_module", "writer", "status"},
+    {"module", "edit_module", "writer", "status", "dataset", "export"},
     {"edit_status"},
     {"failure_limit"},
     {"datamodule"},

@@ -305,6 +305,8 @@ def rescale_embeddings(text_encoder: CLIPTextModel, unet: UNet2DConditionModel, 
 
 def train(out: Path, recipe: Recipe) -> None:
     """Run all three stages and write the model folder, weights in half precision."""
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+
     rng = random.Random(f"training-{recipe.seed}")
     # two objects are the harder task: which word belongs to which
     scenes = [random_scene(rng, num_objects=rng.choice((1, 2, 2))) for _ in range(recipe.num_scenes)]
@@ -316,7 +318,7 @@ def train(out: Path, recipe: Recipe) -> None:
     train_vae(vae, pictures, recipe)
     latents = encode(vae, pictures)
     vae.register_to_config(scaling_factor=1 / latents.std().item())
-    vae.half().save_pretrained(out / "vae")
+    vae.half()
 
     tokenizer = make_tokenizer()
     tokens = tokenizer([s.caption for s in scenes], padding="max_length", return_tensors="pt").input_ids
@@ -327,10 +329,8 @@ def train(out: Path, recipe: Recipe) -> None:
     unet = make_unet(text_encoder.config.hidden_size)
     train_unet(unet, text_encoder, latents / latents.std(), tokens, empty_tokens, targets, recipe)
     rescale_embeddings(text_encoder, unet, recipe.embedding_scale)
-    unet.half().save_pretrained(out / "unet")
-    text_encoder.half().save_pretrained(out / "text_encoder")
-    tokenizer.save_pretrained(out / "tokenizer")
-    make_scheduler().save_pretrained(out / "scheduler")
+    parts = vae, text_encoder.half(), tokenizer, unet.half(), make_scheduler()
+    StableDiffusionPipeline(*parts, None, None, requires_safety_checker=False).save_pretrained(out)
 
 
 if __name__ == "__main__":
