@@ -107,8 +107,8 @@ def bench(argv: Sequence[str]) -> int:
     from nti_batch.benchmarks.side_by_side import Setup, compare
     from nti_batch.datamodule import InversionDataModule
     from nti_batch.diffusion.rounding import Storage
+    from nti_batch.model_source import ModelDescription
     from nti_batch.module import NullTextInversion
-    from nti_batch.stable_diffusion import ModelDescription
 
     quiet()
     parser = ArgumentParser(
@@ -139,6 +139,7 @@ def bench(argv: Sequence[str]) -> int:
             settings=module.null_text,
             slots=module.slots,
             storage=arguments.output.storage,
+            optimize_pooled=module.optimize_pooled,
         )
         images = load_images(data, ModelDescription.of(module.source).size, arguments.images)
         comparison = compare(setup, images, arguments.rounds)
@@ -233,8 +234,8 @@ def prepare_inversion(argv: Sequence[str], stop: "StopSignals") -> Job:
     """
     from nti_batch import preview
     from nti_batch.datamodule import InversionDataModule
+    from nti_batch.model_source import ModelDescription
     from nti_batch.module import NEEDS_GRADIENTS, NullTextInversion
-    from nti_batch.stable_diffusion import ModelDescription
     from nti_batch.writer import InversionWriter
 
     cli = read_settings(
