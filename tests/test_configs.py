@@ -40,4 +40,4 @@ def test_a_family_and_the_fast_settings_go_together(family: Path, capsys: pytest
 
 
 def test_there_is_a_file_for_each_family():
-    assert [path.stem for path in FAMILIES] == ["sd-1.4", "sd-1.5", "sd-2.1", "sd-2.1-base", "sdxl"]
+    assert {path.stem for path in FAMILIES} == {"sd-1.4", "sd-1.5", "sd-2.1-base", "sd-2.1", "sdxl"}
