@@ -154,8 +154,8 @@ def bench(argv: Sequence[str]) -> int:
     from nti_batch.benchmarks.side_by_side import Setup, compare
     from nti_batch.datamodule import InversionDataModule
     from nti_batch.diffusion.rounding import Storage
+    from nti_batch.model_source import ModelDescription
     from nti_batch.module import NullTextInversion
-    from nti_batch.stable_diffusion import ModelDescription
 
     quiet()
     parser = ArgumentParser(
@@ -186,6 +186,7 @@ def bench(argv: Sequence[str]) -> int:
             settings=module.null_text,
             slots=module.slots,
             storage=arguments.output.storage,
+            optimize_pooled=module.optimize_pooled,
         )
         images = load_images(data, ModelDescription.of(module.source).size, arguments.images)
         comparison = compare(setup, images, arguments.rounds)
@@ -318,9 +319,9 @@ def prepare_inversion(argv: Sequence[str], stop: "StopSignals") -> Job:
     """
     from nti_batch import preview
     from nti_batch.datamodule import InversionDataModule
+    from nti_batch.model_source import ModelDescription, embedding_shape
     from nti_batch.module import NEEDS_GRADIENTS, NullTextInversion
     from nti_batch.packing import StoredSize, stored_size
-    from nti_batch.stable_diffusion import ModelDescription, embedding_shape
     from nti_batch.writer import InversionWriter
 
     cli = read_settings(
@@ -345,7 +346,7 @@ def prepare_inversion(argv: Sequence[str], stop: "StopSignals") -> Job:
     def new_size() -> StoredSize:
         assert data.height and data.width
         latents = description.latents(data.height, data.width)
-        embeddings = module.num_steps, *embedding_shape(module.source)
+        embeddings = module.num_steps, *embedding_shape(module.source, description.is_xl)
         return stored_size(writer.storage, latents, embeddings, module.null_text.method == "direct")
 
     return assemble(cli, stop, lambda: preview.draw_preview(data.run, data, module.networks), new_size)

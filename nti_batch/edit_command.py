@@ -30,7 +30,7 @@ def prepare_edits(argv: Sequence[str], stop: "StopSignals") -> Job:
     from nti_batch.edit_datamodule import EditDataModule
     from nti_batch.edit_module import EditImages
     from nti_batch.edit_preview import draw_edits
-    from nti_batch.stable_diffusion import ModelDescription
+    from nti_batch.model_source import ModelDescription
     from nti_batch.writer import EditWriter
 
     cli = read_settings("edit", EditImages, EditDataModule, EditWriter, argv, sections={"edit": EditSettings})

@@ -13,9 +13,10 @@ from nti_batch.editing import ControlledEdit, StopRequestedError, edit_pictures,
 from nti_batch.images import to_bytes
 from nti_batch.manifest import Json
 from nti_batch.masks import mask_pixels
+from nti_batch.model_source import ModelSource, Precision
 from nti_batch.records import EditedImage, EditRequest, Failure, Outcome, UnitRead
 from nti_batch.signals import StopSignals
-from nti_batch.stable_diffusion import ModelSource, Precision, StableDiffusion
+from nti_batch.stable_diffusion import StableDiffusion
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,17 +47,18 @@ class EditImages(LightningModule):
     source: ModelSource
     precision: Precision
 
-    def __init__(self, name: str | None = None, rows: int = 8) -> None:
+    def __init__(self, name: str | None = None, config: str | None = None, rows: int = 8) -> None:
         """Settings that do not come from the inversions.
 
         Args:
-            name: Where the inversions' model is now, if not where it was: a folder or a hub id, as for invert.
+            name: Where the inversions' model is now, if not where it was: a folder, a hub id or a file, as for invert.
+            config: Its JSON files and tokenizers, if `name` is a .safetensors file, as for invert.
             rows: Pictures in one UNet call, at most: an image takes one for its source and one for each edit.
         """
         super().__init__()
         if rows < 2:
             raise ValueError(f"model.rows is {rows}, allowed: at least 2, a source and its edit")
-        self.name, self.rows = name, rows
+        self.name, self.config, self.rows = name, config, rows
         self.stop = StopSignals()
         self._waiting: list[_Group] = []
 
@@ -67,12 +69,14 @@ class EditImages(LightningModule):
             ValueError: If they do not name one.
         """
         source, self.precision = model_of(inverted_with)
-        self.source = source if self.name is None else ModelSource(self.name, variant=source.variant)
+        if self.name is not None:
+            source = ModelSource(self.name, variant=source.variant, config=self.config)
+        self.source = source
 
     @property
     def result_settings(self) -> dict[str, str | None]:
         """The settings that change results, for `run.json`."""
-        return {"model.name": self.name}
+        return {"model.name": self.name, "model.config": self.config}
 
     def setup(self, stage: str) -> None:
         """Load the networks, once."""

@@ -11,8 +11,9 @@ from nti_batch.diffusion.edits import EditControl, EditSettings
 from nti_batch.diffusion.prompt_to_prompt import AttentionControl, edit_sample
 from nti_batch.images import to_bytes, to_image
 from nti_batch.manifest import Json
+from nti_batch.model_source import ModelSource, Precision
 from nti_batch.packing import StoredInversion
-from nti_batch.stable_diffusion import ModelSource, Precision, StableDiffusion
+from nti_batch.stable_diffusion import StableDiffusion
 
 _DEFAULTS = EditSettings()
 
@@ -46,7 +47,9 @@ def model_of(settings: Mapping[str, Json]) -> tuple[ModelSource, Precision]:
         )
     except KeyError as error:
         raise ValueError(f"the run's settings are damaged: they lack {error}") from error
-    return ModelSource(name, revision, variant), precision  # type: ignore[arg-type,return-value]
+    # runs that were made before there were single files have no such setting
+    config = settings.get("model.config")
+    return ModelSource(name, revision, variant, config), precision  # type: ignore[arg-type,return-value]
 
 
 def load_model(settings: Mapping[str, Json]) -> StableDiffusion:

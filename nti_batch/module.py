@@ -5,6 +5,7 @@ import gc
 import logging
 import time
 from dataclasses import dataclass
+from functools import partial
 from math import isfinite
 from typing import Any, Literal
 
@@ -16,9 +17,10 @@ from nti_batch.diffusion.null_text import NullTextSettings, NullTextState
 from nti_batch.diffusion.pool import InversionPool
 from nti_batch.diffusion.rounding import Storage
 from nti_batch.diffusion.slots import find_slots
+from nti_batch.model_source import ModelSource, Precision
 from nti_batch.records import CaptionedImage, Failure, Inversion, Outcome, UnitRead
 from nti_batch.signals import StopSignals
-from nti_batch.stable_diffusion import ModelSource, Precision, StableDiffusion
+from nti_batch.stable_diffusion import StableDiffusion
 
 logger = logging.getLogger(__name__)
 NEEDS_GRADIENTS = "null-text inversion needs gradients: set --trainer.inference_mode=false"
@@ -43,30 +45,37 @@ class NullTextInversion(LightningModule):
         name: str = "demo",
         revision: str | None = None,
         variant: str | None = None,
+        config: str | None = None,
         precision: Precision = "float32",
         num_steps: int = 50,
         slots: int | Literal["auto"] = 8,
         compile: str | None = None,
+        optimize_pooled: bool = False,
         **null_text: Any,
     ) -> None:
         """Settings of the model and of the method; no weights are loaded yet.
 
         Args:
-            name: A folder in diffusers' layout, a hub id such as 'user/model', or 'demo' for the embedded model.
+            name: A folder in diffusers' layout, a hub id such as 'user/model', a single .safetensors file in Stable
+                Diffusion's original layout, or 'demo' for the embedded model.
             revision: Branch, tag or commit on the hub.
             variant: Variant of the weights, such as 'fp16'.
+            config: Folder or hub id with the JSON files and tokenizers that a single .safetensors file lacks.
             precision: Of the UNet; latents, embeddings and losses are float32 always.
             num_steps: DDIM steps, T.
             slots: Images in one UNet call; 'auto' measures what is fastest and fits.
             compile: Backend of `torch.compile` for the UNet, such as 'inductor'; null leaves the UNet as it is.
+            optimize_pooled: Whether null-text moves Stable Diffusion XL's pooled embedding, too; other families have
+                none.
             **null_text: The fields of `NullTextSettings`.
         """
         super().__init__()
-        self.source = ModelSource(name, revision, variant)
+        self.source = ModelSource(name, revision, variant, config)
         self.precision: Precision = precision
         self.num_steps = num_steps
         self.slots = slots
         self.compile_backend = compile
+        self.optimize_pooled = optimize_pooled
         if slots != "auto" and slots < 1:
             raise ValueError(f"model.slots is {slots}, allowed: at least 1, or 'auto'")
         if not 1 <= num_steps <= 999:
@@ -83,7 +92,8 @@ class NullTextInversion(LightningModule):
         """The settings that change results, for `run.json`."""
         source = {f"model.{key}": value for key, value in dataclasses.asdict(self.source).items()}
         method = {f"model.{key}": value for key, value in dataclasses.asdict(self.null_text).items()}
-        return {**source, "model.precision": self.precision, "model.num_steps": self.num_steps, **method}
+        own = {name: getattr(self, name) for name in ("precision", "num_steps", "optimize_pooled")}
+        return {**source, **{f"model.{name}": value for name, value in own.items()}, **method}
 
     def setup(self, stage: str) -> None:
         """Load the networks, once."""
@@ -101,7 +111,7 @@ class NullTextInversion(LightningModule):
         gc.collect()
         gc.freeze()
         self.pool = InversionPool(
-            self.networks.predict_noise,
+            partial(self.networks.predict_noise, optimize_pooled=self.optimize_pooled),
             self.networks.schedule(self.num_steps),
             self.null_text,
             self.networks.embed_prompts([""])[0],
@@ -165,4 +175,5 @@ class NullTextInversion(LightningModule):
             forwards=state.forwards,
             backwards=state.backwards,
             seconds=time.monotonic() - flight.admitted,
+            pooled_dim=self.networks.text.pooled_dim,
         )

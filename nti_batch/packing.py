@@ -27,6 +27,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from nti_batch.diffusion.pooled import split_pooled
 from nti_batch.diffusion.rounding import Storage, split_change
 from nti_batch.manifest import Json
 from nti_batch.records import Inversion
@@ -43,7 +44,8 @@ class StoredInversion:
     """z_T, [channels, height, width] float32."""
 
     null_embeddings: Tensor
-    """[T, tokens, dim] float32; row 0 belongs to the noisiest timestep."""
+    """[T, tokens, dim] float32; row 0 belongs to the noisiest timestep. Stable Diffusion XL's have one row more for
+    each timestep, the pooled embedding: `split_null_embeddings`."""
 
     metadata: dict[str, Json]
     """The `.json` member: sizes, model, settings, losses, PSNR, work."""
@@ -54,6 +56,12 @@ class StoredInversion:
     pixels: Tensor | None = None
     """The input, uint8 [3, height, width], cropped and resized as it was inverted, where `InversionDataset` was asked
     for it."""
+
+    def split_null_embeddings(self) -> tuple[Tensor, Tensor | None]:
+        """[T, tokens, dim] of the tokens alone, and the pooled ones, [T, pooled dim], None in families without."""
+        pooled_dim = self.metadata.get("pooled_dim", 0)
+        assert isinstance(pooled_dim, int)
+        return split_pooled(self.null_embeddings, pooled_dim) if pooled_dim else (self.null_embeddings, None)
 
 
 def pack_tensors(

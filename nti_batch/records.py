@@ -80,7 +80,7 @@ class Inversion:
     """z_T, [channels, height / 8, width / 8] for Stable Diffusion's VAE."""
 
     start_embedding: Tensor
-    """Where null_T started from, [tokens, dim], rounded as it is stored."""
+    """Where null_T started from, [tokens, dim], rounded as it is stored; with `pooled_dim` one row more."""
 
     null_embeddings: Tensor
     """[T, tokens, dim], rounded as they are stored; row 0 belongs to the noisiest timestep."""
@@ -110,6 +110,9 @@ class Inversion:
 
     seconds: float
     """From admission to the last timestep; images in flight share a device."""
+
+    pooled_dim: int = 0
+    """Width of the pooled embedding, the last row of every embedding; 0 in families that have none."""
 
 
 @dataclass(frozen=True, slots=True)

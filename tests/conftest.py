@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, settings
 
 # the networks are tiny: more threads are slower, and many times so where another process computes
 os.environ["OMP_NUM_THREADS"] = "1"
-from tiny import write_model
+from tiny import ZERO_SNR, write_model, write_xl_model
 
 for _name, _examples in {"suite": 200, "long": 5_000}.items():
     # deadline: a busy machine is no failure, and what hangs is ended by the tests themselves
@@ -33,3 +33,15 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_v_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same in v-prediction."""
     return write_model(tmp_path_factory.mktemp("models") / "tiny-v", prediction_type="v_prediction")
+
+
+@pytest.fixture(scope="session")
+def tiny_zero_snr_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a schedule that ends in noise alone."""
+    return write_model(tmp_path_factory.mktemp("models") / "tiny-zero-snr", **ZERO_SNR)
+
+
+@pytest.fixture(scope="session")
+def tiny_xl_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of Stable Diffusion XL."""
+    return write_xl_model(tmp_path_factory.mktemp("models") / "tiny-xl")

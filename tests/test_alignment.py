@@ -142,7 +142,7 @@ def test_refine_gives_each_token_one_partner_at_most_and_never_crosses(source: l
 def test_a_real_tokenizer_gives_the_spans(tiny_model: object):
     networks = StableDiffusion.load(ModelSource(str(tiny_model)))
     prompt = networks.tokenize("a Red  circle, on zoé")
-    tokens = networks.tokenizer(prompt.prompt).input_ids
-    spelled = [networks.tokenizer.decode([tokens[i] for i in span]).strip() for span in prompt.spans]
+    tokens = networks.text.tokenizer(prompt.prompt).input_ids
+    spelled = [networks.text.tokenizer.decode([tokens[i] for i in span]).strip() for span in prompt.spans]
     assert tuple(spelled) == prompt.words == ("a", "red", "circle", ",", "on", "zoé")
     assert (prompt.end, prompt.length) == (len(tokens) - 1, 77)

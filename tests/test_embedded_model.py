@@ -11,7 +11,8 @@ from nti_batch.demo.scenes import object_masks, unseen_scenes
 from nti_batch.demo.train import rescale_embeddings
 from nti_batch.diffusion.metrics import psnr
 from nti_batch.diffusion.null_text import NullTextSettings
-from nti_batch.stable_diffusion import EMBEDDED_MODEL, ModelSource, StableDiffusion
+from nti_batch.model_source import EMBEDDED_MODEL, ModelSource
+from nti_batch.stable_diffusion import StableDiffusion
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +82,9 @@ def test_rescaled_embeddings_are_the_same_model(networks: StableDiffusion):
     before = networks.embed_prompts(["a red ring", ""])
     with torch.no_grad():
         expected = networks.predict_noise(latents, timesteps, before)
-        rescale_embeddings(networks.text_encoder, networks.unet, 0.5)
+        rescale_embeddings(networks.text.encoder, networks.unet, 0.5)
         after = networks.embed_prompts(["a red ring", ""])
         found = networks.predict_noise(latents, timesteps, after)
-        rescale_embeddings(networks.text_encoder, networks.unet, 2.0)
+        rescale_embeddings(networks.text.encoder, networks.unet, 2.0)
     torch.testing.assert_close(after, before / 2)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)

@@ -17,6 +17,7 @@ LAYERS = [
         "diffusion.alignment",
         "diffusion.ddim",
         "diffusion.metrics",
+        "diffusion.pooled",
         "diffusion.rounding",
         "diffusion.slots",
         "diffusion.solvers",
@@ -26,6 +27,8 @@ LAYERS = [
     {"diffusion.controlled_attention"},
     {"records", "archive"},
     {"transfer"},
+    {"model_source", "text_encoders"},
+    {"weights"},
     {"stable_diffusion", "stream", "images", "manifest", "masks", "lock", "signals", "lpips"},
     {"packing", "parts", "pie_bench", "learned_scores"},
     {"inversions", "edit_run", "editing", "edit_requests", "edit_scores"},
@@ -101,7 +104,7 @@ def test_the_method_imports_torch_and_nothing_else(name: str):
 
 @pytest.mark.parametrize(
     ("foreign", "files"),
-    [("diffusers", {"stable_diffusion"}), ("transformers", {"stable_diffusion", "learned_scores"})],
+    [("diffusers", {"weights"}), ("transformers", {"weights", "learned_scores"})],
 )
 def test_networks_of_others_come_in_through_one_file_for_each_purpose(foreign: str, files: set[str]):
     assert {n for n, p in modules().items() if foreign in {m.split(".")[0] for m in imports_of(p)}} == files

@@ -11,7 +11,8 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from safetensors.torch import load_file, save_file
 
 from nti_batch.diffusion.ddim import ddim_step
-from nti_batch.stable_diffusion import ModelDescription, ModelSource, StableDiffusion
+from nti_batch.model_source import ModelDescription, ModelSource
+from nti_batch.stable_diffusion import StableDiffusion
 
 
 @pytest.fixture
@@ -120,7 +121,7 @@ def test_a_folder_without_a_unet_is_refused(tmp_path: Path):
 @pytest.mark.parametrize(
     ("part", "file", "change", "words"),
     [
-        ("unet", "config.json", {"addition_embed_type": "text_time"}, "is a Stable Diffusion XL"),
+        ("unet", "config.json", {"addition_embed_type": "text_image"}, "is also conditioned on 'text_image'"),
         ("unet", "config.json", {"in_channels": 9}, r"takes 9 channels and gives 4 \(an inpainting"),
         ("scheduler", "scheduler_config.json", {"prediction_type": "sample"}, "predicts 'sample', allowed: 'epsilon'"),
     ],

@@ -29,7 +29,8 @@ from nti_batch.diffusion.guidance import NoisePredictor, classifier_free_guidanc
 from nti_batch.diffusion.metrics import psnr
 from nti_batch.diffusion.null_text import NullTextSettings
 from nti_batch.diffusion.schedule import DDIMSchedule
-from nti_batch.stable_diffusion import ModelDescription, ModelSource, StableDiffusion
+from nti_batch.model_source import ModelDescription, ModelSource
+from nti_batch.stable_diffusion import StableDiffusion
 
 UPDATES = (1, 2, 5, 10, 20)
 """N."""

@@ -4,7 +4,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from statistics import fmean
 from typing import Literal
 
@@ -17,8 +17,9 @@ from nti_batch.diffusion.null_text import NullTextSettings
 from nti_batch.diffusion.rounding import Storage
 from nti_batch.diffusion.schedule import DDIMSchedule
 from nti_batch.diffusion.slots import find_slots
+from nti_batch.model_source import ModelSource, Precision
 from nti_batch.records import CaptionedImage
-from nti_batch.stable_diffusion import ModelSource, Precision, StableDiffusion
+from nti_batch.stable_diffusion import StableDiffusion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +34,7 @@ class Setup:
     settings: NullTextSettings
     slots: int | Literal["auto"]
     storage: Storage
+    optimize_pooled: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +98,8 @@ def _timed(
     images: Sequence[CaptionedImage],
     invert: Callable[[NoisePredictor, DDIMSchedule], list[Inverted]],
 ) -> Turn:
-    clock, schedule = UNetClock(networks.predict_noise, networks.device), networks.schedule(setup.num_steps)
+    predict = partial(networks.predict_noise, optimize_pooled=setup.optimize_pooled)
+    clock, schedule = UNetClock(predict, networks.device), networks.schedule(setup.num_steps)
     with measured(clock) as cost:
         inverted = invert(clock, schedule)
     peak = peak_bytes(networks.device)

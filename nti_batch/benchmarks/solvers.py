@@ -14,8 +14,9 @@ from nti_batch.benchmarks.job_loop import job_loop, load_images
 from nti_batch.datamodule import SAMPLES, InversionDataModule
 from nti_batch.diffusion.null_text import NullTextSettings
 from nti_batch.diffusion.rounding import Storage
+from nti_batch.model_source import ModelDescription, ModelSource
 from nti_batch.records import CaptionedImage
-from nti_batch.stable_diffusion import ModelDescription, ModelSource, StableDiffusion
+from nti_batch.stable_diffusion import StableDiffusion
 
 AUTHORS = NullTextSettings()
 FAST = NullTextSettings(start="prompt", early_stop_epsilon=3e-4, early_stop_growth=0)

@@ -20,9 +20,10 @@ from nti_batch.datamodule import InversionDataModule
 from nti_batch.diffusion.ddim import ddim_sample
 from nti_batch.diffusion.metrics import psnr
 from nti_batch.diffusion.rounding import Storage
+from nti_batch.model_source import ModelDescription, ModelSource
 from nti_batch.packing import pack_tensors, unpack_tensors
 from nti_batch.records import CaptionedImage
-from nti_batch.stable_diffusion import ModelDescription, ModelSource, StableDiffusion
+from nti_batch.stable_diffusion import StableDiffusion
 
 COMPARED = ('Adam from ""', "Adam from the prompt, one threshold", "Polyak from the prompt, one threshold")
 SHAPES = {"SD 1.x": (768, 64), "SD 2.x": (1024, 64), "SD XL": (2048, 128)}

@@ -17,7 +17,8 @@ from nti_batch.demo.scenes import SIZE, Scene, draw, object_masks, unseen_scenes
 from nti_batch.diffusion.ddim import ddim_invert, ddim_sample
 from nti_batch.diffusion.metrics import psnr
 from nti_batch.images import to_bytes
-from nti_batch.stable_diffusion import ModelSource, StableDiffusion
+from nti_batch.model_source import ModelSource
+from nti_batch.stable_diffusion import StableDiffusion
 
 GUIDANCE_SCALE = 7.5
 NUM_STEPS = 50

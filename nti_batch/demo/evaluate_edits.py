@@ -26,10 +26,11 @@ from nti_batch.diffusion.edits import EditSettings
 from nti_batch.diffusion.null_text import NullTextSettings
 from nti_batch.editing import ControlledEdit, edit_pictures
 from nti_batch.images import to_bytes
+from nti_batch.model_source import ModelSource
 from nti_batch.packing import StoredInversion
 from nti_batch.preview import draw_rows
 from nti_batch.records import CaptionedImage, WorkUnit
-from nti_batch.stable_diffusion import ModelSource, StableDiffusion
+from nti_batch.stable_diffusion import StableDiffusion
 
 NUM_STEPS = 50
 ROWS = 24

@@ -1,0 +1,88 @@
+"""Prompts to embeddings: the frozen CLIP text encoders of Stable Diffusion.
+
+1.x and 2.x have one, whose last hidden state is the embedding. XL has two: their penultimate hidden states side by
+side, and the projection of the second as one more row (`diffusion.pooled`).
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from nti_batch.diffusion.alignment import TokenizedPrompt
+from nti_batch.diffusion.pooled import join_pooled
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+
+class TextEncoder(nn.Module):
+    """The text encoder of Stable Diffusion 1.x and 2.x."""
+
+    pooled_dim = 0
+    """Width of the pooled embedding, which is the last row of every embedding; 0 if there is none."""
+
+    def __init__(self, tokenizer: "CLIPTokenizer", encoder: "CLIPTextModel") -> None:
+        """Take the parts, the encoder in float32."""
+        super().__init__()
+        self.tokenizer, self.encoder = tokenizer, encoder
+
+    def embed_prompts(self, prompts: list[str]) -> Tensor:
+        """Last hidden state, [prompts, tokens, dim]; prompts are padded and truncated."""
+        embeddings: Tensor = self.encoder(_ids(self.tokenizer, prompts).to(self.encoder.device)).last_hidden_state
+        return embeddings
+
+    def truncates(self, prompt: str) -> bool:
+        """Whether only the beginning of a prompt is read."""
+        return len(self.tokenizer(prompt, verbose=False).input_ids) > self.tokenizer.model_max_length
+
+    def tokenize(self, prompt: str) -> TokenizedPrompt:
+        """Where the words of a prompt are among its tokens."""
+        tokens = self.tokenizer(prompt, padding="max_length", truncation=True, return_offsets_mapping=True)
+        return TokenizedPrompt.of(prompt, tokens.offset_mapping)
+
+
+class TextEncoderPair(TextEncoder):
+    """The two text encoders of Stable Diffusion XL; their tokens differ in the padding alone."""
+
+    def __init__(
+        self,
+        tokenizer: "CLIPTokenizer",
+        encoder: "CLIPTextModel",
+        tokenizer_2: "CLIPTokenizer",
+        encoder_2: "CLIPTextModelWithProjection",
+        zeros_for_empty_prompt: bool,
+    ) -> None:
+        """Take the parts, encoders in float32.
+
+        Args:
+            tokenizer: Of the first encoder.
+            encoder: The first.
+            tokenizer_2: Of the second.
+            encoder_2: The second, whose projection is the pooled embedding.
+            zeros_for_empty_prompt: Whether the embedding of "" is zero, as in the model's training.
+        """
+        super().__init__(tokenizer, encoder)
+        self.tokenizer_2, self.encoder_2 = tokenizer_2, encoder_2
+        self.zeros_for_empty_prompt = zeros_for_empty_prompt
+        self.pooled_dim = encoder_2.config.projection_dim
+
+    def embed_prompts(self, prompts: list[str]) -> Tensor:
+        """Penultimate hidden states side by side, and the pooled row, [prompts, tokens + 1, dim]."""
+        pairs = ((self.tokenizer, self.encoder), (self.tokenizer_2, self.encoder_2))
+        first, second = (
+            encoder(_ids(tokenizer, prompts).to(encoder.device), output_hidden_states=True)
+            for tokenizer, encoder in pairs
+        )
+        tokens = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
+        embeddings = join_pooled(tokens, second.text_embeds)
+        if self.zeros_for_empty_prompt:
+            kept = torch.tensor([prompt != "" for prompt in prompts], device=embeddings.device)
+            embeddings = embeddings * kept[:, None, None]
+        return embeddings
+
+
+def _ids(tokenizer: "CLIPTokenizer", prompts: list[str]) -> Tensor:
+    """[prompts, tokens] int64."""
+    ids: Tensor = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    return ids

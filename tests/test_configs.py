@@ -1,0 +1,43 @@
+"""The YAML files that are shipped, through the command line's own parser."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nti_batch.cli import main
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+FAMILIES = sorted([*CONFIGS.glob("sd-*.yaml"), CONFIGS / "sdxl.yaml"])
+FAST = CONFIGS / "fast.yaml"
+
+
+def settings(capsys: pytest.CaptureFixture[str], command: str, *configs: Path) -> dict[str, dict[str, object]]:
+    """What the parser makes of some files."""
+    with pytest.raises(SystemExit) as end:
+        main([command, *(f"--config={config}" for config in configs), "--print_config"])
+    assert end.value.code == 0
+    shown: dict[str, dict[str, object]] = yaml.safe_load(capsys.readouterr().out)
+    return shown
+
+
+def assert_holds(shown: dict[str, dict[str, object]], config: Path) -> None:
+    for section, keys in yaml.safe_load(config.read_text()).items():
+        assert keys.items() <= shown[section].items()
+
+
+@pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_key_is_known_and_arrives(config: Path, capsys: pytest.CaptureFixture[str]):
+    assert_holds(settings(capsys, "edit" if config.stem.startswith("edit") else "invert", config), config)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda path: path.stem)
+def test_a_family_and_the_fast_settings_go_together(family: Path, capsys: pytest.CaptureFixture[str]):
+    for configs in ([family, FAST], [FAST, family]):
+        shown = settings(capsys, "invert", *configs)
+        for config in configs:
+            assert_holds(shown, config)
+
+
+def test_there_is_a_file_for_each_family():
+    assert {path.stem for path in FAMILIES} == {"sd-1.4", "sd-1.5", "sd-2.1-base", "sd-2.1", "sdxl"}
