@@ -4,7 +4,8 @@
 `invert` and takes in its call, under the names of its arguments; and beside it as JSON what the call needs besides:
 
     FOLDER/<shard>/<key>.safetensors   float32: inverted_latent [1, channels, h, w],
-                                       uncond_embeddings [T, 1, tokens, dim], the noisiest timestep first
+                                       uncond_embeddings [T, 1, tokens, dim], the noisiest timestep first;
+                                       of XL uncond_pooled_embeddings [T, 1, pooled dim], too
     FOLDER/<shard>/<key>.json          written last: an image is exported when it has one
 """
 
@@ -22,14 +23,6 @@ from nti_batch.inversions import InversionRun, read_part
 from nti_batch.manifest import Json, Manifest, ManifestRow, member_name
 from nti_batch.packing import StoredInversion
 from nti_batch.parts import named, write_whole
-
-SCHEDULER: dict[str, Json] = {
-    "timestep_spacing": "leading",
-    "steps_offset": 1,
-    "set_alpha_to_one": False,
-    "clip_sample": False,
-}
-"""What diffusers' DDIMScheduler must be told to go through the timesteps of `StableDiffusion.schedule`."""
 
 _LONGEST_NAME = 200
 """In bytes; file systems take 255, endings included."""
@@ -52,10 +45,19 @@ class Exported:
 
 def diffusers_tensors(inversion: StoredInversion) -> dict[str, Tensor]:
     """The tensors of `NullTextPipeline` under the names of its arguments: the one place that knows its layout."""
-    return {
+    embeddings, pooled = inversion.split_null_embeddings()
+    tensors = {
         "inverted_latent": inversion.noise_latents[None].contiguous(),
-        "uncond_embeddings": inversion.null_embeddings[:, None].contiguous(),
+        "uncond_embeddings": embeddings[:, None].contiguous(),
     }
+    return tensors if pooled is None else {**tensors, "uncond_pooled_embeddings": pooled[:, None].contiguous()}
+
+
+def scheduler_settings(timesteps: list[Json]) -> dict[str, Json]:
+    """What diffusers' DDIMScheduler must be told, besides the model's own settings, to go through these timesteps."""
+    if timesteps[-1] == 1:
+        return {"timestep_spacing": "leading", "steps_offset": 1, "set_alpha_to_one": False, "clip_sample": False}
+    return {"timestep_spacing": "trailing", "clip_sample": False}
 
 
 def choose_ids(
@@ -139,8 +141,8 @@ def _is_there(folder: Path, row: ManifestRow) -> bool:
 def _call(inversion: StoredInversion) -> dict[str, Json]:
     """What a pipeline must be told besides the tensors, under diffusers' names where it has some."""
     metadata = inversion.metadata
-    settings = metadata["settings"]
-    assert isinstance(settings, dict)
+    settings, timesteps = metadata["settings"], metadata["timesteps"]
+    assert isinstance(settings, dict) and isinstance(timesteps, list)
     source, _ = model_of(settings)
     return {
         "shard": inversion.shard,
@@ -148,13 +150,13 @@ def _call(inversion: StoredInversion) -> dict[str, Json]:
         "prompt": inversion.prompt,
         "guidance_scale": settings["model.guidance_scale"],
         "num_inference_steps": len(inversion.null_embeddings),
-        "timesteps": metadata["timesteps"],
+        "timesteps": timesteps,
         "height": metadata["height"],
         "width": metadata["width"],
         "model": str(source.folder.resolve()) if source.folder else source.name,
         "revision": source.revision,
         "variant": source.variant,
-        "scheduler": SCHEDULER,
+        "scheduler": scheduler_settings(timesteps),
         "inversion_sha256": metadata["sha256"],
     }
 

@@ -119,6 +119,35 @@ def test_the_community_pipelines_loop_makes_our_reconstruction(
     assert psnr(community_loop(networks, call["prompt"], call, **tensors), rebuilt).item() < OTHER_PICTURE
 
 
+@pytest.mark.parametrize("model", ["tiny_v_model", "tiny_zero_snr_model"])
+def test_the_loop_follows_what_a_model_predicts_and_where_its_timesteps_are(
+    model: str, request: pytest.FixtureRequest, tmp_path: Path
+):
+    folder: Path = request.getfixturevalue(model)
+    out, exports = tmp_path / "out", tmp_path / "exports"
+    shard = write_shard(tmp_path / "a.tar", captioned(1))
+    assert main(arguments(folder, str(shard), out)) == 0
+    assert main(["export", str(out), f"--output={exports}"]) == 0
+    call = json.loads((exports / "a" / "000.json").read_text())
+    networks = StableDiffusion.load(ModelSource(str(folder)))
+    (stored,) = read_inversions(out)
+    made = community_loop(networks, stored.prompt, call, **load_file(exports / "a" / "000.safetensors"))
+    assert psnr(made, replay(networks, [stored], guided=True)).item() > SAME_PICTURE
+
+
+def test_of_xl_the_pooled_embeddings_are_a_tensor_of_their_own(tiny_xl_model: Path, tmp_path: Path):
+    shard = write_shard(tmp_path / "a.tar", captioned(1))
+    pooled = "--model.optimize_pooled=true"
+    assert main([*arguments(tiny_xl_model, str(shard), tmp_path / "out"), pooled]) == 0
+    assert main(["export", str(tmp_path / "out"), f"--output={tmp_path}"]) == 0
+    tensors = load_file(tmp_path / "a" / "000.safetensors")
+    (stored,) = read_inversions(tmp_path / "out")
+    # embeddings of 8 + 12 values, pooled ones of 6
+    assert torch.equal(tensors["uncond_embeddings"][:, 0], stored.null_embeddings[:, :-1])
+    assert torch.equal(tensors["uncond_pooled_embeddings"][:, 0], stored.null_embeddings[:, -1, :6])
+    assert tensors["uncond_pooled_embeddings"].any() and tensors["uncond_embeddings"].shape[-1] == 20
+
+
 # --- files ---
 
 
