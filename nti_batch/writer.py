@@ -148,9 +148,11 @@ class PartsWriter(BasePredictionWriter):
 
     def commit_all(self) -> None:
         """Commit every open part, and leave the work units to whoever comes next."""
-        for unit in list(self._parts):
-            self._commit(unit)
-        self.run.release_all()
+        try:
+            for unit in list(self._parts):
+                self._commit(unit)
+        finally:
+            self.run.release_all()
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Commit what is left."""
