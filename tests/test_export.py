@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import shlex
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,22 @@ def test_an_export_that_dies_at_any_step_is_made_whole_by_the_next(
     assert main(["export", str(run.out), f"--output={folder}"]) == 3
     assert exported(folder) == exported(whole)
     assert all((folder / name).read_bytes() == (whole / name).read_bytes() for name in exported(whole))
+
+
+def test_a_disk_that_fills_up_is_named_and_leaves_no_file_that_is_cut(
+    run: InversionRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """The limit on the size of a file cuts a write short, as a full disk does."""
+    folder, unlimited = tmp_path / "exported", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, unlimited[1]))
+    try:
+        assert main(["export", str(run.out), f"--output={folder}"]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert "000.safetensors cannot be written: File too large" in capsys.readouterr().err
+    assert {path.suffix for path in folder.glob("*/*")} == {".tmp"}
+    assert main(["export", str(run.out), f"--output={folder}"]) == 3
+    assert {path.suffix for path in folder.glob("*/*")} == {".json", ".safetensors"}
 
 
 def test_what_is_there_is_not_written_again_unless_it_is_of_another_inversion(
