@@ -1,4 +1,4 @@
-"""The command line: `nti-batch invert`, `edit`, `status`, `verify`, `score`, `bench`.
+"""The command line: `nti-batch pack`, `invert`, `edit`, `status`, `verify`, `score`, `bench`.
 
 The exit codes are in `job`. `status --exit-code` has the same: 0 done, 3 some have failed, 75 images are missing.
 """
@@ -25,6 +25,7 @@ from nti_batch.job import (
     run_job,
     writer_of,
 )
+from nti_batch.pack_command import add_pack
 
 if TYPE_CHECKING:
     from nti_batch.signals import StopSignals
@@ -38,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="nti-batch", description="Null-text inversion of image collections: real images become editable ones."
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    _add_job(commands, "invert", "invert the images of WebDataset shards", invert)
+    add_pack(commands)
+    _add_job(commands, "invert", "invert the images of WebDataset shards, or of a folder", invert)
     _add_job(commands, "edit", "edit inverted images, or rebuild them", edit)
     _add_status(commands)
     _add_job(commands, "bench", "compare the job with the authors' loop", bench)
@@ -84,10 +86,11 @@ def _add_verify(commands: "Commands") -> None:
     about = "check a run: checksums, shapes, one commit an image, nothing lost"
     parser = _add_report(commands, "verify", about, "print one JSON list")
     parser.add_argument("--data.shards", dest="shards", help="the input, if it is elsewhere than the run read it")
+    parser.add_argument("--data.images", dest="images", help="the same, of a run on a folder of images")
     parser.add_argument(
         "--recompute", type=int, default=0, metavar="N", help="inversions to replay and compare with their PSNR"
     )
-    parser.set_defaults(run=lambda a: verify(a.out, a.shards, a.recompute, a.json, a.allow_pipe == "true"))
+    parser.set_defaults(run=lambda a: verify(a.out, a.shards, a.images, a.recompute, a.json, a.allow_pipe == "true"))
 
 
 def _add_score(commands: "Commands") -> None:
@@ -196,17 +199,17 @@ def score(out: str, weights: Path | None, as_json: bool, allow_pipe: bool) -> in
     return DONE
 
 
-def verify(out: str, shards: str | None, recompute: int, as_json: bool, allow_pipe: bool) -> int:
+def verify(out: str, shards: str | None, images: str | None, recompute: int, as_json: bool, allow_pipe: bool) -> int:
     """Print what is wrong with a run, a line for each finding."""
     from nti_batch.inversions import InversionRun
     from nti_batch.status import units_of
-    from nti_batch.stream import expand_shards
+    from nti_batch.stream import input_shards
     from nti_batch.verify import verify_run
 
     found = []
     try:
         run = InversionRun(Path(out))
-        units = units_of(run, expand_shards(shards, allow_pipe) if shards else None, allow_pipe)
+        units = units_of(run, input_shards(shards, images, allow_pipe) if shards or images else None, allow_pipe)
         for finding in verify_run(run, units, recompute):
             found.append(finding)
             if not as_json:

@@ -23,7 +23,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar, Generic, TypeVar
+from typing import BinaryIO, ClassVar, Generic, TypeVar
 
 from nti_batch.archive import Header
 from nti_batch.lock import UnitLock
@@ -41,15 +41,22 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_whole(path: Path, text: str, ending: str = ".tmp") -> None:
-    """Write a file that appears whole or not at all, and survives a power cut once it has appeared."""
+@contextmanager
+def appearing(path: Path, ending: str = ".tmp") -> Iterator[BinaryIO]:
+    """A file to write that appears whole or not at all, and survives a power cut once it has appeared."""
     beside = path.with_name(path.name + ending)
-    with open(beside, "w", encoding="utf-8") as file:
-        file.write(text)
+    with open(beside, "wb") as file:
+        yield file
         file.flush()
         os.fsync(file.fileno())
     os.replace(beside, path)
     _sync_folder(path.parent)
+
+
+def write_whole(path: Path, text: str, ending: str = ".tmp") -> None:
+    """Write a text file that appears whole or not at all."""
+    with appearing(path, ending) as file:
+        file.write(text.encode())
 
 
 class OutputError(Exception):
