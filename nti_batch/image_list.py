@@ -144,7 +144,7 @@ def _of_table(table: Path, columns: Columns) -> list[ListedImage]:
             else:
                 names.update(cells)
                 images.append(_of_line(number, cells.get(columns.path), cells.get(columns.caption)))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise ValueError(f"source {str(table)!r} cannot be read: {error}") from error
     for flag, name in (("--path-column", columns.path), ("--caption-column", columns.caption)):
         if names and name not in names:

@@ -49,8 +49,7 @@ def parquet_lines(path: Path, columns: Sequence[str]) -> Iterator[Line]:
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
         raise ValueError(
-            f"{str(path)!r} is read with pyarrow, which is not installed: pip install 'nti-batch[parquet]', or give "
-            "a .csv or .jsonl"
+            "parquet needs pyarrow, which is not installed: pip install 'nti-batch[parquet]', or give CSV or JSONL"
         ) from error
     with ParquetFile(path) as file:
         number = 0
