@@ -169,19 +169,20 @@ class ShardWriter:
         Raises:
             ValueError: If the folder cannot be written, or holds something else.
             UnitInUseError: If another process packs into it.
+            OutputError: If the disk is full.
         """
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             lock = UnitLock(self.out / "pack.lock", claimed=f"output folder {str(self.out)!r}")
-            try:
-                self._begin(self.out / "pack.json")
-                yield
-            finally:
-                lock.release()
         except OSError as error:
             raise ValueError(
                 f"output folder {str(self.out)!r} cannot be written: {error.strerror}; give another OUT"
             ) from error
+        try:
+            self._begin(self.out / "pack.json")
+            yield
+        finally:
+            lock.release()
 
     def _begin(self, file: Path) -> None:
         outlines = [shard.outline for shard in self.shards]
@@ -191,7 +192,8 @@ class ShardWriter:
             raise ValueError(f"{str(self.out)!r} holds tars and no {file.name}: give an empty folder as OUT")
         else:
             plan = {"limits": dataclasses.asdict(self.limits), "shards": [dataclasses.asdict(o) for o in outlines]}
-            write_whole(file, json.dumps(plan, indent=1) + "\n")
+            with named(file):
+                write_whole(file, json.dumps(plan, indent=1) + "\n")
 
     def write(self, stopped: Callable[[], bool]) -> Iterator[ShardStats]:
         """Finish every shard, and give its statistics, in order.

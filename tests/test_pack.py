@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import resource
 import signal
 import sys
 import tarfile
@@ -444,6 +445,29 @@ def test_a_signal_stops_the_pack_and_the_next_one_goes_on(
     assert "stopped early; run the same command again" in capsys.readouterr().err
     assert [path.name for path in sorted(out.glob("*.tar"))] == ["00000.tar"]
     assert pack(source, out) == 0
+    assert shards(out) == shards(tmp_path / "whole")
+
+
+def pack_on_a_full_disk(source: Path, out: Path, log: Path) -> None:
+    """Pack where no file may be longer than 3,000 bytes."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+    with log.open("wb", buffering=0) as file:
+        os.dup2(file.fileno(), 2)
+        sys.exit(pack(source, out))
+
+
+def test_a_full_disk_ends_the_pack_in_one_line_and_the_next_one_goes_on(tmp_path: Path):
+    source, out, log = write_folder(tmp_path / "source", tuple("abcd")), tmp_path / "out", tmp_path / "log"
+    process = FORKS.Process(target=pack_on_a_full_disk, args=(source, out, log))
+    process.start()
+    process.join()
+    said = log.read_text()
+    assert process.exitcode == 1, said
+    assert re.fullmatch(r"nti-batch: .+00000\.tar cannot be written: File too large; .+ again\n", said)
+    assert list(out.glob("*.tar")) == []
+    assert pack(source, out) == 0
+    assert pack(source, tmp_path / "whole") == 0
     assert shards(out) == shards(tmp_path / "whole")
 
 
