@@ -1,4 +1,4 @@
-"""The command line: `nti-batch invert`, `edit`, `status`, `verify`, `score`, `bench`, `export`, `completion`.
+"""The command line: `nti-batch pack`, `invert`, `edit`, `status`, `verify`, `score`, `export`, `bench`, `completion`.
 
 The exit codes are in `job`. `status --exit-code` has the same: 0 done, 3 some have failed, 75 images are missing.
 """
@@ -26,6 +26,7 @@ from nti_batch.job import (
     run_job,
     writer_of,
 )
+from nti_batch.pack_command import add_pack
 
 if TYPE_CHECKING:
     from nti_batch.signals import StopSignals
@@ -50,7 +51,8 @@ def _parsers() -> tuple[argparse.ArgumentParser, "Commands"]:
         prog="nti-batch", description="Null-text inversion of image collections: real images become editable ones."
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    _add_job(commands, "invert", "invert the images of WebDataset shards", invert)
+    add_pack(commands)
+    _add_job(commands, "invert", "invert the images of WebDataset shards, or of a folder", invert)
     _add_job(commands, "edit", "edit inverted images, or rebuild them", edit)
     _add_status(commands)
     _add_job(commands, "bench", "compare the job with the authors' loop", bench)
@@ -94,10 +96,11 @@ def _add_verify(commands: "Commands") -> None:
     about = "check a run: checksums, shapes, one commit an image or edit, nothing lost"
     parser = _add_report(commands, "verify", about, "print one JSON list")
     parser.add_argument("--data.shards", dest="shards", help="the input, if it is elsewhere than the run read it")
+    parser.add_argument("--data.images", dest="images", help="the same, of a run on a folder of images")
     parser.add_argument(
         "--recompute", type=int, default=0, metavar="N", help="inversions to replay and compare with their PSNR"
     )
-    parser.set_defaults(run=lambda a: verify(a.out, a.shards, a.recompute, a.json, a.allow_pipe == "true"))
+    parser.set_defaults(run=lambda a: verify(a.out, a.shards, a.images, a.recompute, a.json, a.allow_pipe == "true"))
 
 
 def _add_score(commands: "Commands") -> None:
@@ -268,11 +271,11 @@ def export(out: str, folder: Path, shards: list[str] | None, keys: list[str] | N
     return SOME_FAILED if exported.failed else DONE
 
 
-def verify(out: str, shards: str | None, recompute: int, as_json: bool, allow_pipe: bool) -> int:
+def verify(out: str, shards: str | None, images: str | None, recompute: int, as_json: bool, allow_pipe: bool) -> int:
     """Print what is wrong with a run, a line for each finding."""
     found = []
     try:
-        for finding in _findings(Path(out), shards, recompute, allow_pipe):
+        for finding in _findings(Path(out), shards, images, recompute, allow_pipe):
             found.append(finding)
             if not as_json:
                 print(f"{finding.where}: {finding.what}")
@@ -285,23 +288,25 @@ def verify(out: str, shards: str | None, recompute: int, as_json: bool, allow_pi
     return ERROR if found else DONE
 
 
-def _findings(out: Path, shards: str | None, recompute: int, allow_pipe: bool) -> "Iterator[Finding]":
+def _findings(
+    out: Path, shards: str | None, images: str | None, recompute: int, allow_pipe: bool
+) -> "Iterator[Finding]":
     """What is wrong with a run of either job."""
     from nti_batch.edit_datamodule import EditDataModule
     from nti_batch.edit_run import EditRun
     from nti_batch.edit_verify import verify_edits
     from nti_batch.inversions import InversionRun
     from nti_batch.status import units_of
-    from nti_batch.stream import expand_shards
+    from nti_batch.stream import input_shards
     from nti_batch.verify import verify_run
 
     if not EditRun(out).folder.exists():
-        run, urls = InversionRun(out), expand_shards(shards, allow_pipe) if shards else None
+        run, urls = InversionRun(out), input_shards(shards, images, allow_pipe) if shards or images else None
         yield from verify_run(run, units_of(run, urls, allow_pipe), recompute)
         return
-    if shards or recompute:
+    if shards or images or recompute:
         raise ValueError(
-            f"{str(out)!r} has edits: --data.shards and --recompute are for the folder of their inversions"
+            f"{str(out)!r} has edits: --data.shards, --data.images and --recompute are for the folder of their inversions"
         )
     yield from verify_edits(EditRun(out), EditDataModule.of_run(out, allow_pipe=True))
 

@@ -10,13 +10,14 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset
 
 from nti_batch.failure_limit import FailureLimit
+from nti_batch.folder import fingerprint, list_folder
 from nti_batch.images import decode_image
 from nti_batch.inversions import InversionRun
 from nti_batch.manifest import Row
 from nti_batch.parts import OutputRun
 from nti_batch.records import CaptionedImage, Failure, UnitRead, WorkUnit
 from nti_batch.status import RunStatus, Status, run_status, units_of
-from nti_batch.stream import RawSample, caption_source, count_images, expand_shards, read_unit, work_units
+from nti_batch.stream import RawSample, caption_source, count_images, input_shards, read_unit, work_units
 
 COUNTED_SHARDS = 16
 SAMPLES = Path(__file__).parent / "demo" / "samples"
@@ -111,12 +112,13 @@ class InversionDataModule(UnitDataModule[InversionRun]):
 
     def __init__(
         self,
-        shards: str,
+        shards: str | None = None,
         caption: str = "txt",
         height: int | None = None,
         width: int | None = None,
         slices: int = 8,
         allow_pipe: bool = False,
+        images: str | None = None,
         **job: Any,
     ) -> None:
         """Settings of the input.
@@ -129,10 +131,13 @@ class InversionDataModule(UnitDataModule[InversionRun]):
             width: Likewise.
             slices: Work units of a shard: what the ranks share out. Fixed for a run.
             allow_pipe: Allow 'pipe:COMMAND' shards; COMMAND is run by a shell.
+            images: Instead of shards, a folder of images with captions beside them, read as one shard; it must keep
+                its images for as long as the run goes on.
             **job: As for `UnitDataModule`.
         """
         super().__init__(**job)
-        self.urls = expand_shards(str(SAMPLES / "*.tar") if shards == "demo" else shards, allow_pipe)
+        self.urls = input_shards(str(SAMPLES / "*.tar") if shards == "demo" else shards, images, allow_pipe)
+        self.folder = images
         self.units = work_units(self.urls, slices)
         caption_source(caption)
         self.caption, self.height, self.width, self.slices = caption, height, width, slices
@@ -150,12 +155,17 @@ class InversionDataModule(UnitDataModule[InversionRun]):
     @property
     def result_settings(self) -> dict[str, str | int | None]:
         """The settings that change results or names of files, for `run.json`."""
-        return {
+        settings: dict[str, str | int | None] = {
             "data.caption": self.caption,
             "data.height": self.height,
             "data.width": self.width,
             "data.slices": self.slices,
         }
+        if self.folder is not None:
+            # work units are slices by position: one image more, and others would be inverted twice or never
+            samples, _ = list_folder(self.folder)
+            settings["data.images"] = fingerprint(samples)
+        return settings
 
     def is_waiting(self, unit: WorkUnit) -> bool:
         """Whether an image is missing, or is to be tried again."""
@@ -166,7 +176,7 @@ class InversionDataModule(UnitDataModule[InversionRun]):
         """About how many images are before them, by the headers of the first shards; None if those are remote."""
         assert self.run is not None, "attach() comes first"
         urls = list(dict.fromkeys(unit.url for unit in units))[:COUNTED_SHARDS]
-        if not all(Path(url).is_file() for url in urls):
+        if not all(Path(url).exists() for url in urls):
             return None
         images = {url: count_images(url) for url in urls}
         counted = [unit for unit in units if unit.url in images]

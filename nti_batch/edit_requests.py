@@ -16,7 +16,7 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,9 @@ from nti_batch.diffusion.edits import EditSettings
 from nti_batch.manifest import member_name
 from nti_batch.packing import StoredInversion
 from nti_batch.records import CaptionedImage, EditRequest, Mask, WorkUnit
+from nti_batch.tables import Cells, csv_lines, json_lines
 
 _TOLD = 5
-Cells = Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,7 +69,7 @@ def read_requests(path: Path, shards: list[str], defaults: EditSettings) -> list
         ValueError: If something in it cannot be understood, naming the first lines of that kind.
     """
     try:
-        lines = list(_csv_lines(path) if path.suffix.lower() == ".csv" else _json_lines(path))
+        lines = list(csv_lines(path) if path.suffix.lower() == ".csv" else json_lines(path))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"edits {str(path)!r} cannot be read: {error}") from error
     requests: dict[tuple[str, str, str], EditRequest] = {}
@@ -101,32 +101,6 @@ def read_settings(cells: Cells, defaults: EditSettings) -> EditSettings:
     columns = {field.name: _COLUMN_OF_TYPE[field.type] for field in dataclasses.fields(EditSettings)}
     given = {name: c.read(name, cells[name]) for name, c in columns.items() if cells.get(name) is not None}
     return dataclasses.replace(defaults, **given) if given else defaults
-
-
-def _csv_lines(path: Path) -> Iterator[tuple[int, Cells | ValueError]]:
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file, strict=True)
-        for row in rows:
-            if None in row or None in row.values():
-                yield (
-                    rows.line_num,
-                    ValueError(f"the line has not the {len(rows.fieldnames or ())} columns of the first"),
-                )
-            else:
-                yield rows.line_num, {name: cell or None for name, cell in row.items()}
-
-
-def _json_lines(path: Path) -> Iterator[tuple[int, Cells | ValueError]]:
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            cells = json.loads(line)
-        except ValueError as error:
-            yield number, ValueError(f"this is no JSON: {error}")
-            continue
-        is_object = isinstance(cells, dict)
-        yield number, cells if is_object else ValueError(f"this is no JSON object: {line.strip()[:40]}")
 
 
 def _request(cells: Cells, shards: list[str], defaults: EditSettings, counts: Counter[tuple[str, str]]) -> EditRequest:

@@ -27,14 +27,18 @@ class UnitLock:
     with `flock`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, claimed: str = "") -> None:
         """Take the lock.
+
+        Args:
+            path: A file that need not be there.
+            claimed: What it stands for, where that is no work unit.
 
         Raises:
             UnitInUseError: If a living process has it; the text says which.
         """
         self.path = path
-        self._file = _open_current(path)
+        self._file = _open_current(path, claimed)
         self._file.seek(0)
         self._file.truncate()
         json.dump(_whoami(), self._file)
@@ -47,7 +51,7 @@ class UnitLock:
         self._file.close()
 
 
-def _open_current(path: Path) -> IO[str]:
+def _open_current(path: Path, claimed: str) -> IO[str]:
     """The locked file that `path` names; an owner that ended in between has taken its file away."""
     deadline = time.monotonic() + PATIENCE
     while True:
@@ -59,7 +63,7 @@ def _open_current(path: Path) -> IO[str]:
                 file.seek(0)
                 owner = file.read()
             if not _is_earlier_start(owner) or time.monotonic() > deadline:
-                raise UnitInUseError(_in_use(path, owner)) from error
+                raise UnitInUseError(_in_use(path, owner, claimed)) from error
             time.sleep(0.5)
             continue
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
@@ -88,12 +92,11 @@ def _is_earlier_start(content: str) -> bool:
         return False
 
 
-def _in_use(path: Path, content: str) -> str:
+def _in_use(path: Path, content: str, claimed: str) -> str:
     try:
         owner = ", ".join(f"{name} {value}" for name, value in json.loads(content).items())
     except ValueError:
         owner = "it has not said who it is"
-    return (
-        f"{path.stem!r} in {str(path.parent.parent)!r} is in use by another job ({owner}): wait until that "
-        "job ends, or end it; jobs that share a folder take a part each, with --data.part"
-    )
+    what = claimed or f"{path.stem!r} in {str(path.parent.parent)!r}"
+    advice = "" if claimed else "; jobs that share a folder take a part each, with --data.part"
+    return f"{what} is in use by another job ({owner}): wait until that job ends, or end it{advice}"

@@ -26,7 +26,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar, Generic, TypeVar
+from typing import BinaryIO, ClassVar, Generic, TypeVar
 
 from nti_batch.archive import Header
 from nti_batch.lock import UnitLock
@@ -51,15 +51,22 @@ def write_beside(path: Path, text: str) -> None:
     os.replace(beside, path)
 
 
-def write_whole(path: Path, content: str | bytes, ending: str = ".tmp") -> None:
-    """Write a file that appears whole or not at all, and survives a power cut once it has appeared."""
+@contextmanager
+def appearing(path: Path, ending: str = ".tmp") -> Iterator[BinaryIO]:
+    """A file to write that appears whole or not at all, and survives a power cut once it has appeared."""
     beside = path.with_name(path.name + ending)
     with open(beside, "wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        yield file
         file.flush()
         os.fsync(file.fileno())
     os.replace(beside, path)
     _sync_folder(path.parent)
+
+
+def write_whole(path: Path, content: str | bytes, ending: str = ".tmp") -> None:
+    """Write a file that appears whole or not at all, and survives a power cut once it has appeared."""
+    with appearing(path, ending) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
 
 
 class OutputError(Exception):

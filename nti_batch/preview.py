@@ -115,6 +115,8 @@ def draw_rows(rows: Sequence[tuple[Sequence[str], Tensor, Sequence[str]]]) -> Im
     for number, (captions, pictures, labels) in enumerate(rows):
         left, top = number % columns * strip + MARGIN, number // columns * cell_height + MARGIN
         for caption in captions:
+            # neither keys nor prompts need be one line
+            caption = " ".join(caption.split())
             while pen.textlength(caption, font) > strip - 2 * MARGIN:
                 caption = caption[:-5] + "..."
             pen.text((left, top), caption, "black", font)

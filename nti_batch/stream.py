@@ -1,6 +1,8 @@
 """Input shards -> work units -> samples. What is damaged gives a row that says so; nothing is skipped in silence.
 
-tarfile takes a wrong header for the end of an archive and WebDataset believes it, so a shard is walked strictly.
+A shard is a tar, or a folder of images, whose ids are paths without their endings, in order.
+
+tarfile takes a wrong header for the end of an archive and WebDataset believes it, so a tar is walked strictly.
 From WebDataset come the patterns, the addresses and the rule that splits a member's name into key and extension.
 """
 
@@ -26,18 +28,22 @@ from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
 from nti_batch.archive import Archive
+from nti_batch.folder import (
+    IMAGE_EXTENSIONS,
+    LARGEST_CAPTION,
+    LARGEST_IMAGE,
+    extension_of,
+    list_folder,
+    read_file,
+)
 from nti_batch.records import Failure, WorkUnit
 from nti_batch.transfer import Source, is_url
-
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif")
 
 _DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError)
 _FAULTS_TOLD = 5
 PAUSES = (1.0, 2.0, 4.0, 8.0)
 """Seconds before a broken transfer is tried again."""
 
-_LARGEST_IMAGE = 1 << 30
-_LARGEST_CAPTION = 1 << 20
 _NO_USERS_FILES = re.compile(r"__[^/]*__($|/)|(.*/)?(__MACOSX/|(\._[^/]*|\.DS_Store)$)", re.DOTALL)
 """WebDataset's `__meta__`, and what macOS packs beside each file."""
 
@@ -52,6 +58,22 @@ class RawSample:
     key: str
     prompt: str
     image: bytes
+
+
+def input_shards(shards: str | None, images: str | None, allow_pipe: bool = False) -> list[str]:
+    """The address of each shard of an input that is given as shards or as a folder of images.
+
+    Raises:
+        ValueError: If both or none are given, or nothing is found.
+    """
+    if shards is not None and images is None:
+        return expand_shards(shards, allow_pipe)
+    if images is not None and shards is None:
+        return [folder_shard(images)]
+    raise ValueError(
+        f"data.shards is {shards!r} and data.images is {images!r}: give one of them, tars with --data.shards or a "
+        "folder of images with --data.images"
+    )
 
 
 def expand_shards(patterns: str, allow_pipe: bool = False) -> list[str]:
@@ -69,6 +91,21 @@ def expand_shards(patterns: str, allow_pipe: bool = False) -> list[str]:
     if not allow_pipe:
         refuse_pipes(shards)
     return shards
+
+
+def folder_shard(folder: str) -> str:
+    """The address of a folder of images, which is read as one shard.
+
+    Raises:
+        ValueError: If it is no folder.
+    """
+    if not os.path.isdir(folder):
+        raise ValueError(
+            f"images: {folder!r} is no folder, seen from {os.getcwd()!r}; give one with images and captions in it, "
+            "or tars with --data.shards"
+        )
+    # '.' has no name, and results are called by it
+    return os.path.abspath(folder)
 
 
 def refuse_pipes(urls: Iterable[str]) -> None:
@@ -113,7 +150,8 @@ def _matches(pattern: str) -> list[str]:
     if not files:
         raise ValueError(
             f"shards: no file matches {pattern!r}, seen from {os.getcwd()!r}; "
-            "give tars as paths, 'folder/*.tar', '{000..009}.tar', urls or several of them joined by '::'"
+            "give tars as paths, 'folder/*.tar', '{000..009}.tar', urls or several of them joined by '::', "
+            "or a folder of images with --data.images"
         )
     return files
 
@@ -174,7 +212,7 @@ def read_unit(
     def is_wanted(ordinal: int, key: str) -> bool:
         return ordinal % unit.count == unit.index and key not in skip
 
-    needed = {**dict.fromkeys(IMAGE_EXTENSIONS, _LARGEST_IMAGE), extension: _LARGEST_CAPTION}
+    needed = {**dict.fromkeys(IMAGE_EXTENSIONS, LARGEST_IMAGE), extension: LARGEST_CAPTION}
     for sample in _samples(unit.url, is_wanted, needed, faults, stopped):
         if sample.wanted:
             yield _row(unit, sample, extension, json_field)
@@ -255,7 +293,7 @@ def _row(unit: WorkUnit, sample: _Sample, extension: str, json_field: str) -> Ra
         stage = "image"
         image = _image(sample)
         stage = "caption"
-        prompt = _prompt(sample.whole(extension), json_field)
+        prompt = read_caption(sample.whole(extension), json_field)
     except (ValueError, RecursionError) as error:
         if sample.damage is None:
             return Failure(unit, sample.key, stage, str(error))
@@ -268,13 +306,18 @@ def _image(sample: _Sample) -> bytes:
     if len(images) != 1:
         raise ValueError(
             f"there are {len(images)} image members among {_listed(sample.members)}, not one; images end in "
-            f"{_listed(IMAGE_EXTENSIONS)}, and a key ends at the first dot of the file name"
+            f"{_listed(IMAGE_EXTENSIONS)}, and in a tar a key ends at the first dot of the file name"
         )
     return sample.whole(images[0])
 
 
-def _prompt(data: bytes, json_field: str) -> str:
-    """Caption without the white space around it; json reads nesting by recursion, so a hostile one raises that."""
+def read_caption(data: bytes, json_field: str = "") -> str:
+    """A caption without the white space around it, from a text or from a field of a JSON.
+
+    Raises:
+        ValueError: If there is none, or it is no text.
+        RecursionError: Of a JSON that is nested too deeply.
+    """
     text = data.decode("utf-8-sig")
     if json_field:
         record = json.loads(text)
@@ -347,6 +390,9 @@ def _read(
     stopped: Callable[[], bool],
 ) -> Iterator[_Sample]:
     """The ids of the shard, until the end or the first damage; only the last one can be damaged."""
+    if os.path.isdir(url):
+        yield from _read_folder(url, is_wanted, needed, reading.faults)
+        return
     seen: set[str] = set()
     source: Source | None = None
     faults = reading.faults
@@ -390,6 +436,29 @@ def _fill(sample: _Sample, archive: tarfile.TarFile, members: Iterable[Any], nee
                 sample.members[extension] = data.read()
     except _DAMAGE as damage:
         sample.damage = damage
+
+
+def _read_folder(
+    folder: str, is_wanted: Callable[[int, str], bool], needed: Mapping[str, int], faults: list[str]
+) -> Iterator[_Sample]:
+    """The ids of a folder."""
+    samples, unread = list_folder(folder)
+    for ordinal, found in enumerate(samples):
+        sample = _Sample(found.key, is_wanted(ordinal, found.key))
+        for path in found.files:
+            extension = extension_of(path)
+            if extension in sample.members:
+                sample.fault = f"two files are called {path!r}, small and capital letters alike"
+            sample.members[extension] = None
+            if sample.wanted and not sample.fault and extension in needed:
+                try:
+                    sample.members[extension] = read_file(os.path.join(folder, path), needed[extension])
+                except ValueError as error:
+                    sample.fault = f"{path!r}: {error}"
+        yield sample
+    faults += [f"{path!r} {reason}" for path, reason in unread]
+    if not samples and not unread:
+        faults.append("the folder holds no images")
 
 
 def _named_members(archive: Archive, faults: list[str]) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
