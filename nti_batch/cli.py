@@ -1,4 +1,4 @@
-"""The command line: `nti-batch invert`, `edit`, `status`, `verify`, `score`, `bench`.
+"""The command line: `nti-batch invert`, `edit`, `status`, `report`, `verify`, `score`, `bench`.
 
 The exit codes are in `job`. `status --exit-code` has the same: 0 done, 3 some have failed, 75 images are missing.
 """
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
+INPUT_ELSEWHERE = "the input, if it is elsewhere than the run read it"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code."""
     parser = argparse.ArgumentParser(
@@ -41,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _add_job(commands, "invert", "invert the images of WebDataset shards", invert)
     _add_job(commands, "edit", "edit inverted images, or rebuild them", edit)
     _add_status(commands)
+    _add_report(commands)
     _add_job(commands, "bench", "compare the job with the authors' loop", bench)
     _add_verify(commands)
     _add_score(commands)
@@ -56,7 +60,7 @@ def _add_job(commands: "Commands", name: str, help: str, run: Callable[[Sequence
     commands.add_parser(name, help=help, add_help=False).set_defaults(run=run, takes_rest=True)
 
 
-def _add_report(commands: "Commands", name: str, help: str, json_help: str) -> argparse.ArgumentParser:
+def _about_run(commands: "Commands", name: str, help: str) -> argparse.ArgumentParser:
     """A command about a run."""
     parser = commands.add_parser(name, help=help)
     parser.add_argument("out", metavar="OUT", help="output folder of the run")
@@ -67,23 +71,38 @@ def _add_report(commands: "Commands", name: str, help: str, json_help: str) -> a
         default="false",
         help="allow shards that are the output of a shell command, as for invert",
     )
-    parser.add_argument("--json", action="store_true", help=json_help)
     parser.set_defaults(takes_rest=False)
     return parser
 
 
 def _add_status(commands: "Commands") -> None:
-    parser = _add_report(commands, "status", "say how far a run is", "print one JSON object")
+    parser = _about_run(commands, "status", "say how far a run is")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
         "--exit-code", action="store_true", help="exit with 75 if images are missing, with 3 if some have failed"
     )
     parser.set_defaults(run=lambda a: status(a.out, a.json, a.exit_code, a.allow_pipe == "true"))
 
 
+def _add_report(commands: "Commands") -> None:
+    parser = _about_run(commands, "report", "write a page about a run: numbers, charts, failures, pictures")
+    parser.add_argument("--output", metavar="FILE", type=Path, help="default: OUT/report.html")
+    parser.add_argument(
+        "--pictures",
+        metavar="N",
+        type=int,
+        default=2,
+        help="of the worst, the median and the best, replayed by the model; 0 needs no model; default: 2",
+    )
+    parser.add_argument("--data.shards", dest="shards", help=INPUT_ELSEWHERE)
+    parser.set_defaults(run=lambda a: report(a.out, a.output, a.pictures, a.shards, a.allow_pipe == "true"))
+
+
 def _add_verify(commands: "Commands") -> None:
     about = "check a run: checksums, shapes, one commit an image, nothing lost"
-    parser = _add_report(commands, "verify", about, "print one JSON list")
-    parser.add_argument("--data.shards", dest="shards", help="the input, if it is elsewhere than the run read it")
+    parser = _about_run(commands, "verify", about)
+    parser.add_argument("--json", action="store_true", help="print one JSON list")
+    parser.add_argument("--data.shards", dest="shards", help=INPUT_ELSEWHERE)
     parser.add_argument(
         "--recompute", type=int, default=0, metavar="N", help="inversions to replay and compare with their PSNR"
     )
@@ -91,7 +110,8 @@ def _add_verify(commands: "Commands") -> None:
 
 
 def _add_score(commands: "Commands") -> None:
-    parser = _add_report(commands, "score", "score a run of edits that have masks", "print one JSON list")
+    parser = _about_run(commands, "score", "score a run of edits that have masks")
+    parser.add_argument("--json", action="store_true", help="print one JSON list")
     parser.add_argument(
         "--weights", metavar="FOLDER", type=Path, help="with clip, dino or lpips in it, for the scores that need them"
     )
@@ -171,6 +191,34 @@ def status(out: str, as_json: bool, tell: bool, allow_pipe: bool) -> int:
     if tell and report.missing:
         return STOPPED
     return SOME_FAILED if tell and report.has_failures else DONE
+
+
+def report(out: str, output: Path | None, pictures: int, shards: str | None, allow_pipe: bool) -> int:
+    """Write the page about a run."""
+    from nti_batch.edit_report import edit_page
+    from nti_batch.edit_run import EditRun
+    from nti_batch.inversions import InversionRun
+    from nti_batch.parts import write_whole
+    from nti_batch.report import inversion_page
+    from nti_batch.status import units_of
+    from nti_batch.stream import expand_shards
+
+    quiet()
+    path = output or Path(out) / "report.html"
+    try:
+        if pictures < 0:
+            raise ValueError(f"--pictures is {pictures}, allowed: at least 0")
+        if EditRun(Path(out)).folder.exists():
+            page = edit_page(Path(out), pictures, allow_pipe)
+        else:
+            run = InversionRun(Path(out))
+            units = units_of(run, expand_shards(shards, allow_pipe) if shards else None, allow_pipe)
+            page = inversion_page(run, units, pictures)
+        write_whole(path, page.html())
+    except (ValueError, OSError) as error:
+        return refuse(error)
+    print(path)
+    return DONE
 
 
 def score(out: str, weights: Path | None, as_json: bool, allow_pipe: bool) -> int:

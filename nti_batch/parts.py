@@ -20,7 +20,7 @@ import socket
 import tarfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
@@ -231,9 +231,14 @@ class OutputRun(ABC, Generic[Record, AnyRow]):
         numbered = (self._part(unit, number).with_suffix(".jsonl") for number in itertools.count())
         return list(itertools.takewhile(Path.exists, numbered))
 
+    def located_rows(self, unit: WorkUnit) -> Iterator[tuple[Path, AnyRow]]:
+        """What is committed of a work unit, each row with its manifest; the rows of one are in memory at a time."""
+        for path in self.manifests(unit):
+            yield from ((path, row) for row in Manifest.read(path, self.row_type).rows)
+
     def rows(self, unit: WorkUnit) -> list[AnyRow]:
         """What is committed of a work unit."""
-        return [row for path in self.manifests(unit) for row in Manifest.read(path, self.row_type).rows]
+        return [row for _, row in self.located_rows(unit)]
 
     def new_part(self, unit: WorkUnit) -> PartWriter[Record, AnyRow]:
         """Start the unit's next part."""
@@ -345,3 +350,20 @@ def read_members(part: Path) -> Iterator[tuple[bytes, dict[str, Json]]]:
         raise ValueError(f"{part} is damaged: {error}") from error
     if payloads:
         raise ValueError(f"{part} is damaged: no .json for {', '.join(payloads)}")
+
+
+def read_metadata(part: Path, names: Collection[str]) -> Iterator[dict[str, Json]]:
+    """The `.json` members of these records; nothing else is read, so no checksum is compared.
+
+    Raises:
+        ValueError: If the part cannot be read.
+    """
+    try:
+        with tarfile.open(part, "r:", tarinfo=Header) as tar:
+            for member in tar:
+                stem, _, kind = member.name.rpartition(".")
+                if kind == "json" and stem in names:
+                    stream = tar.extractfile(member)
+                    yield json.loads(stream.read() if stream else b"")
+    except (tarfile.TarError, OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{part} is damaged: {error}") from error
