@@ -12,8 +12,10 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
+from numpy.typing import NDArray
 
-from nti_batch.run_numbers import LossCurve, Numbers, histogram, throughput
+from nti_batch.run_numbers import Curve, Numbers, histogram, throughput
 
 INK, LINE, ACCENT = "#000001", "#000002", "#000003"
 _OF_THE_PAGE = {INK: "currentColor", LINE: "var(--line)", ACCENT: "var(--accent)"}
@@ -51,24 +53,30 @@ class Chart:
     svg: Markup
 
 
-def histogram_chart(title: str, values: Numbers, unit: str, records: str) -> Chart:
+def histogram_chart(title: str, values: Numbers, unit: str, digits: int, records: str) -> Chart:
     """How often which value comes.
 
     Args:
         title: Of the chart.
         values: At least one, all finite.
         unit: Of the values, such as 'dB'.
+        digits: Behind the point, where a value is told.
         records: What has the values, such as 'images'.
     """
     numbers = histogram(values)
     low, median, high = np.quantile(values, [0.05, 0.5, 0.95])
     summary = (
-        f"Median {median:.4g} {unit}; nine of ten between {low:.4g} and {high:.4g}, "
-        f"all between {values.min():.4g} and {values.max():.4g}."
+        f"Median {median:.{digits}f} {unit}; nine of ten between {low:.{digits}f} and {high:.{digits}f}, "
+        f"all between {values.min():.{digits}f} and {values.max():.{digits}f}."
     )
     if values.min() < numbers.edges[0] or values.max() > numbers.edges[-1]:
         summary += " The outer bars hold what lies beyond them, too."
-    return Chart(title, summary, _draw(title, unit, records, lambda axes: _bars(axes, numbers.edges, numbers.counts)))
+
+    def paint(axes: Axes) -> None:
+        _bars(axes, numbers.edges, numbers.counts)
+        axes.yaxis.set_major_locator(MaxNLocator("auto", integer=True))
+
+    return Chart(title, summary, _draw(title, unit, records, paint))
 
 
 def throughput_chart(finished: Numbers, seconds: Numbers, records: str) -> Chart:
@@ -90,8 +98,16 @@ def throughput_chart(finished: Numbers, seconds: Numbers, records: str) -> Chart
     return Chart("Throughput", summary, _draw("throughput", "time, UTC", f"{records} an hour", paint))
 
 
-def loss_chart(curve: LossCurve) -> Chart:
-    """The median and the band around it, from noise to image."""
+def timestep_chart(title: str, about: str, curve: Curve, records: str, ylabel: str) -> Chart:
+    """The median and the band around it, from noise to image.
+
+    Args:
+        title: Of the chart.
+        about: What is drawn, for the summary.
+        curve: By timestep.
+        records: Of what, such as '8 images'.
+        ylabel: Of the axis, which is logarithmic unless a median is 0.
+    """
 
     def paint(axes: Axes) -> None:
         axes.fill_between(curve.timesteps, curve.low, curve.high, color=ACCENT, alpha=0.3, linewidth=0)
@@ -99,13 +115,15 @@ def loss_chart(curve: LossCurve) -> Chart:
         axes.invert_xaxis()
         if (curve.median > 0).all():
             axes.set_yscale("log", nonpositive="clip")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.yaxis.set_minor_locator(NullLocator())
 
     summary = (
-        f"Mean squared distance of the guided step to the pivot: the median of {curve.images:,} images, and a band "
-        f"that holds eight of ten. At the last timestep the median is {curve.median[-1]:.2g}."
+        f"{about}: the median of {records}, and a band that holds eight of ten. The median is "
+        f"{curve.median[0]:.2g} at the first timestep and {curve.median[-1]:.2g} at the last."
     )
-    svg = _draw("losses", "timestep of the network, from noise to image", "loss", paint)
-    return Chart("Loss by timestep", summary, svg)
+    return Chart(title, summary, _draw(title, "timestep of the network, from noise to image", ylabel, paint))
 
 
 def in_words(seconds: float) -> str:
@@ -116,7 +134,7 @@ def in_words(seconds: float) -> str:
     return f"{round(seconds / 86400, 1):g} days"
 
 
-def _bars(axes: Axes, edges: Numbers, heights: Numbers) -> None:
+def _bars(axes: Axes, edges: Numbers, heights: NDArray[np.float64] | NDArray[np.int64]) -> None:
     axes.bar(edges[:-1], heights, 0.9 * np.diff(edges), align="edge", color=ACCENT)
 
 

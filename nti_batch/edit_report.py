@@ -55,10 +55,10 @@ def _facts(status: EditStatus) -> list[Fact]:
 
 def _charts(numbers: RunNumbers[EditRow]) -> list[Chart]:
     charts = [throughput_chart(numbers["finished"], numbers["seconds"], "edits")]
-    for column, title, unit in (("psnr_unedited", "PSNR", "dB"), ("ssim_unedited", "SSIM", "SSIM")):
+    for column, title, unit, digits in (("psnr_unedited", "PSNR", "dB", 2), ("ssim_unedited", "SSIM", "SSIM", 3)):
         values = numbers[column]
         if len(scored := values[np.isfinite(values)]):
-            charts.append(histogram_chart(f"{title} of the unedited part", scored, unit, "edits"))
+            charts.append(histogram_chart(f"{title} of the unedited part", scored, unit, digits, "edits"))
     return charts
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from nti_batch.charts import Chart, histogram_chart, in_words, loss_chart, throughput_chart
+from nti_batch.charts import Chart, histogram_chart, in_words, throughput_chart, timestep_chart
 from nti_batch.datamodule import read_inputs
 from nti_batch.editing import load_model
 from nti_batch.inversions import InversionRun, read_part
@@ -14,11 +14,12 @@ from nti_batch.packing import StoredInversion
 from nti_batch.page import Example, Fact, Page, embed, settings_of
 from nti_batch.preview import replay
 from nti_batch.records import CaptionedImage, WorkUnit
-from nti_batch.run_numbers import RunNumbers, extremes, loss_curve, read_sample
+from nti_batch.run_numbers import RunNumbers, by_timestep, extremes, read_sample
 from nti_batch.stable_diffusion import StableDiffusion
 from nti_batch.status import RunStatus, run_status
 
-LOSS_SAMPLE = 256
+SAMPLE = 256
+"""Images of which losses and steps at each timestep are read, at most, drawn at random."""
 
 
 def inversion_page(run: InversionRun, units: Sequence[WorkUnit], pictures: int) -> Page:
@@ -72,13 +73,20 @@ def _facts(status: RunStatus) -> list[Fact]:
 def _charts(numbers: RunNumbers[ManifestRow], notes: list[str]) -> list[Chart]:
     charts = [
         throughput_chart(numbers["finished"], numbers["seconds"], "images"),
-        histogram_chart("PSNR of the reconstruction", numbers["psnr"], "dB", "images"),
-        histogram_chart("PSNR below the VAE's own", numbers["psnr_vae"] - numbers["psnr"], "dB", "images"),
-        histogram_chart("Inner steps an image", numbers["inner_steps"], "updates", "images"),
+        histogram_chart("PSNR of the reconstruction", numbers["psnr"], "dB", 2, "images"),
+        histogram_chart("PSNR below the VAE's own", numbers["psnr_vae"] - numbers["psnr"], "dB", 2, "images"),
+        histogram_chart("Inner steps an image", numbers["inner_steps"], "updates", 0, "images"),
     ]
-    metadata, faults = read_sample(numbers.find(numbers.sample(LOSS_SAMPLE)))
+    metadata, faults = read_sample(numbers.find(numbers.sample(SAMPLE)))
     notes += faults
-    return [*charts, loss_chart(loss_curve(metadata))] if metadata else charts
+    if metadata:
+        images = f"{len(metadata):,} images" + (", drawn at random" if len(metadata) < len(numbers) else "")
+        for name, title, about, ylabel in (
+            ("losses", "Loss by timestep", "Mean squared distance of the guided step to the pivot", "loss"),
+            ("inner_steps", "Inner steps by timestep", "Updates of the null embedding", "updates"),
+        ):
+            charts.append(timestep_chart(title, about, by_timestep(metadata, name), images, ylabel))
+    return charts
 
 
 def _examples(

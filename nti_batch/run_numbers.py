@@ -181,8 +181,8 @@ def throughput(finished: Numbers, seconds: Numbers) -> Histogram:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class LossCurve:
-    """Losses of a sample of images at each timestep."""
+class Curve:
+    """What a sample of images has at each timestep."""
 
     timesteps: NDArray[np.int64]
     """Of the network, the noisiest first, [T]."""
@@ -194,15 +194,13 @@ class LossCurve:
     high: Numbers
     """10 % of the images are above it, [T]."""
 
-    images: int
 
-
-def loss_curve(metadata: Sequence[dict[str, Json]]) -> LossCurve:
-    """From the `.json` members of at least one inversion of one run."""
-    losses: Numbers = np.array([image["losses"] for image in metadata], dtype=np.float64)
-    low, median, high = np.quantile(losses, [0.1, 0.5, 0.9], axis=0)
+def by_timestep(metadata: Sequence[dict[str, Json]], name: str) -> Curve:
+    """A list in the `.json` members of at least one inversion of one run: 'losses' or 'inner_steps'."""
+    values: Numbers = np.array([image[name] for image in metadata], dtype=np.float64)
+    low, median, high = np.quantile(values, [0.1, 0.5, 0.9], axis=0)
     timesteps: NDArray[np.int64] = np.array(metadata[0]["timesteps"], dtype=np.int64)
-    return LossCurve(timesteps, low, median, high, len(losses))
+    return Curve(timesteps, low, median, high)
 
 
 def read_sample(rows: Iterable[tuple[Path, Row]]) -> tuple[list[dict[str, Json]], list[str]]:

@@ -183,7 +183,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--guidance_scale", type=float, default=NullTextSettings().guidance_scale)
     parser.add_argument("--updates", type=int, nargs="+", default=UPDATES, help="values of N")
-    parser.add_argument("--plot", type=Path, help="a picture of the curves, such as curves.png; takes matplotlib")
+    parser.add_argument("--plot", type=Path, help="a picture of the curves, such as curves.png")
     arguments = parser.parse_args()
     source = ModelSource("demo")
     networks = StableDiffusion.load(source)
