@@ -1,9 +1,12 @@
 """`nti-batch report`: what stands on the page, and that nothing else does."""
 
+import itertools
 import json
+import re
 import shutil
 import subprocess
 from collections import Counter
+from html import unescape
 from pathlib import Path
 from statistics import median
 
@@ -58,6 +61,12 @@ def written(out: Path, *more: str) -> Element:
     return read_page(out / "report.html")
 
 
+@pytest.fixture(scope="module")
+def page(finished: Path) -> Element:
+    """Of the whole run, with all its pictures."""
+    return written(finished / "out", "--pictures=9")
+
+
 def status_of(out: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
     capsys.readouterr()
     assert main(["status", str(out), "--json"]) == 0
@@ -68,9 +77,8 @@ def status_of(out: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, object
 # --- the page ---
 
 
-def test_the_page_says_what_status_says(run: InversionRun, capsys: pytest.CaptureFixture[str]):
-    page = written(run.out)
-    said, status = facts(page), status_of(run.out, capsys)
+def test_the_page_says_what_status_says(page: Element, finished: Path, capsys: pytest.CaptureFixture[str]):
+    said, status = facts(page), status_of(finished / "out", capsys)
     assert (said["done"], said["failed"], said["missing"], said["damaged shards"]) == ("8", "3", "0", "1")
     for name in ("done", "failed", "missing"):
         assert said[name] == str(status[name])
@@ -82,23 +90,22 @@ def test_the_page_says_what_status_says(run: InversionRun, capsys: pytest.Captur
     assert shares == ["flex-grow: 8", "flex-grow: 3", "flex-grow: 0"]
 
 
-def test_failures_stand_under_their_stage_and_reason_with_an_example(run: InversionRun):
-    rows = table(written(run.out), "Failures")
+def test_failures_stand_under_their_stage_and_reason_with_an_example(page: Element):
+    rows = table(page, "Failures")
     found = {(stage, int(count)): reason for stage, reason, count in rows}
     assert {stage: n for stage, n in found if n > 1} == {"image": 2}
     assert "a/bad0" in found["image", 2] and "<html>0<script>alert(4)" in found["image", 2]
     assert sorted(stage for stage, _, _ in rows) == ["image", "shard", "shard"], "a cut image, and its shard once"
 
 
-def test_the_settings_are_those_of_run_json(run: InversionRun):
-    told = json.loads(run.run_file.read_text())
+def test_the_settings_are_those_of_run_json(page: Element, finished: Path):
+    told = json.loads((finished / "out" / "run.json").read_text())
     expected = {**told["settings"], "shards": told["shards"]}
-    rows = table(written(run.out, "--pictures=0"), "Settings")
+    rows = table(page, "Settings")
     assert {name: value if isinstance(expected[name], str) else json.loads(value) for name, value in rows} == expected
 
 
-def test_hostile_words_are_text(run: InversionRun):
-    page = written(run.out, "--pictures=9")
+def test_hostile_words_are_text(page: Element):
     assert f"a/{HOSTILE_KEY}" in [name.text for name in page.all("h4")]
     assert HOSTILE in [caption.text for article in page.all("article") for caption in article.all("p")]
     for element in page.elements():
@@ -106,8 +113,7 @@ def test_hostile_words_are_text(run: InversionRun):
         assert not [name for name in element.attributes if name.startswith("on")]
 
 
-def test_nothing_on_the_page_is_fetched(run: InversionRun):
-    page = written(run.out)
+def test_nothing_on_the_page_is_fetched(page: Element):
     (policy,) = (m for m in page.all("meta") if m.attributes.get("http-equiv") == "Content-Security-Policy")
     assert policy.attributes["content"] == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     for element in page.elements():
@@ -121,24 +127,21 @@ def test_nothing_on_the_page_is_fetched(run: InversionRun):
     assert "url(" not in styles and "@import" not in styles
 
 
-def test_ids_on_the_page_are_its_own_and_what_is_referred_to_is_there(run: InversionRun):
-    page = written(run.out)
+def test_ids_on_the_page_are_its_own_and_what_is_referred_to_is_there(page: Element):
     ids = [element.attributes["id"] for element in page.elements() if "id" in element.attributes]
     assert len(set(ids)) == len(ids)
     used = [e.attributes["xlink:href"][1:] for e in page.elements() if "xlink:href" in e.attributes]
     assert used and set(used) <= set(ids)
 
 
-def test_the_same_files_give_the_same_page(run: InversionRun):
-    written(run.out)
-    first = (run.out / "report.html").read_bytes()
-    written(run.out)
-    assert (run.out / "report.html").read_bytes() == first
+def test_the_same_files_give_the_same_page(page: Element, finished: Path, tmp_path: Path):
+    again = tmp_path / "again.html"
+    assert main(["report", str(finished / "out"), "--pictures=9", f"--output={again}"]) == 0
+    assert again.read_bytes() == (finished / "out" / "report.html").read_bytes()
 
 
-def test_charts_have_words_for_those_who_do_not_see_them(run: InversionRun):
-    page = written(run.out)
-    stored = list(read_inversions(run.out))
+def test_charts_have_words_for_those_who_do_not_see_them(page: Element, finished: Path):
+    stored = list(read_inversions(finished / "out"))
     said = summaries(page)
     assert f"Median {median(s.metadata['psnr'] for s in stored):.2f} dB" in said["PSNR of the reconstruction"]
     assert "8 images" in said["Throughput"] and "8 images," in said["Loss by timestep"]
@@ -221,7 +224,7 @@ def test_a_run_that_is_still_written_has_a_page(run: InversionRun, capsys: pytes
     manifest.with_suffix(".tar").rename(manifest.with_suffix(".tar.tmp"))
     manifest.unlink()
     (run.folder / f"{unit.name}.complete").unlink()
-    page, status = written(run.out), status_of(run.out, capsys)
+    page, status = written(run.out, "--pictures=0"), status_of(run.out, capsys)
     assert status["missing"] == 4
     assert [facts(page)[name] for name in ("done", "failed", "missing")] == [
         str(status[name]) for name in ("done", "failed", "missing")
@@ -239,7 +242,7 @@ def test_one_image_and_losses_of_zero_can_be_drawn(tiny_model: Path, tmp_path: P
 
 def test_only_so_many_images_are_opened_for_their_losses(run: InversionRun, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(report, "SAMPLE", 3)
-    assert "the median of 3 images, drawn at random" in summaries(written(run.out))["Loss by timestep"]
+    assert "the median of 3 images, drawn at random" in summaries(written(run.out, "--pictures=0"))["Loss by timestep"]
 
 
 @pytest.mark.parametrize(
@@ -313,7 +316,7 @@ def test_bars_count_every_value_once(values: list[float]):
     assert found.counts.sum() == len(values)
     edges = found.edges.copy()
     edges[[0, -1]] = -np.inf, np.inf
-    by_hand = [sum(low <= v < high for v in values) for low, high in zip(edges[:-1], edges[1:], strict=True)]
+    by_hand = [sum(low <= v < high for v in values) for low, high in itertools.pairwise(edges)]
     # numpy closes its last bin on the right
     assert found.counts.tolist() == by_hand
 
@@ -328,7 +331,7 @@ def test_whole_numbers_get_bars_of_equally_many_values():
     found = histogram(np.repeat(np.arange(100.0, 400.0), 7))
     (width,) = set(np.diff(found.edges))
     assert width == int(width)
-    assert set(found.counts[:-1]) == {7 * width}
+    assert set(found.counts[1:-1]) == {7 * width}, "the outer bars hold what lies beyond, too"
 
 
 def test_throughput_counts_from_the_begin_of_the_first_image():
@@ -377,3 +380,62 @@ def test_a_damaged_shard_counts_once_and_reasons_are_bounded():
 # --- in a browser ---
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+MEASURE = """<!DOCTYPE html><iframe src="{page}" style="width: {width}px; height: 900px; border: 0"></iframe><script>
+const frame = document.querySelector("iframe");
+frame.onload = () => {{
+  const page = frame.contentDocument, root = page.documentElement;
+  document.title = JSON.stringify({{
+    scroll: root.scrollWidth,
+    width: frame.contentWindow.innerWidth,
+    shown: [...page.images].filter(image => image.naturalWidth > 0).length,
+    fetched: frame.contentWindow.performance.getEntriesByType("resource").map(entry => entry.name),
+    ground: getComputedStyle(page.body).backgroundColor,
+    ink: getComputedStyle(page.querySelector("svg text")).fill,
+  }});
+}};
+</script>"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome is installed")
+@pytest.mark.parametrize(("width", "is_dark"), [(390, False), (1280, True)], ids=["phone, light", "desktop, dark"])
+def test_a_browser_shows_all_of_it_in_its_width_and_fetches_nothing(
+    page: Element, finished: Path, tmp_path: Path, width: int, is_dark: bool
+):
+    wrapper = tmp_path / "wrapper.html"
+    wrapper.write_text(MEASURE.format(page=(finished / "out" / "report.html").as_uri(), width=width))
+    assert BROWSER is not None
+    command = [
+        BROWSER,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--allow-file-access-from-files",
+        "--host-resolver-rules=MAP * ~NOTFOUND",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        f"--blink-settings=preferredColorScheme={0 if is_dark else 1}",
+        "--window-size=1400,1000",
+        "--dump-dom",
+        wrapper.as_uri(),
+    ]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    found = re.search("<title>(.*)</title>", dom)
+    assert found is not None, dom[:500]
+    measured = json.loads(unescape(found[1]))
+    assert measured["scroll"] <= measured["width"] == width
+    assert measured["shown"] == len(page.all("img")) > 0
+    assert [name for name in measured["fetched"] if not name.startswith("data:")] == []
+    assert contrast(measured["ground"], measured["ink"]) > 7
+    assert (luminance(measured["ground"]) < 0.5) is is_dark
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of 'rgb(r, g, b)'. Web Content Accessibility Guidelines 2.2, https://www.w3.org/TR/WCAG22."""
+    channels = [int(value) / 255 for value in re.findall(r"\d+", colour)[:3]]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
+
+
+def contrast(first: str, second: str) -> float:
+    """Contrast ratio, from 1 to 21; the same guidelines ask for 4.5."""
+    low, high = sorted(luminance(colour) for colour in (first, second))
+    return (high + 0.05) / (low + 0.05)
