@@ -31,6 +31,8 @@ from nti_batch.manifest import AnyRow, Json, Manifest, member_name
 from nti_batch.records import Failure, WorkUnit
 
 Record = TypeVar("Record")
+DAMAGE = (tarfile.TarError, OSError, KeyError, TypeError, ValueError, RecursionError)
+"""What reading a damaged part raises."""
 
 
 def _sync_folder(folder: Path) -> None:
@@ -346,7 +348,7 @@ def read_members(part: Path) -> Iterator[tuple[bytes, dict[str, Json]]]:
                     yield payload, metadata
                 else:
                     payloads[stem] = content
-    except (tarfile.TarError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except DAMAGE as error:
         raise ValueError(f"{part} is damaged: {error}") from error
     if payloads:
         raise ValueError(f"{part} is damaged: no .json for {', '.join(payloads)}")
@@ -356,14 +358,11 @@ def read_metadata(part: Path, names: Collection[str]) -> Iterator[dict[str, Json
     """The `.json` members of these records; nothing else is read, so no checksum is compared.
 
     Raises:
-        ValueError: If the part cannot be read.
+        DAMAGE: If the part cannot be read.
     """
-    try:
-        with tarfile.open(part, "r:", tarinfo=Header) as tar:
-            for member in tar:
-                stem, _, kind = member.name.rpartition(".")
-                if kind == "json" and stem in names:
-                    stream = tar.extractfile(member)
-                    yield json.loads(stream.read() if stream else b"")
-    except (tarfile.TarError, OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{part} is damaged: {error}") from error
+    with tarfile.open(part, "r:", tarinfo=Header) as tar:
+        for member in tar:
+            stem, _, kind = member.name.rpartition(".")
+            if kind == "json" and stem in names:
+                stream = tar.extractfile(member)
+                yield json.loads(stream.read() if stream else b"")

@@ -36,7 +36,9 @@ def inversion_page(run: InversionRun, units: Sequence[WorkUnit], pictures: int) 
     settings, notes = run.settings(), list[str]()
     numbers = RunNumbers(ManifestRow, ("psnr", "psnr_vae", "inner_steps"))
     status = run_status(run, units, numbers.add)
-    charts = _charts(numbers, notes) if len(numbers) else []
+    num_steps = settings["model.num_steps"]
+    assert isinstance(num_steps, int)
+    charts = _charts(numbers, num_steps, notes) if len(numbers) else []
     examples = _examples(run, units, numbers, pictures, notes) if len(numbers) and pictures else []
     return Page(
         title=f"Inversions: {run.out.resolve().name}",
@@ -49,7 +51,7 @@ def inversion_page(run: InversionRun, units: Sequence[WorkUnit], pictures: int) 
         charts=charts,
         reasons=numbers.reasons.sorted(),
         examples=examples,
-        notes=notes,
+        notes=list(dict.fromkeys(notes)),
         settings=settings_of(run),
     )
 
@@ -70,22 +72,23 @@ def _facts(status: RunStatus) -> list[Fact]:
     return facts
 
 
-def _charts(numbers: RunNumbers[ManifestRow], notes: list[str]) -> list[Chart]:
+def _charts(numbers: RunNumbers[ManifestRow], num_steps: int, notes: list[str]) -> list[Chart]:
     charts = [
         throughput_chart(numbers["finished"], numbers["seconds"], "images"),
         histogram_chart("PSNR of the reconstruction", numbers["psnr"], "dB", 2, "images"),
         histogram_chart("PSNR below the VAE's own", numbers["psnr_vae"] - numbers["psnr"], "dB", 2, "images"),
         histogram_chart("Inner steps an image", numbers["inner_steps"], "updates", 0, "images"),
     ]
-    metadata, faults = read_sample(numbers.find(numbers.sample(SAMPLE)))
-    notes += faults
-    if metadata:
-        images = f"{len(metadata):,} images" + (", drawn at random" if len(metadata) < len(numbers) else "")
-        for name, title, about, ylabel in (
-            ("losses", "Loss by timestep", "Mean squared distance of the guided step to the pivot", "loss"),
-            ("inner_steps", "Inner steps by timestep", "Updates of the null embedding", "updates"),
+    sample = read_sample(numbers.find(numbers.sample(SAMPLE)), num_steps)
+    if sample.faults:
+        notes.append(f"{sample.faults[0]}" + (f"; and {more} more" if (more := len(sample.faults) - 1) else ""))
+    if count := len(sample.losses):
+        images = f"{count:,} images" + (", drawn at random" if count < len(numbers) else "")
+        for title, about, values, ylabel in (
+            ("Loss by timestep", "Mean squared distance of the guided step to the pivot", sample.losses, "loss"),
+            ("Inner steps by timestep", "Updates of the null embedding", sample.inner_steps, "updates"),
         ):
-            charts.append(timestep_chart(title, about, by_timestep(metadata, name), images, ylabel))
+            charts.append(timestep_chart(title, about, by_timestep(sample.timesteps, values), images, ylabel))
     return charts
 
 

@@ -12,8 +12,8 @@ from typing import Generic
 import numpy as np
 from numpy.typing import NDArray
 
-from nti_batch.manifest import AnyRow, Json, Manifest, Row, member_name
-from nti_batch.parts import read_metadata
+from nti_batch.manifest import AnyRow, Manifest, Row, member_name
+from nti_batch.parts import DAMAGE, read_metadata
 
 Numbers = NDArray[np.float64]
 MAX_BINS = 40
@@ -184,7 +184,7 @@ def throughput(finished: Numbers, seconds: Numbers) -> Histogram:
 class Curve:
     """What a sample of images has at each timestep."""
 
-    timesteps: NDArray[np.int64]
+    timesteps: Numbers
     """Of the network, the noisiest first, [T]."""
 
     low: Numbers
@@ -195,28 +195,48 @@ class Curve:
     """10 % of the images are above it, [T]."""
 
 
-def by_timestep(metadata: Sequence[dict[str, Json]], name: str) -> Curve:
-    """A list in the `.json` members of at least one inversion of one run: 'losses' or 'inner_steps'."""
-    values: Numbers = np.array([image[name] for image in metadata], dtype=np.float64)
+def by_timestep(timesteps: Numbers, values: Numbers) -> Curve:
+    """From the values of at least one image, [images, T]."""
     low, median, high = np.quantile(values, [0.1, 0.5, 0.9], axis=0)
-    timesteps: NDArray[np.int64] = np.array(metadata[0]["timesteps"], dtype=np.int64)
     return Curve(timesteps, low, median, high)
 
 
-def read_sample(rows: Iterable[tuple[Path, Row]]) -> tuple[list[dict[str, Json]], list[str]]:
-    """The `.json` members of rows, and what is wrong with the parts that cannot be read.
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """What only the `.json` members of inversions hold."""
+
+    timesteps: Numbers
+    """Of the network, the noisiest first, [T]."""
+
+    losses: Numbers
+    """[images, T]."""
+
+    inner_steps: Numbers
+    """[images, T]."""
+
+    faults: list[str]
+    """What is wrong with the parts that cannot be read."""
+
+
+def read_sample(rows: Iterable[tuple[Path, Row]], num_steps: int) -> Sample:
+    """Read inversions.
 
     Args:
-        rows: Each with its manifest, in the order of the manifests.
+        rows: Each with its manifest.
+        num_steps: T.
     """
-    found: list[dict[str, Json]] = []
+    found: list[Numbers] = []
     faults: list[str] = []
     names: dict[Path, set[str]] = {}
     for manifest, row in rows:
         names.setdefault(manifest.with_suffix(".tar"), set()).add(member_name(row.key))
     for part, wanted in names.items():
         try:
-            found += read_metadata(part, wanted)
-        except ValueError as error:
-            faults.append(str(error))
-    return found, faults
+            for metadata in read_metadata(part, wanted):
+                lists = [metadata[name] for name in ("timesteps", "losses", "inner_steps")]
+                # there is no checksum of these alone
+                found.append(np.array(lists, dtype=np.float64).reshape(3, num_steps))
+        except DAMAGE as error:
+            faults.append(f"{part} is damaged: {error!r}")
+    timesteps, losses, inner_steps = np.array(found).reshape(-1, 3, num_steps).transpose(1, 0, 2)
+    return Sample(timesteps[:1].ravel(), losses, inner_steps, faults)

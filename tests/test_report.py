@@ -207,6 +207,15 @@ def test_a_damaged_part_costs_its_own_images_and_is_named(run: InversionRun):
     assert 0 < len(page.all("article")) < 8
 
 
+@pytest.mark.parametrize("name", ["losses", "timesteps", "inner_steps"])
+def test_a_member_that_lacks_its_losses_costs_its_part_and_is_named(run: InversionRun, name: str):
+    part = next(path for path in sorted(run.folder.glob("*.tar")) if path.name.startswith("b."))
+    part.write_bytes(part.read_bytes().replace(f'"{name}"'.encode(), f'"{name[::-1]}"'.encode()))
+    page = written(run.out, "--pictures=0")
+    assert f"{part} is damaged: KeyError('{name}')" in page.all("div", "notes")[0].text
+    assert "images, drawn at random" in summaries(page)["Loss by timestep"]
+
+
 # --- runs in other states ---
 
 
@@ -289,10 +298,12 @@ def test_columns_hold_what_the_inversions_say(run: InversionRun):
 
 def test_losses_by_timestep_are_the_median_and_the_tenths_of_the_images(run: InversionRun):
     numbers = numbers_of(run)
-    metadata, faults = read_sample(numbers.find(numbers.sample(100)))
-    curve, stored = by_timestep(metadata, "losses"), list(read_inversions(run.out))
-    assert faults == [] and len(metadata) == 8
+    sample, stored = read_sample(numbers.find(numbers.sample(100)), num_steps=3), list(read_inversions(run.out))
+    curve = by_timestep(sample.timesteps, sample.losses)
+    assert sample.faults == [] and len(sample.losses) == 8
     assert curve.timesteps.tolist() == stored[0].metadata["timesteps"]
+    steps = sorted(s.metadata["inner_steps"] for s in stored)
+    assert sorted(sample.inner_steps.tolist()) == steps
     for i in range(3):
         losses = sorted(s.metadata["losses"][i] for s in stored)
         # a tenth of the way between the first and the last of 8 is 0.7 of a step
