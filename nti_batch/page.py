@@ -13,7 +13,6 @@ from torch import Tensor
 
 from nti_batch.charts import Chart
 from nti_batch.images import to_bytes, to_image
-from nti_batch.manifest import Json
 from nti_batch.parts import OutputRun
 from nti_batch.run_numbers import Reason
 
@@ -88,8 +87,9 @@ class Page:
 
 def settings_of(run: OutputRun[Any, Any]) -> list[tuple[str, str]]:
     """The content of run.json, as a table."""
-    settings: dict[str, Json] = {**run.settings(), "shards": [*run.shards()]}
-    return [(name, value if isinstance(value, str) else json.dumps(value)) for name, value in settings.items()]
+    shards = run.shards()
+    told = {**run.settings(), "shards": f"{len(shards):,}, from {shards[0]} to {shards[-1]}"}
+    return [(name, value if isinstance(value, str) else json.dumps(value)) for name, value in told.items()]
 
 
 def embed(title: str, pixels: Tensor) -> Picture:
