@@ -66,7 +66,9 @@ def _facts(status: RunStatus) -> list[Fact]:
         facts.append(Fact(in_words(3600 * status.hours_left), "left at this rate"))
     if status.psnr is not None and status.psnr_vae is not None:
         facts.append(Fact(f"{status.psnr:.2f} dB", "mean PSNR"))
-        facts.append(Fact(f"{status.psnr_vae - status.psnr:.2f} dB", f"below the VAE's own {status.psnr_vae:.2f} dB"))
+        side = "above" if status.psnr > status.psnr_vae else "below"
+        gap = f"{abs(status.psnr_vae - status.psnr):.2f} dB"
+        facts.append(Fact(gap, f"{side} the VAE's own {status.psnr_vae:.2f} dB"))
     if status.prompts_truncated:
         facts.append(Fact(f"{status.prompts_truncated:,}", "prompts cut"))
     return facts
