@@ -1,4 +1,4 @@
-"""The command line: `nti-batch pack`, `invert`, `edit`, `status`, `verify`, `score`, `export`, `bench`, `completion`.
+"""The command line: `nti-batch pack`, `invert`, `edit`, `status`, `report`, `verify`, `score`, `export`, `bench` and others.
 
 The exit codes are in `job`. `status --exit-code` has the same: 0 done, 3 some have failed, 75 images are missing.
 """
@@ -29,6 +29,8 @@ from nti_batch.job import (
 from nti_batch.pack_command import add_pack
 
 if TYPE_CHECKING:
+    from nti_batch.inversions import InversionRun
+    from nti_batch.records import WorkUnit
     from nti_batch.signals import StopSignals
     from nti_batch.verify import Finding
 
@@ -55,6 +57,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, "Commands"]:
     _add_job(commands, "invert", "invert the images of WebDataset shards, or of a folder", invert)
     _add_job(commands, "edit", "edit inverted images, or rebuild them", edit)
     _add_status(commands)
+    _add_report(commands)
     _add_job(commands, "bench", "compare the job with the authors' loop", bench)
     _add_verify(commands)
     _add_score(commands)
@@ -68,7 +71,7 @@ def _add_job(commands: "Commands", name: str, help: str, run: Callable[[Sequence
     commands.add_parser(name, help=help, add_help=False).set_defaults(run=run, takes_rest=True)
 
 
-def _add_report(commands: "Commands", name: str, help: str, json_help: str) -> argparse.ArgumentParser:
+def _about_run(commands: "Commands", name: str, help: str) -> argparse.ArgumentParser:
     """A command about a run."""
     parser = commands.add_parser(name, help=help)
     parser.add_argument("out", metavar="OUT", help="output folder of the run")
@@ -79,24 +82,43 @@ def _add_report(commands: "Commands", name: str, help: str, json_help: str) -> a
         default="false",
         help="allow shards that are the output of a shell command, as for invert",
     )
-    parser.add_argument("--json", action="store_true", help=json_help)
     parser.set_defaults(takes_rest=False)
     return parser
 
 
+def _add_input(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data.shards", dest="shards", help="the input, if it is elsewhere than the run read it")
+    parser.add_argument("--data.images", dest="images", help="the same, of a run on a folder of images")
+
+
 def _add_status(commands: "Commands") -> None:
-    parser = _add_report(commands, "status", "say how far a run is", "print one JSON object")
+    parser = _about_run(commands, "status", "say how far a run is")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
         "--exit-code", action="store_true", help="exit with 75 if images are missing, with 3 if some have failed"
     )
     parser.set_defaults(run=lambda a: status(a.out, a.json, a.exit_code, a.allow_pipe == "true"))
 
 
+def _add_report(commands: "Commands") -> None:
+    parser = _about_run(commands, "report", "write a page about a run: numbers, charts, failures, pictures")
+    parser.add_argument("--output", metavar="FILE", type=Path, help="default: OUT/report.html")
+    parser.add_argument(
+        "--pictures",
+        metavar="N",
+        type=int,
+        default=2,
+        help="of the worst, the median and the best, replayed by the model; 0 needs no model; default: 2",
+    )
+    _add_input(parser)
+    parser.set_defaults(run=lambda a: report(a.out, a.output, a.pictures, a.shards, a.images, a.allow_pipe == "true"))
+
+
 def _add_verify(commands: "Commands") -> None:
     about = "check a run: checksums, shapes, one commit an image or edit, nothing lost"
-    parser = _add_report(commands, "verify", about, "print one JSON list")
-    parser.add_argument("--data.shards", dest="shards", help="the input, if it is elsewhere than the run read it")
-    parser.add_argument("--data.images", dest="images", help="the same, of a run on a folder of images")
+    parser = _about_run(commands, "verify", about)
+    parser.add_argument("--json", action="store_true", help="print one JSON list")
+    _add_input(parser)
     parser.add_argument(
         "--recompute", type=int, default=0, metavar="N", help="inversions to replay and compare with their PSNR"
     )
@@ -104,7 +126,8 @@ def _add_verify(commands: "Commands") -> None:
 
 
 def _add_score(commands: "Commands") -> None:
-    parser = _add_report(commands, "score", "score a run of edits that have masks", "print one JSON list")
+    parser = _about_run(commands, "score", "score a run of edits that have masks")
+    parser.add_argument("--json", action="store_true", help="print one JSON list")
     parser.add_argument(
         "--weights", metavar="FOLDER", type=Path, help="with clip, dino or lpips in it, for the scores that need them"
     )
@@ -224,6 +247,33 @@ def status(out: str, as_json: bool, tell: bool, allow_pipe: bool) -> int:
     return SOME_FAILED if tell and report.has_failures else DONE
 
 
+def report(
+    out: str, output: Path | None, pictures: int, shards: str | None, images: str | None, allow_pipe: bool
+) -> int:
+    """Write the page about a run."""
+    from nti_batch.edit_report import edit_page
+    from nti_batch.edit_run import EditRun
+    from nti_batch.inversions import InversionRun
+    from nti_batch.parts import write_whole
+    from nti_batch.report import inversion_page
+
+    quiet()
+    path = output or Path(out) / "report.html"
+    try:
+        if pictures < 0:
+            raise ValueError(f"--pictures is {pictures}, allowed: at least 0")
+        if EditRun(Path(out)).folder.exists():
+            page = edit_page(Path(out), pictures, allow_pipe)
+        else:
+            run = InversionRun(Path(out))
+            page = inversion_page(run, _units(run, shards, images, allow_pipe), pictures)
+        write_whole(path, page.html())
+    except (ValueError, OSError) as error:
+        return refuse(error)
+    print(path)
+    return DONE
+
+
 def score(out: str, weights: Path | None, as_json: bool, allow_pipe: bool) -> int:
     """Print the scores of a run of edits, as tables in PIE-Bench's layout or edit by edit."""
     import torch
@@ -296,19 +346,25 @@ def _findings(
     from nti_batch.edit_run import EditRun
     from nti_batch.edit_verify import verify_edits
     from nti_batch.inversions import InversionRun
-    from nti_batch.status import units_of
-    from nti_batch.stream import input_shards
     from nti_batch.verify import verify_run
 
     if not EditRun(out).folder.exists():
-        run, urls = InversionRun(out), input_shards(shards, images, allow_pipe) if shards or images else None
-        yield from verify_run(run, units_of(run, urls, allow_pipe), recompute)
+        run = InversionRun(out)
+        yield from verify_run(run, _units(run, shards, images, allow_pipe), recompute)
         return
     if shards or images or recompute:
         raise ValueError(
-            f"{str(out)!r} has edits: --data.shards, --data.images and --recompute are for the folder of their inversions"
+            f"{str(out)!r} has edits: --data.shards, --data.images and --recompute are for that of their inversions"
         )
     yield from verify_edits(EditRun(out), EditDataModule.of_run(out, allow_pipe=True))
+
+
+def _units(run: "InversionRun", shards: str | None, images: str | None, allow_pipe: bool) -> "list[WorkUnit]":
+    """Those of a run, in the input as it is to be had now."""
+    from nti_batch.status import units_of
+    from nti_batch.stream import input_shards
+
+    return units_of(run, input_shards(shards, images, allow_pipe) if shards or images else None, allow_pipe)
 
 
 def invert(argv: Sequence[str]) -> int:

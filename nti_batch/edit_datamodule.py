@@ -3,7 +3,7 @@
 import logging
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from nti_batch.edit_requests import ImageEdits, read_requests, read_settings, re
 from nti_batch.edit_run import EditRun
 from nti_batch.edit_status import EditStatus, edit_status
 from nti_batch.inversions import InversionRun, read_part
-from nti_batch.manifest import Row
+from nti_batch.manifest import EditRow, Row
 from nti_batch.pie_bench import read_edits
 from nti_batch.records import CaptionedImage, EditRequest, Failure, UnitRead, WorkUnit
 from nti_batch.stream import refuse_pipes, work_units
@@ -169,11 +169,19 @@ class EditDataModule(UnitDataModule[EditRun]):
         assert self.run is not None, "attach() comes first"
         return sum(len(self.missing(unit, self.run.rows(unit))) for unit in units)
 
-    def status(self, units: Sequence[WorkUnit]) -> EditStatus:
-        """How far they are."""
+    def status(
+        self, units: Sequence[WorkUnit], note: Callable[[Path, EditRow], None] = lambda path, row: None
+    ) -> EditStatus:
+        """How far they are; `note` is told of each manifest and row."""
+        return edit_status((rows, self.missing(unit, rows)) for unit in units for rows in [self._rows(unit, note)])
+
+    def _rows(self, unit: WorkUnit, note: Callable[[Path, EditRow], None]) -> list[EditRow]:
         assert self.run is not None, "attach() comes first"
-        committed = ((unit, self.run.rows(unit)) for unit in units)
-        return edit_status((rows, self.missing(unit, rows)) for unit, rows in committed)
+        rows = []
+        for path, row in self.run.located_rows(unit):
+            note(path, row)
+            rows.append(row)
+        return rows
 
     def refuse_other_edits(self, units: list[WorkUnit]) -> None:
         """Compare what is asked for with what was made under the same name.

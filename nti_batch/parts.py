@@ -23,7 +23,7 @@ import socket
 import tarfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, ClassVar, Generic, TypeVar
@@ -34,6 +34,8 @@ from nti_batch.manifest import AnyRow, Json, Manifest, member_name
 from nti_batch.records import Failure, WorkUnit
 
 Record = TypeVar("Record")
+DAMAGE = (tarfile.TarError, OSError, KeyError, TypeError, ValueError, RecursionError)
+"""What reading a damaged part raises."""
 
 
 def _sync_folder(folder: Path) -> None:
@@ -257,9 +259,14 @@ class OutputRun(ABC, Generic[Record, AnyRow]):
         numbered = (self._part(unit, number).with_suffix(".jsonl") for number in itertools.count())
         return list(itertools.takewhile(Path.exists, numbered))
 
+    def located_rows(self, unit: WorkUnit) -> Iterator[tuple[Path, AnyRow]]:
+        """What is committed of a work unit, each row with its manifest; the rows of one are in memory at a time."""
+        for path in self.manifests(unit):
+            yield from ((path, row) for row in Manifest.read(path, self.row_type).rows)
+
     def rows(self, unit: WorkUnit) -> list[AnyRow]:
         """What is committed of a work unit."""
-        return [row for path in self.manifests(unit) for row in Manifest.read(path, self.row_type).rows]
+        return [row for _, row in self.located_rows(unit)]
 
     def new_part(self, unit: WorkUnit) -> PartWriter[Record, AnyRow]:
         """Start the unit's next part."""
@@ -395,7 +402,21 @@ def read_members(part: Path) -> Iterator[tuple[bytes, dict[str, Json]]]:
                     yield payload, metadata
                 else:
                     payloads[stem] = content
-    except (tarfile.TarError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except DAMAGE as error:
         raise ValueError(f"{part} is damaged: {error}") from error
     if payloads:
         raise ValueError(f"{part} is damaged: no .json for {', '.join(payloads)}")
+
+
+def read_metadata(part: Path, names: Collection[str]) -> Iterator[dict[str, Json]]:
+    """The `.json` members of these records; nothing else is read, so no checksum is compared.
+
+    Raises:
+        DAMAGE: If the part cannot be read.
+    """
+    with tarfile.open(part, "r:", tarinfo=Header) as tar:
+        for member in tar:
+            stem, _, kind = member.name.rpartition(".")
+            if kind == "json" and stem in names:
+                stream = tar.extractfile(member)
+                yield json.loads(stream.read() if stream else b"")

@@ -2,10 +2,11 @@
 
 import dataclasses
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from math import inf
+from pathlib import Path
 from typing import Protocol
 
 from nti_batch.inversions import InversionRun
@@ -101,10 +102,17 @@ def units_of(run: InversionRun, shards: list[str] | None = None, allow_pipe: boo
     return work_units(urls, slices)
 
 
-def run_status(run: InversionRun, units: Sequence[WorkUnit]) -> RunStatus:
+def run_status(
+    run: InversionRun, units: Sequence[WorkUnit], note: Callable[[Path, ManifestRow], None] = lambda path, row: None
+) -> RunStatus:
     """Read the manifests of work units, and the headers of those input shards that are not finished.
 
-    The rows of one work unit are in memory at a time.
+    The rows of one manifest are in memory at a time.
+
+    Args:
+        run: The output folder.
+        units: Those of whole shards, one after the other.
+        note: Told of each manifest and row.
 
     Raises:
         ValueError: If a manifest is damaged, or an unfinished shard cannot be read.
@@ -113,11 +121,13 @@ def run_status(run: InversionRun, units: Sequence[WorkUnit]) -> RunStatus:
     for url, of_shard in groupby(units, key=lambda unit: unit.url):
         committed_of_open: dict[WorkUnit, int] = {}
         for unit in of_shard:
-            found = run.rows(unit)
-            for row in found:
+            committed = 0
+            for path, row in run.located_rows(unit):
                 rows.add(row)
+                note(path, row)
+                committed += bool(row.key)
             if not run.is_complete(unit):
-                committed_of_open[unit] = sum(1 for row in found if row.key)
+                committed_of_open[unit] = committed
         if committed_of_open:
             images = count_images(url)
             expected = sum(len(range(unit.index, images, unit.count)) for unit in committed_of_open)

@@ -76,4 +76,4 @@ def test_a_strange_file_is_named(out: Path, capsys: pytest.CaptureFixture[str]):
 
 def test_what_only_inversions_have_is_refused(out: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["verify", str(out), "--recompute", "1"]) == 2
-    assert "are for the folder of their inversions" in capsys.readouterr().err
+    assert "are for that of their inversions" in capsys.readouterr().err

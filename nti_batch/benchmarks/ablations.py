@@ -197,7 +197,7 @@ def main() -> None:
     parser.add_argument("--guidance_scale", type=float, default=NullTextSettings().guidance_scale)
     parser.add_argument("--updates", type=int, nargs="+", default=UPDATES, help="values of N")
     parser.add_argument("--tokens", type=int, help="of null embeddings that may move; left out, all")
-    parser.add_argument("--plot", type=Path, help="a picture of the curves, such as curves.png; takes matplotlib")
+    parser.add_argument("--plot", type=Path, help="a picture of the curves, such as curves.png")
     arguments = parser.parse_args()
     source = ModelSource("demo")
     networks = StableDiffusion.load(source)
