@@ -1,4 +1,4 @@
-"""The command line: `nti-batch pack`, `invert`, `edit`, `status`, `report`, `verify`, `score`, `export`, `bench` and others.
+"""The command line. `nti-batch --help` lists the commands; `pack_command` and `edit_command` have the longer ones.
 
 The exit codes are in `job`. `status --exit-code` has the same: 0 done, 3 some have failed, 75 images are missing.
 """
