@@ -135,6 +135,7 @@ class PartWriter(Generic[Record, AnyRow]):
             OutputError: If it cannot be written; the part is not committed, and a later job salvages it.
         """
         if not self.rows:
+            self.close()
             return
         with named(self.part):
             if self._file is not None:
@@ -145,6 +146,11 @@ class PartWriter(Generic[Record, AnyRow]):
                 _sync_folder(self.part.parent)
             part_sha256 = self._checksum.hexdigest() if self._file else ""
             write_whole(self.part.with_suffix(".jsonl"), Manifest(self.rows, part_sha256).text())
+
+    def close(self) -> None:
+        """Leave it uncommitted: a later job salvages it."""
+        if self._file is not None:
+            self._file.close()
 
     def _write(self, content: bytes) -> None:
         """Write all of it or, on a full disk, nothing."""

@@ -152,6 +152,8 @@ class PartsWriter(BasePredictionWriter):
             for unit in list(self._parts):
                 self._commit(unit)
         finally:
+            for part in self._parts.values():
+                part.close()
             self.run.release_all()
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
