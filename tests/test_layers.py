@@ -41,7 +41,7 @@ LAYERS = [
     {"plan", "verify", "edit_preview", "report"},
     {"edit_verify"},
     {"job", "score_run", "edit_report"},
-    {"edit_command", "pack_command", "completion"},
+    {"edit_command", "pack_command", "run_commands", "completion"},
     {"benchmarks.authors_loop", "benchmarks.job_loop"},
     {
         "benchmarks.side_by_side",
