@@ -2,14 +2,16 @@
 
 import random
 import sys
+from math import nan
 from pathlib import Path
 
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 
 from nti_batch.demo import evaluate_edits
 from nti_batch.demo.edits import KINDS, judge_edit
-from nti_batch.demo.evaluate_edits import Edited, SceneEdit, edits_of, table_row
+from nti_batch.demo.evaluate_edits import Edited, SceneEdit, Summary, edits_of, plot
 from nti_batch.demo.scenes import draw, unseen_scenes
 
 
@@ -29,22 +31,43 @@ def test_a_row_has_the_shares_of_its_kind():
     edits = [edits_of(scene, ["colour", "size"], random.Random(1)) for scene in unseen_scenes(4)]
     # all sizes as asked, one colour of four
     edited = [drawn(size, True) for _, size in edits] + [drawn(c, i == 0) for i, (c, _) in enumerate(edits)]
-    colour = [cell.strip() for cell in table_row("m", True, "colour", edited, 4.0).split("|")[1:-1]]
-    size = [cell.strip() for cell in table_row("m", False, "size", edited, 4.0).split("|")[1:-1]]
+    colour = [cell.strip() for cell in Summary.of("m", True, "colour", edited, 4.0).row.split("|")[1:-1]]
+    size = [cell.strip() for cell in Summary.of("m", False, "size", edited, 4.0).row.split("|")[1:-1]]
     assert colour[:7] == ["m", "prompt-to-prompt", "colour", "4", "25%", "100%", "100.0"]
     assert size == ["m", "plain", "size", "4", "100%", "100%", "100.0", "100.0", "0.50"]
+
+
+def test_the_plot_has_a_point_for_each_row_where_its_numbers_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    points: list[tuple[float, float]] = []
+    real = Axes.scatter
+
+    def noted(axes: Axes, x: float, y: float, **style: object) -> object:
+        points.append((x, y))
+        return real(axes, x, y, **style)
+
+    monkeypatch.setattr(Axes, "scatter", noted)
+    rows = [
+        Summary(method, controlled, kind, 9, asked, 0.5, unedited, 20.0, 1.0)
+        for method, asked, unedited in (("a", 0.25, 30.0), ("b", 0.75, nan))
+        for controlled in (True, False)
+        for kind in KINDS
+    ]
+    plot(rows, tmp_path / "plot.png")
+    assert len(points) == len(rows) and points.count((30.0, 0.25)) == 2 * len(KINDS)
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_command_prints_a_row_for_each_kind_and_draws_the_edits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    picture = tmp_path / "edits.png"
+    picture, drawing = tmp_path / "edits.png", tmp_path / "plot.png"
     flags = ["--scenes", "2", "--methods", "negative-prompt", "ddim", "--kinds", "colour", "background"]
-    monkeypatch.setattr(sys, "argv", ["evaluate_edits", *flags, "--picture", str(picture)])
+    monkeypatch.setattr(sys, "argv", ["evaluate_edits", *flags, "--picture", str(picture), "--plot", str(drawing)])
     evaluate_edits.main()
     rows = [[cell.strip() for cell in line.split("|")[1:5]] for line in capsys.readouterr().out.splitlines()[2:]]
     attentions, kinds = ("plain", "prompt-to-prompt"), ("colour", "background")
     assert rows == [[m, a, k, "2"] for m in ("negative-prompt", "ddim") for a in attentions for k in kinds]
+    assert drawing.exists()
     with Image.open(picture) as sheet:
         # two edits of two kinds in two columns, each of source, two methods and truth
         assert sheet.width > 2 * 4 * 128 and sheet.height > 2 * 128

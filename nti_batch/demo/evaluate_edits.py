@@ -2,7 +2,7 @@
 
 Scenes that training never saw are inverted; of each, one attribute after another is edited by exchanging its word, with
 prompt-to-prompt and without, and judged beside the scene drawn as asked. Prints a row of a Markdown table for each kind
-of edit, and draws some edits where `--picture` says.
+of edit, and draws the table where `--plot` says and some edits where `--picture` says.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from math import isfinite
+from math import isfinite, isnan, nan
 from pathlib import Path
 from statistics import fmean
 
@@ -125,23 +125,84 @@ def perform(
                 yield Edited(edit, picture, judge_edit(picture, edit.source, edit.edited))
 
 
-def table_row(method: str, controlled: bool, kind: Kind, edited: Sequence[Edited], seconds: float) -> str:
+@dataclass(frozen=True, slots=True)
+class Summary:
     """Shares and means over the edits of one kind."""
-    verdicts = [e.verdict for e in edited if e.edit.kind == kind]
-    kept = [v.object_kept and v.others_kept and v.background_kept for v in verdicts]
-    unedited = [v.psnr_unedited for v in verdicts if isfinite(v.psnr_unedited)]
-    cells = [
-        method,
-        "prompt-to-prompt" if controlled else "plain",
-        kind,
-        str(len(verdicts)),
-        f"{fmean(v.asked for v in verdicts):.0%}",
-        f"{fmean(kept):.0%}",
-        f"{fmean(unedited):.1f}" if unedited else "",
-        f"{fmean(v.psnr_truth for v in verdicts):.1f}",
-        f"{seconds / len(edited):.2f}",
-    ]
-    return f"| {' | '.join(cells)} |"
+
+    method: str
+    controlled: bool
+    kind: Kind
+    number: int
+    asked: float
+    """Share that is as asked."""
+
+    kept: float
+    """Share in which all else is kept."""
+
+    unedited: float
+    """PSNR of the unedited part, in dB; no number where nothing is unedited."""
+
+    truth: float
+    """PSNR to the scene drawn as asked, in dB."""
+
+    seconds: float
+    """Of an edit, with its share of the source's row."""
+
+    @classmethod
+    def of(cls, method: str, controlled: bool, kind: Kind, edited: Sequence[Edited], seconds: float) -> "Summary":
+        """Sum up the edits of a kind among those that took so long."""
+        verdicts = [e.verdict for e in edited if e.edit.kind == kind]
+        unedited = [v.psnr_unedited for v in verdicts if isfinite(v.psnr_unedited)]
+        return cls(
+            method,
+            controlled,
+            kind,
+            len(verdicts),
+            fmean(v.asked for v in verdicts),
+            fmean(v.object_kept and v.others_kept and v.background_kept for v in verdicts),
+            fmean(unedited) if unedited else nan,
+            fmean(v.psnr_truth for v in verdicts),
+            seconds / len(edited),
+        )
+
+    @property
+    def row(self) -> str:
+        """Of a Markdown table."""
+        cells = [
+            self.method,
+            "prompt-to-prompt" if self.controlled else "plain",
+            self.kind,
+            str(self.number),
+            f"{self.asked:.0%}",
+            f"{self.kept:.0%}",
+            "" if isnan(self.unedited) else f"{self.unedited:.1f}",
+            f"{self.truth:.1f}",
+            f"{self.seconds:.2f}",
+        ]
+        return f"| {' | '.join(cells)} |"
+
+
+def plot(found: Sequence[Summary], path: Path) -> None:
+    """Draw each kind's edits as points: what is as asked against what is not to change."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    kinds, methods = (list(dict.fromkeys(getattr(s, name) for s in found)) for name in ("kind", "method"))
+    figure = Figure(figsize=(3 * len(kinds), 4.4), layout="constrained")
+    panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
+    for kind, axes in zip(kinds, panels, strict=True):
+        axes.set(title=kind, xlabel="unedited part, dB", ylim=(0, 1.04))
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        for summary in (s for s in found if s.kind == kind):
+            colour = f"C{methods.index(summary.method)}"
+            name = summary.method if summary.controlled else None
+            face = colour if summary.controlled else "none"
+            axes.scatter(summary.unedited, summary.asked, label=name, edgecolors=colour, facecolors=face)
+    panels[0].set_ylabel("as asked")
+    handles, labels = panels[0].get_legend_handles_labels()
+    title = "filled: prompt-to-prompt, hollow: plain exchange of the prompt"
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, title=title)
+    figure.savefig(path, dpi=100)
 
 
 def main() -> None:
@@ -152,12 +213,14 @@ def main() -> None:
     parser.add_argument("--guidance_scale", type=float, default=2.0)
     parser.add_argument("--methods", nargs="+", default=list(SOLVERS), choices=list(SOLVERS), metavar="METHOD")
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
+    parser.add_argument("--plot", type=Path, help="draw success against what is kept there, for each kind of edit")
     parser.add_argument("--picture", type=Path, help="draw the first edits of each kind there")
     arguments = parser.parse_args()
     networks, rng = StableDiffusion.load(ModelSource("demo")), random.Random(arguments.seed)
     scenes = unseen_scenes(arguments.scenes, arguments.seed)
     edits = [edits_of(scene, arguments.kinds, rng) for scene in scenes]
     columns: dict[str, list[Edited]] = {}
+    found: list[Summary] = []
     print(HEADER)
     for method in arguments.methods:
         settings = replace(SOLVERS[method], guidance_scale=arguments.guidance_scale)
@@ -167,7 +230,10 @@ def main() -> None:
             edited = columns[method] = list(perform(networks, inversions, edits, controlled))
             seconds = time.monotonic() - start
             for kind in arguments.kinds:
-                print(table_row(method, controlled, kind, edited, seconds), flush=True)
+                found.append(Summary.of(method, controlled, kind, edited, seconds))
+                print(found[-1].row, flush=True)
+    if arguments.plot:
+        plot(found, arguments.plot)
     if arguments.picture:
         draw_edits(columns, arguments.picture)
 
