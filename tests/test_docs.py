@@ -176,6 +176,13 @@ def test_the_error_texts_that_are_explained_are_those_of_the_code():
     assert not unknown and len(texts) > 20
 
 
+def test_the_list_of_commands_is_what_the_help_says(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    (quoted,) = blocks(ROOT / "README.md", "text")
+    assert f"COMMAND {' '.join(quoted.split())} options:" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_link_leads_somewhere(document: Path):
     links = re.findall(r"\]\(([^)#]+)", document.read_text())
