@@ -228,7 +228,7 @@ def test_a_rank_that_breaks_ends_the_job_and_says_why(
         number = job.submit("invert.sbatch", *TWO_BY_TWO)
         found = cluster.wait_until_over(number)
     assert (found["JobState"], found["Restarts"]) == ("FAILED", "0")
-    assert "3: nti-batch: 'd.0of1' in" in job.log_text()
+    assert "3: [rank 3/4] nti-batch: 'd.0of1' in" in job.log_text()
     assert "is in use by another job" in job.log_text()
     job.release()
     assert main(["invert", *job.flags, "--data.slices=1", f"--output.dir={job.out}"]) == 0
