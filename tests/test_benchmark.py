@@ -30,6 +30,7 @@ from nti_batch.diffusion.null_text import NullTextSettings
 from nti_batch.diffusion.rounding import Storage
 from nti_batch.packing import StoredInversion
 from nti_batch.stable_diffusion import ModelSource, StableDiffusion
+from nti_batch.weights import Family, random_unet
 
 NEVER = NullTextSettings(num_inner_steps=2, early_stop_epsilon=0, early_stop_growth=0)
 
@@ -173,3 +174,14 @@ def test_only_the_authors_inner_step_computes_gradients_of_weights(
     seconds, peak = timed_step(step, "cpu", latents_size=8)
     assert bool(filled) is has_gradients
     assert seconds > 0 and peak > 50 * 2**20 and torch.get_default_dtype() == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("family", "parameters"),
+    [("1.x", 859_520_964), ("2.1-base", 865_910_724), ("2.1", 865_910_724), ("xl", 2_567_463_684)],
+)
+def test_the_full_size_networks_have_as_many_weights_as_the_published_ones(family: Family, parameters: int):
+    with torch.device("meta"):
+        unet = random_unet("bfloat16", torch.device("meta"), family)
+    assert sum(weights.numel() for weights in unet.parameters()) == parameters
+    assert unet.dtype == torch.bfloat16 and torch.get_default_dtype() == torch.float32

@@ -50,6 +50,7 @@ LAYERS = [
         "benchmarks.ranks",
         "benchmarks.ablations",
         "benchmarks.edits",
+        "benchmarks.step_memory",
     },
     {"benchmarks.storage"},
     {"cli"},

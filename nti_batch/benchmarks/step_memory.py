@@ -1,0 +1,48 @@
+"""Peak memory of one inner step of each family's full-size UNet: `python -m nti_batch.benchmarks.step_memory`.
+
+One image in a call, frozen random weights, latents of the size that the family was trained for, a process for each. On
+a GPU it is the memory that the process has taken there, on a CPU that of the process.
+"""
+
+import argparse
+from typing import get_args
+
+import torch
+
+from nti_batch.benchmarks.stopwatch import OwnProcess, peak_bytes
+from nti_batch.model_source import Precision
+from nti_batch.weights import Family, random_unet
+
+
+def step_peak(family: Family, precision: Precision, device: str) -> int:
+    """Bytes at the most, of a forward and a backward to the embedding."""
+    place = torch.device(device)
+    unet = random_unet(precision, place, family).requires_grad_(False).eval()
+    size, dim = unet.config.sample_size, unet.config.cross_attention_dim
+    latents = torch.randn(1, 4, size, size, device=place, dtype=unet.dtype)
+    embedding = torch.randn(1, 77, dim, device=place, dtype=unet.dtype, requires_grad=True)
+    of_xl = {
+        "text_embeds": torch.randn(1, 1280, device=place, dtype=unet.dtype),
+        "time_ids": torch.zeros(1, 6, device=place),
+    }
+    timestep = torch.tensor([500], device=place)
+    noise = unet(latents, timestep, embedding, added_cond_kwargs=of_xl, return_dict=False)[0]
+    noise.float().square().mean().backward()
+    return peak_bytes(place)
+
+
+def main() -> None:
+    """Measure and print a line for each family."""
+    parser = argparse.ArgumentParser(description="Peak memory of one inner step of each family's full-size UNet.")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", choices=get_args(Precision), default="bfloat16")
+    parser.add_argument("--families", nargs="+", choices=get_args(Family), default=list(get_args(Family)))
+    arguments = parser.parse_args()
+    for family in arguments.families:
+        with OwnProcess() as process:
+            peak = process.call(step_peak, family, arguments.precision, arguments.device)
+        print(f"{family:8} {peak / 1e9:5.2f} GB, {arguments.precision}, {arguments.device}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
