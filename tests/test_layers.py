@@ -50,9 +50,8 @@ LAYERS = [
         "benchmarks.ranks",
         "benchmarks.ablations",
         "benchmarks.edits",
-        "benchmarks.step_memory",
     },
-    {"benchmarks.storage"},
+    {"benchmarks.storage", "benchmarks.step_memory"},
     {"cli"},
     {"__main__"},
 ]

@@ -9,6 +9,7 @@ from typing import get_args
 
 import torch
 
+from nti_batch.benchmarks.inner_step import step_seconds
 from nti_batch.benchmarks.stopwatch import OwnProcess, peak_bytes
 from nti_batch.model_source import Precision
 from nti_batch.weights import Family, random_unet
@@ -18,16 +19,7 @@ def step_peak(family: Family, precision: Precision, device: str) -> int:
     """Bytes at the most, of a forward and a backward to the embedding."""
     place = torch.device(device)
     unet = random_unet(precision, place, family).requires_grad_(False).eval()
-    size, dim = unet.config.sample_size, unet.config.cross_attention_dim
-    latents = torch.randn(1, 4, size, size, device=place, dtype=unet.dtype)
-    embedding = torch.randn(1, 77, dim, device=place, dtype=unet.dtype, requires_grad=True)
-    of_xl = {
-        "text_embeds": torch.randn(1, 1280, device=place, dtype=unet.dtype),
-        "time_ids": torch.zeros(1, 6, device=place),
-    }
-    timestep = torch.tensor([500], device=place)
-    noise = unet(latents, timestep, embedding, added_cond_kwargs=of_xl, return_dict=False)[0]
-    noise.float().square().mean().backward()
+    step_seconds(unet, unet.config.sample_size)
     return peak_bytes(place)
 
 
