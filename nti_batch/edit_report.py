@@ -44,7 +44,7 @@ def edit_page(out: Path, pictures: int, allow_pipe: bool) -> Page:
 
 
 def _facts(status: EditStatus) -> list[Fact]:
-    facts = [Fact(f"{getattr(status, name):,}", name) for name in ("done", "failed", "missing")]
+    facts = []
     if status.edits_per_hour is not None:
         facts.append(Fact(f"{status.edits_per_hour:,.0f}", "edits an hour"))
     if status.scored:

@@ -59,7 +59,9 @@ class Page:
     done: int
     failed: int
     missing: int
-    facts: Sequence[Fact]
+    facts: list[Fact]
+    """Beside these numbers."""
+
     charts: Sequence[Chart]
     reasons: Sequence[Reason]
     examples: Sequence[tuple[str, Sequence[Example]]]
@@ -69,6 +71,11 @@ class Page:
     """What could not be had for this page."""
 
     settings: Sequence[tuple[str, str]]
+
+    @property
+    def counts(self) -> list[Fact]:
+        """What became of the records."""
+        return [Fact(f"{getattr(self, name):,}", name) for name in ("done", "failed", "missing")]
 
     def html(self) -> str:
         """The whole file."""

@@ -57,7 +57,7 @@ def inversion_page(run: InversionRun, units: Sequence[WorkUnit], pictures: int) 
 
 
 def _facts(status: RunStatus) -> list[Fact]:
-    facts = [Fact(f"{getattr(status, name):,}", name) for name in ("done", "failed", "missing")]
+    facts = []
     if status.damaged_shards:
         facts.append(Fact(f"{status.damaged_shards:,}", "damaged shards"))
     if status.images_per_hour is not None:
