@@ -100,13 +100,12 @@ def add_export(commands: "Commands") -> None:
 
 def status(out: str, as_json: bool, tell: bool, allow_pipe: bool) -> int:
     """Print how far a run is, and tell it by the exit code if that is asked for."""
-    from nti_batch.edit_run import EditRun
     from nti_batch.inversions import InversionRun
     from nti_batch.status import Status, run_status, units_of
 
     report: Status
     try:
-        if EditRun(Path(out)).folder.exists():
+        if _has_edits(Path(out)):
             from nti_batch.edit_datamodule import EditDataModule
 
             # no input is read
@@ -128,7 +127,6 @@ def report(
 ) -> int:
     """Write the page about a run."""
     from nti_batch.edit_report import edit_page
-    from nti_batch.edit_run import EditRun
     from nti_batch.inversions import InversionRun
     from nti_batch.parts import write_whole
     from nti_batch.report import inversion_page
@@ -138,7 +136,7 @@ def report(
     try:
         if pictures < 0:
             raise ValueError(f"--pictures is {pictures}, allowed: at least 0")
-        if EditRun(Path(out)).folder.exists():
+        if _has_edits(Path(out)):
             page = edit_page(Path(out), pictures, allow_pipe)
         else:
             run = InversionRun(Path(out))
@@ -224,7 +222,7 @@ def _findings(
     from nti_batch.inversions import InversionRun
     from nti_batch.verify import verify_run
 
-    if not EditRun(out).folder.exists():
+    if not _has_edits(out):
         run = InversionRun(out)
         yield from verify_run(run, _units(run, shards, images, allow_pipe), recompute)
         return
@@ -233,6 +231,13 @@ def _findings(
             f"{str(out)!r} has edits: --data.shards, --data.images and --recompute are for that of their inversions"
         )
     yield from verify_edits(EditRun(out), EditDataModule.of_run(out, allow_pipe=True))
+
+
+def _has_edits(out: Path) -> bool:
+    """Whether a folder is a run of edits."""
+    from nti_batch.edit_run import EditRun
+
+    return EditRun(out).folder.exists()
 
 
 def _units(run: "InversionRun", shards: str | None, images: str | None, allow_pipe: bool) -> "list[WorkUnit]":
