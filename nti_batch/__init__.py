@@ -4,20 +4,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nti_batch.dataset import InversionDataset as InversionDataset
     from nti_batch.diffusion.edits import EditSettings as EditSettings
-    from nti_batch.editing import edit_image as edit_image
-    from nti_batch.inversions import read_inversions as read_inversions
-    from nti_batch.packing import StoredInversion as StoredInversion
+    from nti_batch.editing.editor import edit_image as edit_image
+    from nti_batch.output.dataset import InversionDataset as InversionDataset
+    from nti_batch.output.inversions import read_inversions as read_inversions
+    from nti_batch.output.serialization import StoredInversion as StoredInversion
 
 __all__ = ["EditSettings", "InversionDataset", "StoredInversion", "edit_image", "read_inversions"]
 
 _HOMES = {
     "EditSettings": "nti_batch.diffusion.edits",
-    "InversionDataset": "nti_batch.dataset",
-    "StoredInversion": "nti_batch.packing",
-    "edit_image": "nti_batch.editing",
-    "read_inversions": "nti_batch.inversions",
+    "InversionDataset": "nti_batch.output.dataset",
+    "StoredInversion": "nti_batch.output.serialization",
+    "edit_image": "nti_batch.editing.editor",
+    "read_inversions": "nti_batch.output.inversions",
 }
 
 

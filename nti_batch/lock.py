@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO
 
-PATIENCE = 120.0
+LOCK_TIMEOUT = 120.0
 """Seconds to wait for an earlier start of the same Slurm job: a file server keeps the locks of a node that vanished for
 a while (NFSv4: 90 seconds)."""
 
@@ -53,7 +53,7 @@ class UnitLock:
 
 def _open_current(path: Path, claimed: str) -> IO[str]:
     """The locked file that `path` names; an owner that ended in between has taken its file away."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + LOCK_TIMEOUT
     while True:
         file = open(path, "a+", encoding="utf-8")  # noqa: SIM115  # the lock lives as long as it is open
         try:

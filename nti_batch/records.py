@@ -2,7 +2,7 @@
 
 CaptionedImage  ->  Inversion      done
                 ->  Failure        failed, with the stage and the reason
-UnitRead                           the end of a work unit
+EndOfUnit                           the end of a work unit
 
 EditRequest  ->  EditedImage, Failure  asks for an edited picture of an inverted image
 """
@@ -116,7 +116,7 @@ class Inversion:
 
 
 @dataclass(frozen=True, slots=True)
-class UnitRead:
+class EndOfUnit:
     """A work unit has been read to its end: `committed` records were there before, and `read` were handed on."""
 
     unit: WorkUnit
@@ -182,5 +182,5 @@ class EditedImage:
     """From the first timestep to the last; rows in one batch share a device."""
 
 
-Outcome = Inversion | EditedImage | Failure | UnitRead
+Outcome = Inversion | EditedImage | Failure | EndOfUnit
 """What a prediction step hands to the writer."""

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, settings
 
 # the networks are tiny: more threads are slower, and many times so where another process computes
 os.environ["OMP_NUM_THREADS"] = "1"
-from tiny import ZERO_SNR, write_model, write_xl_model
+from helpers.tiny import ZERO_SNR, write_model, write_xl_model
 
 for _name, _examples in {"suite": 200, "long": 5_000}.items():
     # deadline: a busy machine is no failure, and what hangs is ended by the tests themselves

@@ -13,10 +13,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from pie_folder import write_pie_folder
+from helpers.pie_folder import write_pie_folder
+from helpers.tiny import captioned, png, write_shard
+from helpers.tiny_scores import torchmetrics_lpips, write_clip, write_dino, write_lpips
 from PIL import Image
-from tiny import captioned, png, write_shard
-from tiny_scores import torchmetrics_lpips, write_clip, write_dino, write_lpips
 
 from nti_batch.cli import main
 

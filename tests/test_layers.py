@@ -19,7 +19,7 @@ LAYERS = [
         "diffusion.metrics",
         "diffusion.pooled",
         "diffusion.rounding",
-        "diffusion.slots",
+        "diffusion.batch_size",
         "diffusion.solvers",
     },
     {"diffusion.edits", "diffusion.null_text"},
@@ -42,7 +42,7 @@ LAYERS = [
     {"edit_verify"},
     {"job", "score_run", "edit_report"},
     {"edit_command", "pack_command", "run_commands", "completion"},
-    {"benchmarks.authors_loop", "benchmarks.job_loop"},
+    {"benchmarks.reference_loop", "benchmarks.job_loop"},
     {
         "benchmarks.side_by_side",
         "benchmarks.solvers",

@@ -23,14 +23,14 @@ import torch
 from torch import Tensor
 
 from nti_batch.benchmarks.job_loop import load_images
-from nti_batch.datamodule import InversionDataModule
 from nti_batch.diffusion.ddim import ddim_invert, ddim_sample, ddim_step, predict_at
 from nti_batch.diffusion.guidance import NoisePredictor, classifier_free_guidance
-from nti_batch.diffusion.metrics import psnr
-from nti_batch.diffusion.null_text import NullTextSettings
 from nti_batch.diffusion.schedule import DDIMSchedule
-from nti_batch.model_source import ModelDescription, ModelSource
-from nti_batch.stable_diffusion import StableDiffusion
+from nti_batch.diffusion.settings import InversionSettings
+from nti_batch.jobs.invert_datamodule import InversionDataModule
+from nti_batch.models.source import ModelDescription, ModelSource
+from nti_batch.models.stable_diffusion import StableDiffusion
+from nti_batch.scores.metrics import psnr
 
 UPDATES = (1, 2, 5, 10, 20)
 """N."""
@@ -94,7 +94,7 @@ class Pictures:
 
 def null_text(pictures: Pictures, pivot: Tensor, updates: int) -> Tensor:
     """z_0 after Algorithm 1 with N = `updates` at every timestep."""
-    settings, num_steps = NullTextSettings(), pictures.schedule.num_steps
+    settings, num_steps = InversionSettings(), pictures.schedule.num_steps
     latents, null_embedding = pivot[-1], pictures.empty
     for t in range(num_steps, 0, -1):
         with torch.no_grad():
@@ -114,7 +114,7 @@ def null_text(pictures: Pictures, pivot: Tensor, updates: int) -> Tensor:
 def global_null_text(pictures: Pictures, pivot: Tensor) -> Iterator[Tensor]:
     """z_0 after each pass over the pivot, with one null embedding for all timesteps."""
     null_embedding = pictures.movable(pictures.empty)
-    adam = torch.optim.Adam([null_embedding], NullTextSettings().learning_rate)
+    adam = torch.optim.Adam([null_embedding], InversionSettings().learning_rate)
     num_steps = pictures.schedule.num_steps
     with torch.no_grad():
         conditional = [pictures.predict(z, t, pictures.prompts) for t, z in enumerate(pivot)]
@@ -129,7 +129,7 @@ def global_null_text(pictures: Pictures, pivot: Tensor) -> Iterator[Tensor]:
 def textual_inversion(pictures: Pictures) -> Iterator[Tensor]:
     """z_0 after each T updates of the prompts' embeddings; sampling starts at their own DDIM inversion."""
     prompts = pictures.prompts.clone().requires_grad_()
-    adam = torch.optim.Adam([prompts], NullTextSettings().learning_rate)
+    adam = torch.optim.Adam([prompts], InversionSettings().learning_rate)
     schedule = pictures.schedule
     while True:
         for _ in range(schedule.num_steps):
@@ -194,7 +194,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Null-text optimization without one of its parts.")
     parser.add_argument("--shards", default="demo", help="input, as for nti-batch invert")
     parser.add_argument("--images", type=int, default=16)
-    parser.add_argument("--guidance_scale", type=float, default=NullTextSettings().guidance_scale)
+    parser.add_argument("--guidance_scale", type=float, default=InversionSettings().guidance_scale)
     parser.add_argument("--updates", type=int, nargs="+", default=UPDATES, help="values of N")
     parser.add_argument("--tokens", type=int, help="of null embeddings that may move; left out, all")
     parser.add_argument("--plot", type=Path, help="a picture of the curves, such as curves.png")
@@ -202,7 +202,7 @@ def main() -> None:
     source = ModelSource("demo")
     networks = StableDiffusion.load(source)
     images = load_images(
-        InversionDataModule(arguments.shards, slices=1), ModelDescription.of(source).size, arguments.images
+        InversionDataModule(arguments.shards, units_per_shard=1), ModelDescription.of(source).size, arguments.images
     )
     pixels = torch.stack([image.pixels for image in images])
     prompts = networks.embed_prompts([image.prompt for image in images])

@@ -17,11 +17,12 @@ from itertools import islice
 from pathlib import Path
 from statistics import fmean
 
-from nti_batch.edit_datamodule import EditDataModule
-from nti_batch.editing import edit_image, load_model
-from nti_batch.inversions import InversionRun, read_inversions
-from nti_batch.packing import StoredInversion
-from nti_batch.stable_diffusion import StableDiffusion
+from nti_batch.editing.editor import edit_image
+from nti_batch.jobs.edit_datamodule import EditDataModule
+from nti_batch.models.load import load_model
+from nti_batch.models.stable_diffusion import StableDiffusion
+from nti_batch.output.inversions import InversionRun, read_inversions
+from nti_batch.output.serialization import StoredInversion
 
 
 def job_per_hour(inversions: Path, images: Sequence[StoredInversion], edits: int, rows: int) -> float:
@@ -35,7 +36,7 @@ def job_per_hour(inversions: Path, images: Sequence[StoredInversion], edits: int
         out, listed = Path(folder) / "out", Path(folder) / "edits.jsonl"
         listed.write_text("\n".join(asked))
         command = [sys.executable, "-m", "nti_batch", "edit", f"--data.inversions={inversions}", f"--output.dir={out}"]
-        command += [f"--data.edits={listed}", f"--model.rows={rows}", "--trainer.devices=1"]
+        command += [f"--data.edits={listed}", f"--model.batch_size={rows}", "--trainer.devices=1"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         data = EditDataModule.of_run(out, allow_pipe=True)
         rate = data.status(data.units).edits_per_hour
@@ -58,7 +59,9 @@ def main() -> None:
     parser.add_argument("inversions", type=Path, help="output folder of nti-batch invert")
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--edits", type=int, default=1, help="of each image")
-    parser.add_argument("--rows", type=int, default=16, help="pictures in one UNet call of the job, as model.rows")
+    parser.add_argument(
+        "--rows", type=int, default=16, help="pictures in one UNet call of the job, as model.batch_size"
+    )
     parser.add_argument("--rounds", type=int, default=2)
     arguments = parser.parse_args()
     images = list(islice(read_inversions(arguments.inversions), arguments.images))

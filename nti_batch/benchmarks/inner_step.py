@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from nti_batch.benchmarks.stopwatch import OwnProcess, peak_bytes, synchronize
-from nti_batch.model_source import Precision
-from nti_batch.weights import random_unet
+from nti_batch.benchmarks.full_size import random_unet
+from nti_batch.benchmarks.timing import OwnProcess, peak_bytes, synchronize
+from nti_batch.models.source import Precision
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel

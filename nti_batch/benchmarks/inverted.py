@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from nti_batch.diffusion.metrics import psnr
+from nti_batch.models.stable_diffusion import StableDiffusion
 from nti_batch.records import CaptionedImage
-from nti_batch.stable_diffusion import StableDiffusion
+from nti_batch.scores.metrics import psnr
 
 
 @dataclass(frozen=True, slots=True, eq=False)

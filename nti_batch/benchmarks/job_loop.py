@@ -6,16 +6,16 @@ from itertools import islice
 import torch
 
 from nti_batch.benchmarks.inverted import Inverted
-from nti_batch.datamodule import InversionDataModule
+from nti_batch.data.samples import RawSample, read_unit
 from nti_batch.diffusion.guidance import NoisePredictor
-from nti_batch.diffusion.null_text import NullTextSettings
 from nti_batch.diffusion.pool import InversionPool
 from nti_batch.diffusion.rounding import Storage
 from nti_batch.diffusion.schedule import DDIMSchedule
-from nti_batch.packing import pack_tensors
+from nti_batch.diffusion.settings import InversionSettings
+from nti_batch.jobs.invert_datamodule import InversionDataModule
+from nti_batch.models.stable_diffusion import StableDiffusion
+from nti_batch.output.serialization import pack_tensors
 from nti_batch.records import CaptionedImage
-from nti_batch.stable_diffusion import StableDiffusion
-from nti_batch.stream import RawSample, read_unit
 
 
 def load_images(data: InversionDataModule, size: int, count: int) -> list[CaptionedImage]:
@@ -38,13 +38,13 @@ def job_loop(
     predict: NoisePredictor,
     images: Sequence[CaptionedImage],
     schedule: DDIMSchedule,
-    settings: NullTextSettings,
-    slots: int,
+    settings: InversionSettings,
+    batch_size: int,
     storage: Storage,
 ) -> list[Inverted]:
     """Invert images as the job does; they come back in their order."""
     empty = networks.embed_prompts([""])[0]
-    pool = InversionPool[int](predict, schedule, settings, empty, slots, storage)
+    pool = InversionPool[int](predict, schedule, settings, empty, batch_size, storage)
     done: dict[int, Inverted] = {}
 
     def advance() -> None:

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from nti_batch.inversions import read_inversions
+from nti_batch.output.inversions import read_inversions
 
 
 def images_per_hour(shards: str, ranks: int, flags: list[str]) -> float:

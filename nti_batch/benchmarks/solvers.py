@@ -11,20 +11,20 @@ from statistics import fmean
 
 from nti_batch.benchmarks.inverted import Score, score
 from nti_batch.benchmarks.job_loop import job_loop, load_images
-from nti_batch.datamodule import SAMPLES, InversionDataModule
-from nti_batch.diffusion.null_text import NullTextSettings
 from nti_batch.diffusion.rounding import Storage
-from nti_batch.model_source import ModelDescription, ModelSource
+from nti_batch.diffusion.settings import InversionSettings
+from nti_batch.jobs.invert_datamodule import SAMPLES, InversionDataModule
+from nti_batch.models.source import ModelDescription, ModelSource
+from nti_batch.models.stable_diffusion import StableDiffusion
 from nti_batch.records import CaptionedImage
-from nti_batch.stable_diffusion import StableDiffusion
 
-AUTHORS = NullTextSettings()
-FAST = NullTextSettings(start="prompt", early_stop_epsilon=3e-4, early_stop_growth=0)
+AUTHORS = InversionSettings()
+FAST = InversionSettings(null_init="prompt", early_stop_epsilon=3e-4, early_stop_growth=0)
 SOLVERS = {
     'Adam from ""': AUTHORS,
     'Polyak from ""': replace(AUTHORS, solver="polyak"),
-    "Adam from the prompt": replace(AUTHORS, start="prompt"),
-    "Polyak from the prompt": replace(AUTHORS, start="prompt", solver="polyak"),
+    "Adam from the prompt": replace(AUTHORS, null_init="prompt"),
+    "Polyak from the prompt": replace(AUTHORS, null_init="prompt", solver="polyak"),
     "Adam from the prompt, one threshold": FAST,
     "Polyak from the prompt, one threshold": replace(FAST, solver="polyak"),
     "direct": replace(AUTHORS, method="direct"),
@@ -69,7 +69,7 @@ def table_row(solver: str, case: Case, scores: Sequence[Score]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def measure(networks: StableDiffusion, settings: NullTextSettings, case: Case, storage: Storage) -> list[Score]:
+def measure(networks: StableDiffusion, settings: InversionSettings, case: Case, storage: Storage) -> list[Score]:
     """Invert the images of a case."""
     schedule = networks.schedule(case.num_steps)
     settings = replace(settings, guidance_scale=case.guidance_scale)

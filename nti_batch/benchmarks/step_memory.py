@@ -9,10 +9,10 @@ from typing import get_args
 
 import torch
 
+from nti_batch.benchmarks.full_size import Family, random_unet
 from nti_batch.benchmarks.inner_step import step_seconds
-from nti_batch.benchmarks.stopwatch import OwnProcess, peak_bytes
-from nti_batch.model_source import Precision
-from nti_batch.weights import Family, random_unet
+from nti_batch.benchmarks.timing import OwnProcess, peak_bytes
+from nti_batch.models.source import Precision
 
 
 def step_peak(family: Family, precision: Precision, device: str) -> int:

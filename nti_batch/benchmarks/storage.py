@@ -16,14 +16,14 @@ from torch import Tensor
 from nti_batch.benchmarks.inverted import Inverted, score
 from nti_batch.benchmarks.job_loop import job_loop, load_images
 from nti_batch.benchmarks.solvers import SOLVERS
-from nti_batch.datamodule import InversionDataModule
 from nti_batch.diffusion.ddim import ddim_sample
-from nti_batch.diffusion.metrics import psnr
 from nti_batch.diffusion.rounding import Storage
-from nti_batch.model_source import ModelDescription, ModelSource
-from nti_batch.packing import pack_tensors, unpack_tensors
+from nti_batch.jobs.invert_datamodule import InversionDataModule
+from nti_batch.models.source import ModelDescription, ModelSource
+from nti_batch.models.stable_diffusion import StableDiffusion
+from nti_batch.output.serialization import pack_tensors, unpack_tensors
 from nti_batch.records import CaptionedImage
-from nti_batch.stable_diffusion import StableDiffusion
+from nti_batch.scores.metrics import psnr
 
 COMPARED = ('Adam from ""', "Adam from the prompt, one threshold", "Polyak from the prompt, one threshold")
 SHAPES = {"SD 1.x": (768, 64), "SD 2.x": (1024, 64), "SD XL": (2048, 128)}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nti_batch.demo.judge import judge
 from nti_batch.demo.scenes import COLOURS, PLACES, SHAPES, SIZES, Scene, SceneObject, draw, object_masks
-from nti_batch.diffusion.metrics import psnr
+from nti_batch.scores.metrics import psnr
 
 Kind = Literal["colour", "shape", "size", "place", "background"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nti_batch.data.images import to_bytes
 from nti_batch.demo.attention import record_finest_cross_attention
 from nti_batch.demo.judge import judge
 from nti_batch.demo.scenes import SIZE, Scene, draw, object_masks, unseen_scenes
 from nti_batch.diffusion.ddim import ddim_invert, ddim_sample
-from nti_batch.diffusion.metrics import psnr
-from nti_batch.images import to_bytes
-from nti_batch.model_source import ModelSource
-from nti_batch.stable_diffusion import StableDiffusion
+from nti_batch.models.source import ModelSource
+from nti_batch.models.stable_diffusion import StableDiffusion
+from nti_batch.scores.metrics import psnr
 
 GUIDANCE_SCALE = 7.5
 NUM_STEPS = 50
@@ -48,7 +48,7 @@ class Inverted:
 
 @torch.no_grad()
 def invert_scenes(networks: StableDiffusion, scenes: list[Scene]) -> Inverted:
-    """Draw the scenes, encode them, climb the pivot and watch where each word is looked for."""
+    """Draw the scenes, encode them, append_pivot the pivot and watch where each word is looked for."""
     pictures = torch.stack([draw(scene) for scene in scenes])
     prompts = networks.embed_prompts([scene.caption for scene in scenes])
     latents = networks.encode_pictures(to_bytes(pictures))

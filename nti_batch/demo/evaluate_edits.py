@@ -20,23 +20,23 @@ from torch import Tensor
 
 from nti_batch.benchmarks.job_loop import job_loop
 from nti_batch.benchmarks.solvers import SOLVERS
+from nti_batch.data.images import to_bytes
 from nti_batch.demo.edits import KINDS, EditVerdict, Kind, blend_words, judge_edit, random_edit
 from nti_batch.demo.scenes import Scene, draw, unseen_scenes
 from nti_batch.diffusion.edits import EditSettings
-from nti_batch.diffusion.null_text import NullTextSettings
-from nti_batch.editing import ControlledEdit, edit_pictures
-from nti_batch.images import to_bytes
-from nti_batch.model_source import ModelSource
-from nti_batch.packing import StoredInversion
-from nti_batch.preview import draw_rows
+from nti_batch.diffusion.settings import InversionSettings
+from nti_batch.editing.editor import ControlledEdit, edit_pictures
+from nti_batch.models.source import ModelSource
+from nti_batch.models.stable_diffusion import StableDiffusion
+from nti_batch.output.serialization import StoredInversion
 from nti_batch.records import CaptionedImage, WorkUnit
-from nti_batch.stable_diffusion import StableDiffusion
+from nti_batch.report.preview import draw_rows
 
 NUM_STEPS = 50
 ROWS = 24
 """Sources and edits in one call."""
 
-PLAIN = EditSettings(kind="replace", cross_share=0.0, self_share=0.0)
+PLAIN = EditSettings(kind="replace", cross_replace_steps=0.0, self_replace_steps=0.0)
 SHARES: dict[Kind, tuple[float, float]] = {
     "colour": (0.8, 0.8),
     "shape": (0.2, 0.0),
@@ -63,11 +63,11 @@ class SceneEdit:
         """Prompt-to-prompt with local blend, or the plain exchange of the prompt."""
         if not controlled:
             return PLAIN
-        cross_share, self_share = SHARES[self.kind]
+        cross_replace_steps, self_replace_steps = SHARES[self.kind]
         return EditSettings(
             kind="replace",
-            cross_share=cross_share,
-            self_share=self_share,
+            cross_replace_steps=cross_replace_steps,
+            self_replace_steps=self_replace_steps,
             blend_words=blend_words(self.source, self.edited),
             blend_threshold=0.5,
         )
@@ -90,7 +90,7 @@ def edits_of(scene: Scene, kinds: Sequence[Kind], rng: random.Random) -> list[Sc
     return [SceneEdit(kind, scene, random_edit(scene, kind, rng)) for kind in possible]
 
 
-def invert(networks: StableDiffusion, scenes: Sequence[Scene], settings: NullTextSettings) -> list[StoredInversion]:
+def invert(networks: StableDiffusion, scenes: Sequence[Scene], settings: InversionSettings) -> list[StoredInversion]:
     """Invert drawn scenes as the job does."""
     images = [
         CaptionedImage(WorkUnit("scenes", "", 0, 1), str(i), scene.caption, to_bytes(draw(scene)))

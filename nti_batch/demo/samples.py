@@ -12,8 +12,8 @@ from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
 
+from nti_batch.data.images import to_bytes, to_image
 from nti_batch.demo.scenes import Scene, SceneObject, draw, unseen_scenes
-from nti_batch.images import to_bytes, to_image
 
 FOLDER = Path(__file__).with_suffix("")
 """Where the sample shards lie."""

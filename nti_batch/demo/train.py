@@ -32,9 +32,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from nti_batch.data.images import to_bytes
 from nti_batch.demo.attention import AttentionRecorder, record_finest_cross_attention
 from nti_batch.demo.scenes import COLOURS, PLACES, SHAPES, SIZE, SIZES, Scene, draw, object_masks, random_scene
-from nti_batch.images import to_bytes
 
 LATENT_SIZE = SIZE // 4
 MAX_TOKENS = 77

@@ -19,16 +19,16 @@ class EditSettings:
     """`replace`: each word of the edit's prompt stands for the source's word at its place; `refine`: words that the
     source has, too, stand for those."""
 
-    cross_share: float = 0.4
-    """Share of the steps in which cross-attention is the source's; PIE-Bench's, as `self_share`."""
+    cross_replace_steps: float = 0.4
+    """Share of the steps in which cross-attention is the source's; PIE-Bench's, as `self_replace_steps`."""
 
-    self_share: float = 0.6
+    self_replace_steps: float = 0.6
     """Share of the steps in which self-attention is the source's."""
 
     word_shares: Mapping[str, float] = field(default_factory=dict)
     """Words with a cross share of their own."""
 
-    word_weights: Mapping[str, float] = field(default_factory=dict)
+    equalizer: Mapping[str, float] = field(default_factory=dict)
     """Words to attend to more (above 1) or less."""
 
     blend_words: tuple[str, str] | None = None
@@ -42,12 +42,15 @@ class EditSettings:
 
     def __post_init__(self) -> None:
         """Raise one ValueError that lists every setting out of range, with its limits."""
-        shares = {name: getattr(self, name) for name in ("cross_share", "self_share", "blend_threshold", "blend_start")}
+        shares = {
+            name: getattr(self, name)
+            for name in ("cross_replace_steps", "self_replace_steps", "blend_threshold", "blend_start")
+        }
         shares |= {f"word_shares[{word!r}]": share for word, share in self.word_shares.items()}
         wrong = [f"{name} is {share}, allowed: 0 to 1" for name, share in shares.items() if not 0 <= share <= 1]
         wrong += [
-            f"word_weights[{word!r}] is {weight}, allowed: finite numbers"
-            for word, weight in self.word_weights.items()
+            f"equalizer[{word!r}] is {weight}, allowed: finite numbers"
+            for word, weight in self.equalizer.items()
             if not math.isfinite(weight)
         ]
         if self.kind not in get_args(Kind):
@@ -66,10 +69,10 @@ class EditControl:
     weights: Tensor
     """s, [tokens]."""
 
-    cross_share: Tensor
+    cross_replace_steps: Tensor
     """[tokens]."""
 
-    self_share: float
+    self_replace_steps: float
     source_words: Tensor
     """Blend words of the source's prompt, [tokens]: 1, and 0 for others."""
 
@@ -90,9 +93,9 @@ class EditControl:
         blend = settings.blend_words
         return cls(
             alignment=align(source, edit, settings.kind),
-            weights=_by_word(edit, 1.0, settings.word_weights),
-            cross_share=_by_word(edit, settings.cross_share, settings.word_shares),
-            self_share=settings.self_share,
+            weights=_by_word(edit, 1.0, settings.equalizer),
+            cross_replace_steps=_by_word(edit, settings.cross_replace_steps, settings.word_shares),
+            self_replace_steps=settings.self_replace_steps,
             source_words=_by_word(source, 0.0, {blend[0]: 1.0} if blend else {}),
             edit_words=_by_word(edit, 0.0, {blend[1]: 1.0} if blend else {}),
             blend_threshold=settings.blend_threshold,

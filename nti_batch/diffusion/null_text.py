@@ -29,91 +29,15 @@ https://arxiv.org/abs/2305.16807; Ju et al., "Direct Inversion: Boosting Diffusi
 
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import Tensor
 
 from nti_batch.diffusion.rounding import Storage, round_values
+from nti_batch.diffusion.settings import InversionSettings
 from nti_batch.diffusion.solvers import Moments
 
-Method = Literal["null-text", "ddim", "negative-prompt", "direct"]
-Solver = Literal["adam", "polyak"]
-Start = Literal["empty", "prompt"]
-Verdict = Literal["fail", "accept", "look again", "move", "retreat"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NullTextSettings:
-    """How to go down from the pivot; the defaults are those of the authors' code.
-
-    All but `method` and `guidance_scale` are of null-text optimization, and mean nothing to the other methods.
-    """
-
-    method: Method = "null-text"
-    """What keeps guided sampling near the pivot.
-
-    Optimized null embeddings; nothing ('ddim'); the prompt as its own null embedding ('negative-prompt'); or adding
-    after each step what it lacks to the pivot ('direct').
-    """
-
-    guidance_scale: float = 7.5
-    """Classifier-free guidance scale w; 1 is no guidance, and then nothing is optimized."""
-
-    num_inner_steps: int = 10
-    """Most updates of the embedding at one timestep, N."""
-
-    solver: Solver = "adam"
-    """The rule that moves an embedding: the authors' Adam, or the preconditioned Polyak step."""
-
-    start: Start = "empty"
-    """What null_T starts from: the embedding of "", as the authors' does, or the prompt's own.
-
-    From the prompt, most timesteps are accepted at first sight; Miyake et al., "Negative-prompt Inversion", 2023,
-    https://arxiv.org/abs/2305.16807, stop there.
-    """
-
-    learning_rate: float = 1e-2
-    """Adam's learning rate at t = T. It falls linearly to half at t = 0."""
-
-    early_stop_epsilon: float = 1e-5
-    """An embedding is accepted once its loss is below this; mean squared error over one latent."""
-
-    early_stop_growth: float = 2e-5
-    """What the threshold grows by from one timestep to the next."""
-
-    def __post_init__(self) -> None:
-        """Raise one ValueError that lists every setting out of range, with its limits."""
-        rules = {
-            "method": (self.method in get_args(Method), " or ".join(map(repr, get_args(Method)))),
-            "guidance_scale": (self.guidance_scale >= 1, "at least 1"),
-            "num_inner_steps": (self.num_inner_steps >= 1, "at least 1"),
-            "solver": (self.solver in get_args(Solver), " or ".join(map(repr, get_args(Solver)))),
-            "start": (self.start in get_args(Start), " or ".join(map(repr, get_args(Start)))),
-            "learning_rate": (self.learning_rate > 0, "above 0"),
-            "early_stop_epsilon": (self.early_stop_epsilon >= 0, "at least 0"),
-            "early_stop_growth": (self.early_stop_growth >= 0, "at least 0"),
-        }
-        wrong = [f"{name} is {getattr(self, name)}, allowed: {limit}" for name, (ok, limit) in rules.items() if not ok]
-        if wrong:
-            raise ValueError("; ".join(wrong))
-
-    @property
-    def guided(self) -> bool:
-        """Whether a step down needs an evaluation of null_t beside the one of C."""
-        return self.guidance_scale != 1 and self.method != "negative-prompt"
-
-    def choose_start(self, empty_embedding: Tensor, prompt_embedding: Tensor) -> Tensor:
-        """What null_T starts from; every null_t, where nothing is optimized."""
-        start = {"null-text": self.start, "negative-prompt": "prompt"}.get(self.method, "empty")
-        return prompt_embedding if start == "prompt" else empty_embedding
-
-    def learning_rate_at(self, t: int, num_steps: int) -> float:
-        """The authors' 0.01 (1 - i / 100) at i = T - t for their T = 50; for any T it ends at half."""
-        return self.learning_rate * (1 - (num_steps - t) / (2 * num_steps))
-
-    def threshold_at(self, t: int, num_steps: int) -> float:
-        """The authors' 1e-5 + 2e-5 i at i = T - t."""
-        return self.early_stop_epsilon + self.early_stop_growth * (num_steps - t)
+Verdict = Literal["fail", "accept", "look again", "move", "backtrack"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -128,14 +52,14 @@ class Look:
 
 
 @dataclass(slots=True, eq=False)
-class NullTextState:
+class InversionState:
     """One image on its way: first up the pivot, then down again, one timestep solved after the other.
 
     Tensors have no batch dimension and stay on the network's device. `finished` tells the end; `error` a
     loss that is no number.
     """
 
-    settings: NullTextSettings
+    settings: InversionSettings
     storage: Storage
     num_steps: int
     prompt_embedding: Tensor
@@ -153,7 +77,7 @@ class NullTextState:
     steps_taken: int = 0
     """Updates at this timestep."""
 
-    trusted: bool = False
+    accepted_first: bool = False
     """Whether the last timestep was accepted at first sight, so that this one may be, too."""
 
     moments: Moments | None = None
@@ -200,14 +124,14 @@ class NullTextState:
         return self.noise_cond is not None
 
     @property
-    def can_move(self) -> bool:
+    def can_update(self) -> bool:
         """Whether another update is allowed at this timestep."""
         return self.settings.method == "null-text" and self.steps_taken < self.settings.num_inner_steps
 
     @property
-    def wants_gradient(self) -> bool:
+    def needs_gradient(self) -> bool:
         """Whether the next evaluation should be ready for an update of the embedding."""
-        return self.solving and self.can_move and not (self.trusted and self.looks == 0)
+        return self.solving and self.can_update and not (self.accepted_first and self.looks == 0)
 
     @property
     def network_t(self) -> int:
@@ -234,7 +158,7 @@ class NullTextState:
         """Adam's at this timestep."""
         return self.settings.learning_rate_at(self.t, self.num_steps)
 
-    def climb(self, latents: Tensor) -> None:
+    def append_pivot(self, latents: Tensor) -> None:
         """Add z*_{t+1}; at the top, turn round: z_T = z*_T."""
         self.trajectory.append(latents)
         self.t += 1
@@ -250,16 +174,16 @@ class NullTextState:
         """What to do after a look with this loss."""
         if not isfinite(loss):
             return "fail"
-        if loss < self.threshold or not (self.solving and self.can_move):
+        if loss < self.threshold or not (self.solving and self.can_update):
             return "accept"
-        if not self.wants_gradient:
+        if not self.needs_gradient:
             return "look again"
-        return "retreat" if self._is_worse(loss) else "move"
+        return "backtrack" if self._is_worse(loss) else "move"
 
     def _is_worse(self, loss: float) -> bool:
         return self.settings.solver == "polyak" and self.best is not None and loss > self.best.loss
 
-    def retreat(self) -> Tensor:
+    def backtrack(self) -> Tensor:
         """Half of Polyak's last step, from where it was made."""
         assert self.best is not None and self.step is not None
         self.step = self.step / 2
@@ -276,7 +200,7 @@ class NullTextState:
         self.null_embeddings.append(look.null_embedding)
         self.losses.append(look.loss)
         self.inner_steps.append(self.steps_taken)
-        self.trusted = self.looks == 0
+        self.accepted_first = self.looks == 0
         self.latents, self.noise_cond, self.moments, self.step, self.best = look.latents, None, None, None, None
         if self.settings.method == "direct":
             self.latents = round_values(self.storage, self.target)

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from nti_batch.diffusion.ddim import ddim_step
 from nti_batch.diffusion.guidance import NoisePredictor, classifier_free_guidance
-from nti_batch.diffusion.null_text import Look, NullTextSettings, NullTextState
+from nti_batch.diffusion.null_text import InversionState, Look
 from nti_batch.diffusion.rounding import Storage, round_embeddings, round_values
 from nti_batch.diffusion.schedule import DDIMSchedule
+from nti_batch.diffusion.settings import InversionSettings
 from nti_batch.diffusion.solvers import Moments, adam_step, polyak_step
 
 logger = logging.getLogger(__name__)
@@ -59,8 +60,8 @@ class Evaluation:
 class InversionPool(Generic[K]):
     """Inversion of the images in flight on one device.
 
-    There are two kinds of call, with and without gradient. With 2 slots - 1 images in flight, one kind is always
-    wanted by at least `slots` of them: so every call is full while the pool is (`capacity`), and only the tail
+    There are two kinds of call, with and without gradient. With 2 batch_size - 1 images in flight, one kind is always
+    wanted by at least `batch_size` of them: so every call is full while the pool is (`capacity`), and only the tail
     of a job runs with smaller batches.
     """
 
@@ -68,9 +69,9 @@ class InversionPool(Generic[K]):
         self,
         predict_noise: NoisePredictor,
         schedule: DDIMSchedule,
-        settings: NullTextSettings,
+        settings: InversionSettings,
         empty_embedding: Tensor,
-        slots: int,
+        batch_size: int,
         storage: Storage = "float32",
     ) -> None:
         """Start empty.
@@ -80,19 +81,19 @@ class InversionPool(Generic[K]):
             schedule: Noise levels, on the network's device.
             settings: Of the method.
             empty_embedding: Embedding of the empty prompt, [tokens, dim].
-            slots: Images in one network call, at least 1.
+            batch_size: Images in one network call, at least 1.
             storage: The form in which results will be stored; they are rounded to it as they are found.
         """
-        if slots < 1:
-            raise ValueError(f"slots is {slots}, allowed: at least 1")
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, allowed: at least 1")
         self.predict_noise = predict_noise
         self.schedule = schedule
         self.settings = settings
         self.empty_embedding = empty_embedding
-        self.slots = slots
+        self.batch_size = batch_size
         self.storage: Storage = storage
         self.work = Work()
-        self._states: dict[K, NullTextState] = {}
+        self._states: dict[K, InversionState] = {}
 
     def __len__(self) -> int:
         """Images in flight."""
@@ -101,7 +102,7 @@ class InversionPool(Generic[K]):
     @property
     def capacity(self) -> int:
         """Images in flight that keep every call full."""
-        return 2 * self.slots - 1
+        return 2 * self.batch_size - 1
 
     def admit(self, key: K, latents: Tensor, prompt_embedding: Tensor) -> None:
         """Take in an image.
@@ -112,8 +113,8 @@ class InversionPool(Generic[K]):
             prompt_embedding: C, [tokens, dim] float32.
         """
         assert key not in self._states, key
-        start = self.settings.choose_start(self.empty_embedding, prompt_embedding)
-        self._states[key] = NullTextState(
+        start = self.settings.choose_null_init(self.empty_embedding, prompt_embedding)
+        self._states[key] = InversionState(
             settings=self.settings,
             storage=self.storage,
             num_steps=self.schedule.num_steps,
@@ -122,10 +123,10 @@ class InversionPool(Generic[K]):
             trajectory=[latents],
         )
 
-    def tick(self) -> list[tuple[K, NullTextState]]:
+    def tick(self) -> list[tuple[K, InversionState]]:
         """Make one network call; return the images that it finished.
 
-        A call that does not fit the device's memory changes nothing but `slots`, which are halved.
+        A call that does not fit the device's memory changes nothing but `batch_size`, which are halved.
 
         Raises:
             RuntimeError: Under `torch.inference_mode()`, where no gradient can be had.
@@ -139,7 +140,7 @@ class InversionPool(Generic[K]):
         except torch.OutOfMemoryError:
             if len(states) == 1:
                 raise
-            self._halve_slots(len(states))
+            self._halve_batch_size(len(states))
             return []
         self._count(states, evaluation)
         self._settle(states, evaluation)
@@ -148,21 +149,23 @@ class InversionPool(Generic[K]):
             del self._states[key]
         return finished
 
-    def _next_call(self) -> list[NullTextState]:
-        """The longest-waiting images of the kind of call that more images want, at most `slots`."""
-        with_gradient = [s for s in self._states.values() if s.wants_gradient]
-        without = [s for s in self._states.values() if not s.wants_gradient]
-        return max(without, with_gradient, key=len)[: self.slots]
+    def _next_call(self) -> list[InversionState]:
+        """The longest-waiting images of the kind of call that more images want, at most `batch_size`."""
+        with_gradient = [s for s in self._states.values() if s.needs_gradient]
+        without = [s for s in self._states.values() if not s.needs_gradient]
+        return max(without, with_gradient, key=len)[: self.batch_size]
 
-    def _halve_slots(self, images: int) -> None:
-        self.slots = images // 2
-        logger.warning("a call with %d images does not fit the device's memory: going on with %d", images, self.slots)
+    def _halve_batch_size(self, images: int) -> None:
+        self.batch_size = images // 2
+        logger.warning(
+            "a call with %d images does not fit the device's memory: going on with %d", images, self.batch_size
+        )
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _count(self, states: list[NullTextState], evaluation: Evaluation) -> None:
+    def _count(self, states: list[InversionState], evaluation: Evaluation) -> None:
         self.work.calls += 1
-        self.work.full_calls += len(states) == self.slots
+        self.work.full_calls += len(states) == self.batch_size
         self.work.forwards += len(states)
         self.work.backwards += len(states) * (evaluation.gradients is not None)
         for state in states:
@@ -171,9 +174,9 @@ class InversionPool(Generic[K]):
 
     # --- one call --------------------------------------------------------------------------------
 
-    def _evaluate(self, states: list[NullTextState]) -> Evaluation:
+    def _evaluate(self, states: list[InversionState]) -> Evaluation:
         """The one network call of a tick, where it leads, and how far that is from the pivot."""
-        want_gradient = states[0].wants_gradient
+        want_gradient = states[0].needs_gradient
         embeddings = torch.stack([s.null_embedding if s.solving else s.prompt_embedding for s in states])
         latents = torch.stack([s.current_latents for s in states])
         asked, source, target = self._levels(states)
@@ -182,27 +185,27 @@ class InversionPool(Generic[K]):
             noise = self.predict_noise(latents, timesteps, embeddings.requires_grad_(want_gradient))
             stepped = ddim_step(self.schedule, latents, self._guide(states, noise), source, target)
             losses = (self._targets(states, stepped) - stepped).square().mean(dim=(1, 2, 3))
-            values: list[float] = losses.tolist() if any(self._lands(s) for s in states) else []
+            values: list[float] = losses.tolist() if any(self.has_guided_step(s) for s in states) else []
             moving = [i for i, s in enumerate(states) if want_gradient and s.verdict(values[i]) == "move"]
             gradients = self._gradients(_rows(losses, moving).sum(), noise, embeddings) if moving else None
         return Evaluation(noise.detach(), embeddings.detach(), stepped.detach(), losses.detach(), values, gradients)
 
-    def _lands(self, state: NullTextState) -> bool:
+    def has_guided_step(self, state: InversionState) -> bool:
         """Whether the image can go down a step with what the call predicts."""
         return not state.inverting and (state.solving or not self.settings.guided)
 
-    def _levels(self, states: list[NullTextState]) -> tuple[Tensor, Tensor, Tensor]:
+    def _levels(self, states: list[InversionState]) -> tuple[Tensor, Tensor, Tensor]:
         """The level whose timestep the network is asked for, and those of the DDIM step; in one copy to the device."""
         levels = [(s.network_t, s.t, s.t + 1 if s.inverting else s.t - 1) for s in states]
         asked, source, target = torch.tensor(levels, device=self.empty_embedding.device).unbind(1)
         return asked, source, target
 
-    def _guide(self, states: list[NullTextState], noise: Tensor) -> Tensor:
+    def _guide(self, states: list[InversionState], noise: Tensor) -> Tensor:
         """Guided noise where the embedding was the null embedding; elsewhere it stays as predicted."""
         noise_cond = [e if s.noise_cond is None else s.noise_cond for s, e in zip(states, noise, strict=True)]
         return classifier_free_guidance(noise, torch.stack(noise_cond), self.settings.guidance_scale)
 
-    def _targets(self, states: list[NullTextState], stepped: Tensor) -> Tensor:
+    def _targets(self, states: list[InversionState], stepped: Tensor) -> Tensor:
         return torch.stack([z if s.inverting else s.target for s, z in zip(states, stepped, strict=True)])
 
     def _gradients(self, loss: Tensor, noise: Tensor, embeddings: Tensor) -> Tensor:
@@ -218,15 +221,15 @@ class InversionPool(Generic[K]):
 
     # --- what follows from it --------------------------------------------------------------------
 
-    def _settle(self, states: list[NullTextState], evaluation: Evaluation) -> None:
+    def _settle(self, states: list[InversionState], evaluation: Evaluation) -> None:
         """Let each image go where the call leads it."""
         moving, retreating = [], []
         rows = zip(states, evaluation.noise, evaluation.stepped, strict=True)
         for i, (state, noise, stepped) in enumerate(rows):
             if state.inverting:
-                state.climb(stepped.clone())
+                state.append_pivot(stepped.clone())
                 continue
-            if not self._lands(state):
+            if not self.has_guided_step(state):
                 state.noise_cond = noise.clone()
                 continue
             look = Look(state.null_embedding, stepped.clone(), evaluation.values[i])
@@ -240,14 +243,14 @@ class InversionPool(Generic[K]):
                 case "move":
                     state.best = look
                     moving.append(i)
-                case "retreat":
+                case "backtrack":
                     retreating.append(state)
         if moving:
             self._adopt([states[i] for i in moving], self._moved(states, evaluation, moving))
         if retreating:
-            self._adopt(retreating, torch.stack([s.retreat() for s in retreating]))
+            self._adopt(retreating, torch.stack([s.backtrack() for s in retreating]))
 
-    def _moved(self, states: list[NullTextState], evaluation: Evaluation, rows: list[int]) -> Tensor:
+    def _moved(self, states: list[InversionState], evaluation: Evaluation, rows: list[int]) -> Tensor:
         """Embeddings after a step of the solver, [rows, tokens, dim]."""
         assert evaluation.gradients is not None
         movers = [states[i] for i in rows]
@@ -262,7 +265,7 @@ class InversionPool(Generic[K]):
             state.step, state.square = step.clone(), square.clone()
         return embeddings + steps
 
-    def _adopt(self, states: list[NullTextState], embeddings: Tensor) -> None:
+    def _adopt(self, states: list[InversionState], embeddings: Tensor) -> None:
         """Give each image its next candidate, in the form in which it would be stored."""
         previous = torch.stack([s.previous_embedding for s in states])
         for state, embedding in zip(states, round_embeddings(self.storage, embeddings, previous), strict=True):

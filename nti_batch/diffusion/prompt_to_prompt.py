@@ -18,8 +18,8 @@ resolution and over the steps so far, 3 x 3 max-pooled and divided by the maximu
 
     alignment      A      source to edit tokens; a is 1 where a column of it is not zero
     weights        s      of edit tokens: the equaliser
-    cross_share           share of the steps in which c_t is 1
-    self_share            the same for self-attention
+    cross_replace_steps           share of the steps in which c_t is 1
+    self_replace_steps            the same for self-attention
 """
 
 import math
@@ -89,8 +89,8 @@ class AttentionControl:
         """[rows, 2, tokens]."""
         self.threshold = stack(lambda row: row.blend_threshold).to(device)
         # numbers of steps stay on the CPU, where it is decided whether a layer has anything to do with them
-        self.cross_steps = stack(lambda row: num_steps * row.cross_share).round()
-        self.self_steps = stack(lambda row: num_steps * row.self_share).round()
+        self.cross_steps = stack(lambda row: num_steps * row.cross_replace_steps).round()
+        self.self_steps = stack(lambda row: num_steps * row.self_replace_steps).round()
         self.blend_steps = stack(lambda row: num_steps * row.blend_start).round()
         self.maps: Tensor | None = None
         """What the blend words of source and edit looked at so far, [rows, 2, map height * map width]."""

@@ -1,0 +1,118 @@
+"""Time, time in the UNet, and peak memory, on a GPU or without."""
+
+import resource
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+from nti_batch.diffusion.guidance import NoisePredictor
+
+P = ParamSpec("P")
+
+
+R = TypeVar("R")
+
+
+@dataclass(slots=True)
+class Cost:
+    """Of one turn."""
+
+    seconds: float = 0.0
+    unet_seconds: float = 0.0
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for what was asked of a GPU, so that a clock tells the truth."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class UNetClock:
+    """A `NoisePredictor` that adds up the time spent in the network, forwards and backwards."""
+
+    def __init__(self, predict_noise: NoisePredictor, device: torch.device) -> None:
+        """Start at zero."""
+        self.predict_noise, self.device = predict_noise, device
+        self.seconds = 0.0
+
+    def __call__(self, latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
+        """Predict, and time the backward too, should there be one."""
+        if not (torch.is_grad_enabled() and embeddings.requires_grad):
+            with self.running():
+                return self.predict_noise(latents, timesteps, embeddings)
+        noise: Tensor = _Timed.apply(self, latents, timesteps, embeddings)  # type: ignore[no-untyped-call]
+        return noise
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Count the time of a `with` block."""
+        synchronize(self.device)
+        start = time.perf_counter()
+        yield
+        synchronize(self.device)
+        self.seconds += time.perf_counter() - start
+
+
+class _Timed(torch.autograd.Function):
+    """The network as one node of the graph, whose own graph lies within: so its backward is one call to be timed."""
+
+    @staticmethod
+    def forward(ctx: Any, clock: UNetClock, latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
+        ctx.clock, ctx.embeddings = clock, embeddings.detach().requires_grad_()
+        with clock.running(), torch.enable_grad():
+            noise = clock.predict_noise(latents, timesteps, ctx.embeddings)
+        ctx.noise = noise
+        return noise.detach()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None, Tensor]:
+        with ctx.clock.running():
+            ctx.noise.backward(gradient)
+            del ctx.noise  # a network without a clock frees its graph here, too
+        return None, None, None, ctx.embeddings.grad
+
+
+@contextmanager
+def measured(clock: UNetClock) -> Iterator[Cost]:
+    """The cost of what runs in the `with` block, filled in at its end."""
+    cost, before = Cost(), clock.seconds
+    synchronize(clock.device)
+    start = time.perf_counter()
+    yield cost
+    synchronize(clock.device)
+    cost.seconds = time.perf_counter() - start
+    cost.unet_seconds = clock.seconds - before
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Most memory so far: of the GPU by this process, or of the process itself."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class OwnProcess:
+    """A process for one side of a comparison, so that its memory is its own; what it loads stays loaded."""
+
+    def __init__(self) -> None:
+        """Start when first called."""
+        self._executor = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+
+    def __enter__(self) -> "OwnProcess":
+        """Enter a `with` block, whose end ends the process."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """End the process."""
+        self._executor.shutdown()
+
+    def call(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call a function of a module there, and wait for what it returns or raises."""
+        return self._executor.submit(function, *args, **kwargs).result()

@@ -1,0 +1,174 @@
+"""Which images there are to pack: those of a folder, or of a table of paths and captions."""
+
+import csv
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from nti_batch.data.folder import (
+    IMAGE_EXTENSIONS,
+    LARGEST_CAPTION,
+    LARGEST_IMAGE,
+    FolderSample,
+    extension_of,
+    list_folder,
+    read_file,
+)
+from nti_batch.data.samples import read_caption
+from nti_batch.data.tables import Line, csv_lines, json_lines, parquet_lines
+
+TABLES = (".csv", ".jsonl", ".parquet")
+
+
+class NotPackedError(Exception):
+    """An image that cannot be packed, and why."""
+
+    def __init__(self, stage: str, reason: str) -> None:
+        """Remember where it failed: 'image', 'caption', 'folder' or 'line'."""
+        super().__init__(reason)
+        self.stage, self.reason = stage, reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListedImage:
+    """An image of the source, or what is in the place of one."""
+
+    path: str
+    """Below the source's folder, or absolute, as the source has it."""
+
+    caption: str = ""
+    """Its text, where a table has it."""
+
+    caption_path: str = ""
+    """The file that holds the caption, where it is not in a table."""
+
+    stage: str = ""
+    """Where it has failed already; empty if all is well so far."""
+
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Columns:
+    """What a table calls its columns."""
+
+    path: str
+    caption: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImageList:
+    """The images of a source, in the order of their paths without endings."""
+
+    root: Path
+    """What relative paths are below of."""
+
+    images: list[ListedImage]
+
+    def sizes(self, image: ListedImage) -> tuple[tuple[int, int] | None, ...]:
+        """(bytes, time of the last change in nanoseconds) of the files of an image; None where there is no file."""
+        return tuple(self._size(path) for path in (image.path, image.caption_path) if path and not image.error)
+
+    def _size(self, path: str) -> tuple[int, int] | None:
+        try:
+            found = os.stat(self.root / path)
+        except OSError:
+            return None
+        return found.st_size, found.st_mtime_ns
+
+    def load(self, image: ListedImage) -> tuple[bytes, str]:
+        """The bytes of an image, as they are, and its caption.
+
+        Raises:
+            NotPackedError: If they are not to be had.
+        """
+        if image.error:
+            raise NotPackedError(image.stage, image.error)
+        stage, path = "image", image.path
+        try:
+            content = read_file(os.path.join(self.root, path), LARGEST_IMAGE)
+            stage, path = "caption", image.caption_path
+            raw = read_file(os.path.join(self.root, path), LARGEST_CAPTION) if path else image.caption.encode()
+            return content, read_caption(raw)
+        except ValueError as error:
+            raise NotPackedError(stage, str(error)) from error
+
+
+def list_images(source: Path, columns: Columns) -> ImageList:
+    """The images of a folder, or of a table, whose relative paths are below the table's folder.
+
+    Raises:
+        ValueError: If the source is neither, cannot be read, lacks a column or lists nothing.
+    """
+    if source.is_dir():
+        root, images = source, _of_folder(source)
+    elif source.suffix.lower() in TABLES and source.is_file():
+        root, images = source.parent, _of_table(source, columns)
+    else:
+        raise ValueError(
+            f"source {str(source)!r} is neither a folder nor a table that ends in {', '.join(TABLES)}, seen from "
+            f"{os.getcwd()!r}"
+        )
+    if not images:
+        raise ValueError(f"source {str(source)!r} lists no images; images end in {', '.join(IMAGE_EXTENSIONS)}")
+    return ImageList(root, sorted(images, key=lambda image: (os.path.splitext(image.path)[0], image.path)))
+
+
+def _of_folder(folder: Path) -> list[ListedImage]:
+    samples, unread = list_folder(str(folder))
+    faults = [ListedImage(path=path, stage="folder", error=f"it {reason}") for path, reason in unread]
+    return faults + [_of_sample(sample) for sample in samples]
+
+
+def _of_sample(sample: FolderSample) -> ListedImage:
+    images = [path for path in sample.files if extension_of(path) in IMAGE_EXTENSIONS]
+    captions = [path for path in sample.files if extension_of(path) == "txt"]
+    if not images:
+        return ListedImage(path=captions[0], stage="image", error="there is no image of this name")
+    if len(images) > 1:
+        return ListedImage(path=images[0], stage="image", error=f"it shares its name with {', '.join(images[1:])}")
+    if len(captions) != 1:
+        reason = f"captions of its name are {', '.join(captions)}" if captions else "there is no .txt of its name"
+        return ListedImage(path=images[0], stage="caption", error=reason)
+    return ListedImage(path=images[0], caption_path=captions[0])
+
+
+def _of_table(table: Path, columns: Columns) -> list[ListedImage]:
+    names: set[str] = set()
+    images = []
+    try:
+        for number, cells in _lines(table, columns):
+            if isinstance(cells, ValueError):
+                images.append(ListedImage(path=f"line {number}", stage="line", error=str(cells)))
+            else:
+                names.update(cells)
+                images.append(_of_line(number, cells.get(columns.path), cells.get(columns.caption)))
+    except (OSError, ValueError, csv.Error) as error:
+        raise ValueError(f"source {str(table)!r} cannot be read: {error}") from error
+    for flag, name in (("--path-column", columns.path), ("--caption-column", columns.caption)):
+        if names and name not in names:
+            raise ValueError(f"source {str(table)!r} has no column {name!r} among {sorted(names)}: give {flag}")
+    return images
+
+
+def _lines(table: Path, columns: Columns) -> Iterator[Line]:
+    match table.suffix.lower():
+        case ".csv":
+            return csv_lines(table)
+        case ".jsonl":
+            return json_lines(table)
+    return parquet_lines(table, (columns.path, columns.caption))
+
+
+def _of_line(number: int, path: object, caption: object) -> ListedImage:
+    if not isinstance(path, str) or not path:
+        return ListedImage(path=f"line {number}", stage="line", error=f"its path is {path!r}, not a text")
+    if extension_of(path) not in IMAGE_EXTENSIONS:
+        return ListedImage(path=path, stage="image", error=f"images end in {', '.join(IMAGE_EXTENSIONS)}")
+    if os.path.normpath(path).startswith(".."):
+        return ListedImage(path=path, stage="image", error="it leads out of the table's folder; write an absolute path")
+    if not isinstance(caption, str):
+        reason = "it has no caption" if caption is None else f"its caption is {caption!r}, not a text"
+        return ListedImage(path=path, stage="caption", error=reason)
+    return ListedImage(path=path, caption=caption)

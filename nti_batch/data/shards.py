@@ -1,0 +1,148 @@
+"""Input shards -> work units -> samples. What is damaged gives a row that says so; nothing is skipped in silence.
+
+A shard is a tar, or a folder of images, whose ids are paths without their endings, in order.
+
+tarfile takes a wrong header for the end of an archive and WebDataset believes it, so a tar is walked strictly.
+From WebDataset come the patterns, the addresses and the rule that splits a member's name into key and extension.
+"""
+
+import glob
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from webdataset.shardlists import expand_urls
+
+from nti_batch.data.transfer import is_url
+from nti_batch.records import WorkUnit
+
+_TAR_IN_COMMAND = re.compile(r"([^/\s='\"]+\.(?:tar(?:\.\w+)?|tgz))(?![\w.])", re.IGNORECASE)
+
+
+def input_shards(shards: str | None, images: str | None, allow_pipe: bool = False) -> list[str]:
+    """The address of each shard of an input that is given as shards or as a folder of images.
+
+    Raises:
+        ValueError: If both or none are given, or nothing is found.
+    """
+    if shards is not None and images is None:
+        return expand_shards(shards, allow_pipe)
+    if images is not None and shards is None:
+        return [folder_shard(images)]
+    raise ValueError(
+        f"data.shards is {shards!r} and data.images is {images!r}: give one of them, tars with --data.shards or a "
+        "folder of images with --data.images"
+    )
+
+
+def expand_shards(patterns: str, allow_pipe: bool = False) -> list[str]:
+    """Paths, globs, braces, `::` lists, urls and files of these -> the address of each shard, once.
+
+    Args:
+        patterns: Several are joined by '::'; '@FILE' is a text file with one pattern a line.
+        allow_pipe: Whether 'pipe:COMMAND' may be among them.
+
+    Raises:
+        ValueError: If nothing is found, or a pattern means nothing or is not allowed.
+    """
+    given = [line for pattern in _expand(patterns) for line in _lines(pattern)]
+    shards = list(dict.fromkeys(shard for pattern in given for shard in _matches(pattern)))
+    if not allow_pipe:
+        refuse_pipes(shards)
+    return shards
+
+
+def folder_shard(folder: str) -> str:
+    """The address of a folder of images, which is read as one shard.
+
+    Raises:
+        ValueError: If it is no folder.
+    """
+    if not os.path.isdir(folder):
+        raise ValueError(
+            f"images: {folder!r} is no folder, seen from {os.getcwd()!r}; give one with images and captions in it, "
+            "or tars with --data.shards"
+        )
+    # '.' has no name, and results are called by it
+    return os.path.abspath(folder)
+
+
+def refuse_pipes(urls: Iterable[str]) -> None:
+    """Raise a ValueError if one of the addresses would run a shell."""
+    for url in urls:
+        if url.startswith("pipe:"):
+            raise ValueError(
+                f"shard {url!r} runs a command in a shell: add --data.allow_pipe=true if you trust where it comes from"
+            )
+
+
+def _expand(patterns: str) -> list[str]:
+    try:
+        expanded: list[str] = expand_urls(patterns)
+    except (AssertionError, ValueError) as error:
+        raise ValueError(f"shards {patterns!r} cannot be expanded: {error}; check its braces and variables") from error
+    return expanded
+
+
+def _lines(pattern: str) -> list[str]:
+    """What a pattern stands for: itself, or those in the file that it names."""
+    if not pattern.startswith("@"):
+        return [pattern]
+    try:
+        lines = Path(pattern[1:]).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"shards {pattern!r}: the list cannot be read: {error}") from error
+    found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    if not found:
+        raise ValueError(f"shards {pattern!r}: the list is empty; give one path, glob or url a line")
+    return [expanded for line in found for expanded in _expand(line)]
+
+
+def _matches(pattern: str) -> list[str]:
+    if is_url(pattern):
+        return [pattern]
+    if "://" in pattern:
+        raise ValueError(f"shard {pattern!r} has an unknown scheme; use 'pipe:COMMAND', which writes it to its stdout")
+    # a name may hold brackets itself
+    found = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
+    files = [path for path in found if not os.path.isdir(path)]
+    if not files:
+        raise ValueError(
+            f"shards: no file matches {pattern!r}, seen from {os.getcwd()!r}; "
+            "give tars as paths, 'folder/*.tar', '{000..009}.tar', urls or several of them joined by '::', "
+            "or a folder of images with --data.images"
+        )
+    return files
+
+
+def shard_name(url: str) -> str:
+    """File name without '.tar', '.tar.gz' or '.tgz': it names the shard's rows and output files."""
+    is_command = url.startswith("pipe:")
+    tars = _TAR_IN_COMMAND.findall(url) if is_command else []
+    address = re.split("[?#]", url)[0] if is_url(url) and not is_command else url
+    file_name = tars[-1] if tars else os.path.basename(address)
+    name = re.sub(r"\.(tar(\.(gz|bz2|xz))?|tgz)$", "", file_name, flags=re.IGNORECASE)
+    if not name:
+        raise ValueError(f"shard {url!r} has no file name to call its results by; name a file, as in '.../00000.tar'")
+    return name
+
+
+def work_units(urls: list[str], units_per_shard: int) -> list[WorkUnit]:
+    """Every slice of every shard, one shard after the other."""
+    if units_per_shard < 1:
+        raise ValueError(
+            f"units_per_shard is {units_per_shard}, but a shard has at least 1; set 1 to read each shard as a whole"
+        )
+    url_of: dict[str, str] = {}
+    for url in urls:
+        name = shard_name(url)
+        if name in url_of:
+            raise ValueError(
+                f"shards {url_of[name]!r} and {url!r} are both called {name!r}, so their results would mix; "
+                "rename one, or run them into different output folders"
+            )
+        url_of[name] = url
+    return [
+        WorkUnit(name, url, index, units_per_shard) for name, url in url_of.items() for index in range(units_per_shard)
+    ]

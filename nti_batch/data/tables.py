@@ -1,0 +1,61 @@
+"""Tables: CSV with a line of column names, JSONL, parquet. A bad line is told, and the next one read."""
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+Cells = Mapping[str, object]
+
+
+Line = tuple[int, Cells | ValueError]
+"""Its number, and its cells by the names of their columns or what is wrong with it."""
+
+
+def csv_lines(path: Path) -> Iterator[Line]:
+    """The lines of a CSV; an empty cell is None."""
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        rows = csv.DictReader(file, strict=True)
+        for row in rows:
+            if None in row or None in row.values():
+                yield (
+                    rows.line_num,
+                    ValueError(f"the line has not the {len(rows.fieldnames or ())} columns of the first"),
+                )
+            else:
+                yield rows.line_num, {name: cell or None for name, cell in row.items()}
+
+
+def json_lines(path: Path) -> Iterator[Line]:
+    """The lines of a JSONL; empty ones are passed over."""
+    with open(path, encoding="utf-8-sig", newline="\n") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                cells = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                yield number, ValueError(f"this is no JSON: {error}")
+                continue
+            is_object = isinstance(cells, dict)
+            yield number, cells if is_object else ValueError(f"this is no JSON object: {line.strip()[:40]}")
+
+
+def parquet_lines(path: Path, columns: Sequence[str]) -> Iterator[Line]:
+    """The rows of a parquet file, of these columns as far as it has them.
+
+    Raises:
+        ValueError: If pyarrow is not installed, or the file is no parquet.
+    """
+    try:
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise ValueError(
+            "parquet needs pyarrow, which is not installed: pip install 'nti-batch[parquet]', or give CSV or JSONL"
+        ) from error
+    with ParquetFile(path) as file:
+        number = 0
+        for batch in file.iter_batches(columns=[name for name in columns if name in file.schema_arrow.names]):
+            for cells in batch.to_pylist():
+                number += 1
+                yield number, cells

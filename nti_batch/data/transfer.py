@@ -1,0 +1,105 @@
+"""From an address to bytes: files, and WebDataset's openers for urls, whose tools write to a pipe."""
+
+import io
+import os
+import select
+import time
+from collections.abc import Callable
+from typing import Any
+
+from webdataset.gopen import Pipe, gopen, gopen_schemes
+
+READ_TIMEOUT = 120.0
+"""A transfer is broken when nothing has come for so long; curl's own retries, which WebDataset asks for, take 60."""
+
+
+_CURL_REFUSED = 22
+
+
+_CURL = {
+    6: "the host is not found",
+    7: "the host does not answer",
+    18: "the connection was cut",
+    _CURL_REFUSED: "the server answers with an error",
+    28: "the host does not answer in time",
+    52: "the server answers nothing",
+    56: "the connection was cut",
+}
+
+
+def is_url(address: str) -> bool:
+    """Whether WebDataset opens it; otherwise it is a path."""
+    scheme, colon, _ = address.partition(":")
+    return bool(colon) and scheme in {"file", *gopen_schemes}
+
+
+class Source:
+    """An open shard: a file, or what a command such as curl writes."""
+
+    def __init__(self, url: str, stopped: Callable[[], bool]) -> None:
+        """Open it with WebDataset's opener if it is a url."""
+        opened: Any = gopen(url) if is_url(url) else open(url, "rb")  # noqa: SIM115
+        self._pipe = opened if isinstance(opened, Pipe) else None
+        self._output = _Output(opened, stopped) if self._pipe else None
+        # Pipe's own read drops what it has just read when its command has failed
+        self.stream: io.BufferedReader = io.BufferedReader(self._output) if self._output else opened
+
+    @property
+    def was_refused(self) -> bool:
+        """Whether the server has said no, and will say so again."""
+        return self._pipe is not None and self._tool == "curl" and self._pipe.status == _CURL_REFUSED
+
+    @property
+    def _tool(self) -> str:
+        assert self._pipe is not None
+        command = self._pipe.args[0][0]
+        return str(command[0] if isinstance(command, list) else command)
+
+    def close(self) -> str:
+        """Say why the transfer failed; a command that we stopped early dies of its broken pipe, which is no failure."""
+        if self._pipe is None or self._output is None:
+            self.stream.close()
+            return ""
+        try:
+            has_ended = self._output.has_stalled or not self.stream.peek(1)
+        except OSError:
+            has_ended = True
+        try:
+            self._pipe.close()
+        except OSError:
+            return self._failure() if has_ended else ""
+        return ""
+
+    def _failure(self) -> str:
+        assert self._pipe is not None and self._output is not None
+        if self._output.has_stalled:
+            return f"{self._tool!r} wrote nothing for {READ_TIMEOUT:g} seconds"
+        reason = _CURL.get(self._pipe.status, "") if self._tool == "curl" else ""
+        return f"{self._tool!r} ended with exit code {self._pipe.status}" + (reason and f": {reason}")
+
+
+class _Output(io.RawIOBase):
+    """What a command writes, as long as it keeps writing."""
+
+    def __init__(self, pipe: Pipe, stopped: Callable[[], bool]) -> None:
+        """Take over the command's output."""
+        self.has_stalled = False
+        self._pipe, self._stopped = pipe, stopped
+        self._ready = select.poll()
+        self._ready.register(pipe.stream.fileno(), select.POLLIN)
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Wait for data, but neither for ever nor when the job is to stop."""
+        deadline = time.monotonic() + READ_TIMEOUT
+        while not self._ready.poll(1000):
+            if self._stopped() or time.monotonic() >= deadline:
+                self.has_stalled = True
+                self._pipe.proc.kill()
+                raise OSError("the transfer has stalled")
+        data = os.read(self._pipe.stream.fileno(), len(buffer))
+        buffer[: len(data)] = data
+        return len(data)

@@ -1,0 +1,88 @@
+"""Settings of the inversion methods."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from torch import Tensor
+
+Method = Literal["null-text", "ddim", "negative-prompt", "direct"]
+
+
+Solver = Literal["adam", "polyak"]
+
+
+NullInit = Literal["empty", "prompt"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InversionSettings:
+    """How to go down from the pivot; the defaults are those of the authors' code.
+
+    All but `method` and `guidance_scale` are of null-text optimization, and mean nothing to the other methods.
+    """
+
+    method: Method = "null-text"
+    """What keeps guided sampling near the pivot.
+
+    Optimized null embeddings; nothing ('ddim'); the prompt as its own null embedding ('negative-prompt'); or adding
+    after each step what it lacks to the pivot ('direct').
+    """
+
+    guidance_scale: float = 7.5
+    """Classifier-free guidance scale w; 1 is no guidance, and then nothing is optimized."""
+
+    num_inner_steps: int = 10
+    """Most updates of the embedding at one timestep, N."""
+
+    solver: Solver = "adam"
+    """The rule that moves an embedding: the authors' Adam, or the preconditioned Polyak step."""
+
+    null_init: NullInit = "empty"
+    """What null_T starts from: the embedding of "", as the authors' does, or the prompt's own.
+
+    From the prompt, most timesteps are accepted at first sight; Miyake et al., "Negative-prompt Inversion", 2023,
+    https://arxiv.org/abs/2305.16807, stop there.
+    """
+
+    learning_rate: float = 1e-2
+    """Adam's learning rate at t = T. It falls linearly to half at t = 0."""
+
+    early_stop_epsilon: float = 1e-5
+    """An embedding is accepted once its loss is below this; mean squared error over one latent."""
+
+    early_stop_growth: float = 2e-5
+    """What the threshold grows by from one timestep to the next."""
+
+    def __post_init__(self) -> None:
+        """Raise one ValueError that lists every setting out of range, with its limits."""
+        rules = {
+            "method": (self.method in get_args(Method), " or ".join(map(repr, get_args(Method)))),
+            "guidance_scale": (self.guidance_scale >= 1, "at least 1"),
+            "num_inner_steps": (self.num_inner_steps >= 1, "at least 1"),
+            "solver": (self.solver in get_args(Solver), " or ".join(map(repr, get_args(Solver)))),
+            "null_init": (self.null_init in get_args(NullInit), " or ".join(map(repr, get_args(NullInit)))),
+            "learning_rate": (self.learning_rate > 0, "above 0"),
+            "early_stop_epsilon": (self.early_stop_epsilon >= 0, "at least 0"),
+            "early_stop_growth": (self.early_stop_growth >= 0, "at least 0"),
+        }
+        wrong = [f"{name} is {getattr(self, name)}, allowed: {limit}" for name, (ok, limit) in rules.items() if not ok]
+        if wrong:
+            raise ValueError("; ".join(wrong))
+
+    @property
+    def guided(self) -> bool:
+        """Whether a step down needs an evaluation of null_t beside the one of C."""
+        return self.guidance_scale != 1 and self.method != "negative-prompt"
+
+    def choose_null_init(self, empty_embedding: Tensor, prompt_embedding: Tensor) -> Tensor:
+        """What null_T starts from; every null_t, where nothing is optimized."""
+        start = {"null-text": self.null_init, "negative-prompt": "prompt"}.get(self.method, "empty")
+        return prompt_embedding if start == "prompt" else empty_embedding
+
+    def learning_rate_at(self, t: int, num_steps: int) -> float:
+        """The authors' 0.01 (1 - i / 100) at i = T - t for their T = 50; for any T it ends at half."""
+        return self.learning_rate * (1 - (num_steps - t) / (2 * num_steps))
+
+    def threshold_at(self, t: int, num_steps: int) -> float:
+        """The authors' 1e-5 + 2e-5 i at i = T - t."""
+        return self.early_stop_epsilon + self.early_stop_growth * (num_steps - t)

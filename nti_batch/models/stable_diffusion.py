@@ -1,0 +1,176 @@
+"""The frozen networks of Stable Diffusion 1.x, 2.x and XL, and what the job asks of them.
+
+A folder's settings are read by `model_source`, weights are loaded by `weights`, prompts are read by `text_encoders`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from nti_batch.diffusion.alignment import TokenizedPrompt
+from nti_batch.diffusion.pooled import split_pooled
+from nti_batch.diffusion.prompt_to_prompt import AttentionControl
+from nti_batch.diffusion.schedule import DDIMSchedule
+from nti_batch.models.attention import ControlledAttention
+from nti_batch.models.source import ModelDescription, ModelSource, Precision
+from nti_batch.models.text_encoders import TextEncoder
+from nti_batch.models.weights import load_network, load_scheduler, load_text_encoders
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+LEAST_ALPHA_CUMPROD = 2.0**-24
+"""Floor of the noise levels, as in diffusers' Euler scheduler: at 0, with which some trainings end, e hides x_0."""
+
+
+class StableDiffusion(nn.Module):
+    """Frozen text encoders, VAE and UNet. Latents, embeddings and noise are float32 whatever the UNet's precision.
+
+    An embedding is [tokens, dim]; of Stable Diffusion XL [tokens + 1, dim], with the pooled one as its last row.
+    """
+
+    def __init__(
+        self, text: TextEncoder, vae: "AutoencoderKL", unet: "UNet2DConditionModel", scheduler: "DDIMScheduler"
+    ) -> None:
+        """Take the parts and freeze them; `load` makes them.
+
+        Args:
+            text: Tokenizers and text encoders, float32.
+            vae: float32.
+            unet: In any precision.
+            scheduler: Of the model's own configuration: its noise levels, what the UNet predicts, and the spacing.
+        """
+        super().__init__()
+        self.text, self.vae, self.unet, self.scheduler = text, vae, unet, scheduler
+        self.pixels_per_latent = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.alphas_cumprod: Tensor
+        """Noise levels of the training, [1000]."""
+        self.register_buffer("alphas_cumprod", scheduler.alphas_cumprod.float().clamp(min=LEAST_ALPHA_CUMPROD))
+        self.requires_grad_(False).eval()
+        self.vae.to(memory_format=torch.channels_last)  # encodes faster so; the UNet gains nothing
+
+    @classmethod
+    def load(cls, source: ModelSource, precision: Precision = "float32") -> "StableDiffusion":
+        """Load all parts; nothing is fetched when the model is a folder.
+
+        Raises:
+            ValueError: If the model is missing, not supported, or has pickled weights only.
+        """
+        description = ModelDescription.of(source)
+        return cls(
+            load_text_encoders(source, description),
+            load_network(source, "vae", torch.float32),
+            load_network(source, "unet", getattr(torch, precision)),
+            load_scheduler(source),
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return self.alphas_cumprod.device
+
+    def schedule(self, num_steps: int) -> DDIMSchedule:
+        """DDIM's levels, chosen by `timestep_spacing` of the model's scheduler.
+
+        `trailing`, as models with a zero terminal SNR have it: as diffusers' DDIM, from the very last timestep down to
+        the level that the configuration ends at.
+
+        Any other, and none: `leading` with an offset of 1, down to the first level of the training, as Stable
+        Diffusion's pipelines choose them. The offset is not read from the model, as those pipelines don't: with 0 the
+        last step would be the identity, as it would with `linspace`.
+
+        Raises:
+            ValueError: If the training has fewer timesteps.
+        """
+        training = len(self.alphas_cumprod)
+        if not 1 <= num_steps < training:
+            raise ValueError(f"num_steps is {num_steps}, allowed: 1 to {training - 1}")
+        levels = self.alphas_cumprod.cpu()
+        if self.scheduler.config.timestep_spacing == "trailing":
+            timesteps = [round(i * training / num_steps) - 1 for i in range(num_steps, 0, -1)]
+            final = self.scheduler.final_alpha_cumprod.item()
+        else:
+            timesteps = [i * (training // num_steps) + 1 for i in reversed(range(num_steps))]
+            final = levels[0].item()
+        return DDIMSchedule.from_training(levels, timesteps, final).to(self.device)
+
+    @torch.no_grad()
+    def embed_prompts(self, prompts: list[str]) -> Tensor:
+        """Their embeddings, [prompts, tokens, dim]; prompts are padded and truncated."""
+        return self.text.embed_prompts(prompts)
+
+    def truncates(self, prompt: str) -> bool:
+        """Whether the text encoders read only the beginning of a prompt."""
+        return self.text.truncates(prompt)
+
+    def tokenize(self, prompt: str) -> TokenizedPrompt:
+        """Where the words of a prompt are among its tokens."""
+        return self.text.tokenize(prompt)
+
+    @torch.no_grad()
+    def encode_pictures(self, pixels: Tensor) -> Tensor:
+        """uint8 pixels, [batch, 3, height, width], to latents: the posterior's mean, scaled."""
+        posterior = self.vae.encode(pixels.to(self.device) / 127.5 - 1).latent_dist
+        latents: Tensor = posterior.mean * self.vae.config.scaling_factor
+        return latents
+
+    @torch.no_grad()
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Latents to pictures, [batch, 3, height, width] in [0, 1]."""
+        pictures: Tensor = self.vae.decode(latents / self.vae.config.scaling_factor).sample
+        return (pictures / 2 + 0.5).clamp(0, 1)
+
+    def predict_noise(
+        self, latents: Tensor, timesteps: Tensor, embeddings: Tensor, optimize_pooled: bool = False
+    ) -> Tensor:
+        """The UNet as a `NoisePredictor`: e, whatever the model predicts.
+
+        e = v sqrt(abar_t) + z_t sqrt(1 - abar_t)      for v-prediction
+
+        Args:
+            latents: z_t, [batch, channels, height, width].
+            timesteps: [batch].
+            embeddings: [batch, tokens, dim].
+            optimize_pooled: Whether a gradient goes to the pooled row, too. A row without one is where it was before,
+                whatever the solver.
+        """
+        dtype, condition = self.unet.dtype, None
+        if self.text.pooled_dim:
+            embeddings, pooled = split_pooled(embeddings, self.text.pooled_dim)
+            pooled = pooled if optimize_pooled else pooled.detach()
+            condition = {"text_embeds": pooled.to(dtype), "time_ids": self._time_ids(latents)}
+        predicted = self.unet(
+            latents.to(dtype), timesteps, embeddings.to(dtype), added_cond_kwargs=condition, return_dict=False
+        )[0].float()
+        if self.scheduler.config.prediction_type == "epsilon":
+            return predicted
+        abar = self.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+        return abar.sqrt() * predicted + (1 - abar).sqrt() * latents
+
+    def _time_ids(self, latents: Tensor) -> Tensor:
+        """Sizes that Stable Diffusion XL is told, [batch, 6]: of the original, of what was cropped, of the picture."""
+        height, width = (side * self.pixels_per_latent for side in latents.shape[-2:])
+        return torch.tensor([height, width, 0, 0, height, width], device=latents.device).repeat(len(latents), 1)
+
+    def cross_attention_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Heights and widths of the UNet's cross-attention layers for latents of this size."""
+        blocks = self.unet.down_blocks
+        levels = [k for k, block in enumerate(blocks) if getattr(block, "has_cross_attention", False)]
+        if getattr(self.unet.mid_block, "has_cross_attention", False):
+            levels.append(len(blocks) - 1)
+        return sorted({(-(-height // 2**k), -(-width // 2**k)) for k in levels})
+
+    @contextmanager
+    def controlled(self, control: AttentionControl) -> Iterator[None]:
+        """Put the UNet's attention under control for as long as is needed."""
+        before = self.unet.attn_processors
+        self.unet.set_attn_processor({name: ControlledAttention(control, own) for name, own in before.items()})
+        try:
+            yield
+        finally:
+            self.unet.set_attn_processor(before)

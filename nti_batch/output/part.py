@@ -1,0 +1,165 @@
+"""One output part: writing and reading a tar of records."""
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import tarfile
+import time
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from nti_batch.data.tar import Header
+from nti_batch.files import _sync_folder, atomic_write, translate_os_errors
+from nti_batch.output.manifest import AnyRow, Json, Manifest, member_name
+from nti_batch.records import Failure
+
+Record = TypeVar("Record")
+
+
+DAMAGE = (tarfile.TarError, OSError, KeyError, TypeError, ValueError, RecursionError)
+"""What reading a damaged part raises."""
+
+
+class PartWriter(Generic[Record, AnyRow]):
+    """One output part of a work unit, from its first record to its commit."""
+
+    def __init__(self, run: "OutputRun[Record, AnyRow]", part: Path) -> None:
+        """Write nothing yet; the file is made with the first record.
+
+        Args:
+            run: The part's.
+            part: The tar to be.
+        """
+        self.run = run
+        self.part = part
+        self.started = time.monotonic()
+        self.rows: list[AnyRow] = []
+        self._checksum = hashlib.sha256()
+        self._unfinished = part.with_name(part.name + ".tmp")
+        self._file: io.FileIO | None = None
+
+    def add(self, record: Record) -> None:
+        """Append the two members and hand them to the operating system.
+
+        Raises:
+            OutputError: If they cannot be written; the part holds what it held before.
+        """
+        self.add_packed(*self.run.pack(record))
+
+    def add_packed(self, payload: bytes, metadata: dict[str, Json]) -> None:
+        """Append a record in its stored form, as `add` does."""
+        text = json.dumps(metadata).encode()
+        row = dataclasses.replace(self.run.row_type.of_metadata(metadata), json_sha256=hashlib.sha256(text).hexdigest())
+        members = (f"{row.id}{self.run.ending}", payload), (f"{row.id}.json", text)
+        with translate_os_errors(self.part):
+            if self._file is None:
+                self._file = open(self._unfinished, "wb", buffering=0)  # noqa: SIM115 (it lives until the commit)
+            self._write(b"".join(_tar_member(name, content) for name, content in members))
+        self.rows.append(row)
+
+    def add_failure(self, failure: Failure) -> None:
+        """Note a failed record; it has a row and no members."""
+        self.rows.append(self.run.row_type.of_failure(failure))
+
+    def commit(self) -> None:
+        """Make the part whole and name its records in a manifest.
+
+        Raises:
+            OutputError: If it cannot be written; the part is not committed, and a later job salvages it.
+        """
+        if not self.rows:
+            self.close()
+            return
+        with translate_os_errors(self.part):
+            if self._file is not None:
+                with self._file:
+                    self._write(bytes(2 * tarfile.BLOCKSIZE))
+                    os.fsync(self._file.fileno())
+                os.replace(self._unfinished, self.part)
+                _sync_folder(self.part.parent)
+            part_sha256 = self._checksum.hexdigest() if self._file else ""
+            atomic_write(self.part.with_suffix(".jsonl"), Manifest(self.rows, part_sha256).text())
+
+    def close(self) -> None:
+        """Leave it uncommitted: a later job salvages it."""
+        if self._file is not None:
+            self._file.close()
+
+    def _write(self, content: bytes) -> None:
+        """Write all of it or, on a full disk, nothing."""
+        assert self._file is not None
+        end, rest = self._file.tell(), memoryview(content)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError:
+            self._file.truncate(end)
+            self._file.seek(end)
+            raise
+        self._checksum.update(content)
+
+
+def _tar_member(name: str, content: bytes) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    return info.tobuf(tarfile.PAX_FORMAT) + content + bytes(-len(content) % tarfile.BLOCKSIZE)
+
+
+def locate_members(part: Path) -> dict[str, tuple[int, int]]:
+    """Offset and size in bytes of each member's content, by name; of the part the headers are read.
+
+    Raises:
+        ValueError: If they are damaged, naming the part.
+    """
+    try:
+        with tarfile.open(part, "r:", tarinfo=Header) as tar:
+            return {member.name: (member.offset_data, member.size) for member in tar}
+    except (tarfile.TarError, OSError, ValueError) as error:
+        raise ValueError(f"{part} is damaged: {error}") from error
+
+
+def read_members(part: Path) -> Iterator[tuple[bytes, dict[str, Json]]]:
+    """The records of a part in order, in their stored form, each checked against its checksum.
+
+    Raises:
+        ValueError: Where a member is damaged or missing; those before it have been yielded.
+    """
+    payloads: dict[str, bytes] = {}
+    try:
+        with tarfile.open(part, "r:", tarinfo=Header) as tar:
+            for member in tar:
+                stem, _, kind = member.name.rpartition(".")
+                stream = tar.extractfile(member)
+                content = stream.read() if stream else b""
+                if kind == "json":
+                    payload, metadata = payloads.pop(stem), json.loads(content)
+                    if stem != member_name(metadata["key"], metadata.get("name", "")):
+                        raise ValueError(f"{member.name!r} is about {metadata['key']!r}")
+                    if hashlib.sha256(payload).hexdigest() != metadata["sha256"]:
+                        raise ValueError(
+                            f"what is stored of {metadata['key']!r} does not have the checksum in its .json"
+                        )
+                    yield payload, metadata
+                else:
+                    payloads[stem] = content
+    except DAMAGE as error:
+        raise ValueError(f"{part} is damaged: {error}") from error
+    if payloads:
+        raise ValueError(f"{part} is damaged: no .json for {', '.join(payloads)}")
+
+
+def read_metadata(part: Path, names: Collection[str]) -> Iterator[dict[str, Json]]:
+    """The `.json` members of these records; nothing else is read, so no checksum is compared.
+
+    Raises:
+        DAMAGE: If the part cannot be read.
+    """
+    with tarfile.open(part, "r:", tarinfo=Header) as tar:
+        for member in tar:
+            stem, _, kind = member.name.rpartition(".")
+            if kind == "json" and stem in names:
+                stream = tar.extractfile(member)
+                yield json.loads(stream.read() if stream else b"")

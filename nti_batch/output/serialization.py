@@ -1,0 +1,202 @@
+"""An inversion as two members of a tar: `<key>.safetensors` with its tensors, `<key>.json` with everything else.
+
+The tensors' layout is named in the header of the safetensors, under `layout`:
+
+    float32-1   noise_latents float32;  null_embeddings [T, tokens, dim] float32
+    float16-1   noise_latents float32;  null_embeddings [T, tokens, dim] float16
+    compact-1   noise_latents float32;  start [tokens, dim] float16
+                moved [M] int64: rows of null_embeddings that differ from the row before, or from `start`
+                scales [M] float32
+                levels uint8: a zlib stream of [M, tokens, dim] int8;  row = row before + scale * level
+
+Direct inversion adds pivot [T, channels, height, width] to each: float32 in the first, float16 in the others.
+"""
+
+import dataclasses
+import hashlib
+import json
+import time
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import cast, get_args
+
+import numpy as np
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from nti_batch.diffusion.pooled import split_pooled
+from nti_batch.diffusion.rounding import Storage, split_change
+from nti_batch.output.manifest import Json
+from nti_batch.records import Inversion
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredInversion:
+    """An inversion read back from a run."""
+
+    shard: str
+    key: str
+    prompt: str
+    noise_latents: Tensor
+    """z_T, [channels, height, width] float32."""
+
+    null_embeddings: Tensor
+    """[T, tokens, dim] float32; row 0 belongs to the noisiest timestep. Stable Diffusion XL's have one row more for
+    each timestep, the pooled embedding: `split_null_embeddings`."""
+
+    metadata: dict[str, Json]
+    """The `.json` member: sizes, model, settings, losses, PSNR, work."""
+
+    pivot: Tensor | None = None
+    """z*_{T-1} ... z*_0 of direct inversion, [T, channels, height, width] float32; None with another method."""
+
+    pixels: Tensor | None = None
+    """The input, uint8 [3, height, width], cropped and resized as it was inverted, where `InversionDataset` was asked
+    for it."""
+
+    def split_null_embeddings(self) -> tuple[Tensor, Tensor | None]:
+        """[T, tokens, dim] of the tokens alone, and the pooled ones, [T, pooled dim], None in families without."""
+        pooled_dim = self.metadata.get("pooled_dim", 0)
+        assert isinstance(pooled_dim, int)
+        return split_pooled(self.null_embeddings, pooled_dim) if pooled_dim else (self.null_embeddings, None)
+
+
+def pack_tensors(
+    storage: Storage, noise_latents: Tensor, start_embedding: Tensor, null_embeddings: Tensor, pivot: Tensor | None
+) -> bytes:
+    """Safetensors bytes in the layout of a storage; all must be rounded to it and on the CPU."""
+    match storage:
+        case "compact":
+            tensors = _compact(start_embedding, null_embeddings)
+        case "float16":
+            tensors = {"null_embeddings": null_embeddings.half()}
+        case "float32":
+            tensors = {"null_embeddings": null_embeddings}
+    tensors["noise_latents"] = noise_latents
+    if pivot is not None:
+        tensors["pivot"] = pivot if storage == "float32" else pivot.half()
+    return save({name: t.contiguous() for name, t in tensors.items()}, metadata={"layout": f"{storage}-1"})
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSize:
+    """Bytes of a record on disk, and how that is known."""
+
+    bytes: int
+    basis: str
+    """Such as 'so far' or 'at most'."""
+
+
+def stored_size(storage: Storage, latents: Sequence[int], embeddings: Sequence[int], has_pivot: bool) -> StoredSize:
+    """What the tensors of an inversion take in a storage, before there is one.
+
+    Args:
+        storage: Form of the null embeddings.
+        latents: Shape of z_T, [channels, height, width].
+        embeddings: Shape of the null embeddings, [T, tokens, dim].
+        has_pivot: Whether the pivot is stored, as for direct inversion.
+    """
+    steps, tokens, dim = embeddings
+    value = 4 if storage == "float32" else 2
+    total = 4 * prod(latents) + (steps * prod(latents) * value if has_pivot else 0)
+    if storage == "compact":
+        # a start in float16, an index and a scale for each timestep, and levels of a byte, which zlib makes smaller
+        return StoredSize(total + 2 * tokens * dim + 12 * steps + prod(embeddings), "at most")
+    return StoredSize(total + prod(embeddings) * value, f"in {storage}")
+
+
+def pack(inversion: Inversion, settings: dict[str, Json]) -> tuple[bytes, dict[str, Json]]:
+    """The two members of an inversion: safetensors bytes, and metadata with their checksum and what made them."""
+    storage = cast(Storage, settings["output.storage"])
+    assert storage in get_args(Storage), storage
+    names = ("noise_latents", "start_embedding", "null_embeddings", "pivot")
+    payload = pack_tensors(storage, *(getattr(inversion, name) for name in names))
+    kept = {f.name for f in dataclasses.fields(inversion)} - {"unit", *names}
+    metadata: dict[str, Json] = {"shard": inversion.unit.shard, "settings": settings}
+    metadata.update({name: getattr(inversion, name) for name in sorted(kept)})
+    metadata.update(finished=time.time(), sha256=hashlib.sha256(payload).hexdigest())
+    return payload, metadata
+
+
+def unpack_tensors(payload: bytes, num_steps: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The opposite of `pack_tensors`: noise latents, null embeddings, pivot, float32 again, whatever the layout.
+
+    Raises:
+        ValueError: If the layout is not known here.
+    """
+    tensors = load(payload)
+    match layout := _layout(payload):
+        case "float32-1" | "float16-1":
+            null_embeddings = tensors["null_embeddings"].float()
+        case "compact-1":
+            null_embeddings = _expand(tensors, num_steps)
+        case _:
+            raise ValueError(f"the layout is {layout!r}: a newer nti_batch wrote it; update this one")
+    return tensors["noise_latents"], null_embeddings, tensors["pivot"].float() if "pivot" in tensors else None
+
+
+def unpack(payload: bytes, metadata: dict[str, Json]) -> StoredInversion:
+    """The opposite of `pack`.
+
+    Raises:
+        ValueError: If the layout is not known here, or the metadata is damaged.
+    """
+    try:
+        num_steps = len(metadata["timesteps"])  # type: ignore[arg-type]
+        noise_latents, null_embeddings, pivot = unpack_tensors(payload, num_steps)
+        return StoredInversion(
+            shard=str(metadata["shard"]),
+            key=str(metadata["key"]),
+            prompt=str(metadata["prompt"]),
+            noise_latents=noise_latents,
+            null_embeddings=null_embeddings,
+            metadata=metadata,
+            pivot=pivot,
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{metadata['key']!r} cannot be read: {error}") from error
+
+
+def _layout(payload: bytes) -> str | None:
+    """What the header of safetensors bytes says: 8 bytes with its length, then JSON."""
+    header: dict[str, dict[str, str]] = json.loads(payload[8 : 8 + int.from_bytes(payload[:8], "little")])
+    return header.get("__metadata__", {}).get("layout")
+
+
+def _compact(start: Tensor, null_embeddings: Tensor) -> dict[str, Tensor]:
+    """The tensors of the layout compact-1, for embeddings that were rounded to it."""
+    previous = torch.cat([start[None], null_embeddings[:-1]])
+    scales, levels = split_change(null_embeddings, previous)
+    assert torch.equal(previous + scales * levels, null_embeddings), (
+        "embeddings that were not rounded as they were found"
+    )
+    moved = levels.flatten(1).any(1).nonzero()[:, 0]
+    stream = _deflate(levels[moved].to(torch.int8).numpy().tobytes())
+    return {
+        "start": start.half(),
+        "moved": moved,
+        "scales": scales[moved, 0, 0],
+        "levels": torch.from_numpy(np.frombuffer(stream, np.uint8).copy()),
+    }
+
+
+def _deflate(levels: bytes) -> bytes:
+    """A zlib stream; a fifth larger than an xz one and made in a tenth of the time, for which a device would wait."""
+    deflater = zlib.compressobj(level=4, strategy=zlib.Z_FILTERED)
+    return deflater.compress(levels) + deflater.flush()
+
+
+def _expand(tensors: dict[str, Tensor], num_steps: int) -> Tensor:
+    """The opposite of `_compact`, [T, tokens, dim] float32."""
+    null_embedding = tensors["start"].float()
+    stream = zlib.decompress(tensors["levels"].numpy().tobytes())
+    levels = torch.from_numpy(np.frombuffer(stream, np.int8).copy()).view(-1, *null_embedding.shape)
+    changes = dict(zip(tensors["moved"].tolist(), tensors["scales"].view(-1, 1, 1) * levels, strict=True))
+    rows = []
+    for i in range(num_steps):
+        null_embedding = null_embedding + changes[i] if i in changes else null_embedding
+        rows.append(null_embedding)
+    return torch.stack(rows)

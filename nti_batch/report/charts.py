@@ -1,0 +1,159 @@
+"""Numbers -> charts for a page: SVG in the page's colours, so that one drawing serves light and dark, and words."""
+
+import io
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+
+import matplotlib.style
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
+from numpy.typing import NDArray
+
+from nti_batch.report.statistics import Curve, Numbers, histogram, throughput
+
+INK, LINE, ACCENT = "#000001", "#000002", "#000003"
+
+
+_OF_THE_PAGE = {INK: "currentColor", LINE: "var(--line)", ACCENT: "var(--accent)"}
+"""matplotlib knows no CSS: it draws in colours that stand for the page's."""
+
+
+_STYLE = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": LINE,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.labelcolor": INK,
+    "axes.spines.left": False,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "font.sans-serif": "DejaVu Sans",
+    "grid.color": LINE,
+    "svg.fonttype": "none",
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "ytick.major.size": 0,
+    "ytick.minor.size": 0,
+}
+
+
+_NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A drawing and its words."""
+
+    title: str
+    summary: str
+    """What it shows, for those who do not see it, too."""
+
+    svg: Markup
+
+
+def histogram_chart(title: str, values: Numbers, unit: str, digits: int, records: str) -> Chart:
+    """How often which value comes.
+
+    Args:
+        title: Of the chart.
+        values: At least one, all finite.
+        unit: Of the values, such as 'dB'.
+        digits: Behind the point, where a value is told.
+        records: What has the values, such as 'images'.
+    """
+    numbers = histogram(values)
+    low, median, high = np.quantile(values, [0.05, 0.5, 0.95])
+    summary = (
+        f"Median {median:.{digits}f} {unit}; nine of ten between {low:.{digits}f} and {high:.{digits}f}, "
+        f"all between {values.min():.{digits}f} and {values.max():.{digits}f}."
+    )
+    if values.min() < numbers.edges[0] or values.max() > numbers.edges[-1]:
+        summary += " The outer bars hold what lies beyond them, too."
+
+    def paint(axes: Axes) -> None:
+        _bars(axes, numbers.edges, numbers.counts)
+        axes.yaxis.set_major_locator(MaxNLocator("auto", integer=True))
+
+    return Chart(title, summary, _draw(title, unit, records, paint))
+
+
+def throughput_chart(finished: Numbers, seconds: Numbers, records: str) -> Chart:
+    """Records an hour over time; arguments as for `throughput`."""
+    numbers = throughput(finished, seconds)
+    times = [datetime.fromtimestamp(edge, timezone.utc) for edge in numbers.edges]
+    width = numbers.edges[1] - numbers.edges[0]
+
+    def paint(axes: Axes) -> None:
+        _bars(axes, date2num(times), numbers.counts / width * 3600)
+        locator = AutoDateLocator(maxticks=6, tz=timezone.utc)
+        axes.xaxis.set_major_locator(locator)
+        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, tz=timezone.utc))
+
+    summary = (
+        f"{len(finished):,} {records} from {times[0]:%Y-%m-%d %H:%M} to {times[-1]:%Y-%m-%d %H:%M} UTC; "
+        f"a bar is {in_words(width)} wide."
+    )
+    return Chart("Throughput", summary, _draw("throughput", "time, UTC", f"{records} an hour", paint))
+
+
+def timestep_chart(title: str, about: str, curve: Curve, records: str, ylabel: str) -> Chart:
+    """The median and the band around it, from noise to image.
+
+    Args:
+        title: Of the chart.
+        about: What is drawn, for the summary.
+        curve: By timestep.
+        records: Of what, such as '8 images'.
+        ylabel: Of the axis, which is logarithmic unless a median is 0.
+    """
+
+    def paint(axes: Axes) -> None:
+        axes.fill_between(curve.timesteps, curve.low, curve.high, color=ACCENT, alpha=0.3, linewidth=0)
+        axes.plot(curve.timesteps, curve.median, color=ACCENT)
+        axes.invert_xaxis()
+        if (curve.median > 0).all():
+            axes.set_yscale("log", nonpositive="clip")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.yaxis.set_minor_locator(NullLocator())
+
+    summary = (
+        f"{about}: the median of {records}, and a band that holds eight of ten. The median is "
+        f"{curve.median[0]:.2g} at the first timestep and {curve.median[-1]:.2g} at the last."
+    )
+    return Chart(title, summary, _draw(title, "timestep of the network, from noise to image", ylabel, paint))
+
+
+def in_words(seconds: float) -> str:
+    """A length of time."""
+    for limit, size, unit in ((90, 1, "s"), (5400, 60, "min"), (172800, 3600, "h")):
+        if seconds < limit:
+            return f"{round(seconds / size, 1):g} {unit}"
+    return f"{round(seconds / 86400, 1):g} days"
+
+
+def _bars(axes: Axes, edges: Numbers, heights: NDArray[np.float64] | NDArray[np.int64]) -> None:
+    axes.bar(edges[:-1], heights, 0.9 * np.diff(edges), align="edge", color=ACCENT)
+
+
+def _draw(name: str, xlabel: str, ylabel: str, paint: Callable[[Axes], None]) -> Markup:
+    """A drawing without a size and a background; its ids are its own among drawings of other names."""
+    file = io.StringIO()
+    with matplotlib.style.context({**_STYLE, "svg.hashsalt": name}, after_reset=True):
+        figure = Figure(figsize=(4.4, 2.7), layout="constrained")
+        axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
+        paint(axes)
+        figure.savefig(file, format="svg", metadata=_NO_METADATA, transparent=True)
+    svg = file.getvalue()
+    svg = re.sub(r'^(<svg [^>]*?) width="[^"]*" height="[^"]*"', r'\1 aria-hidden="true"', svg[svg.index("<svg") :])
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    for stands_for, colour in _OF_THE_PAGE.items():
+        svg = svg.replace(stands_for, colour)
+    return Markup(svg)

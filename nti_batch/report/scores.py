@@ -1,0 +1,68 @@
+"""Scores of a run of edits, from its files: `nti-batch score`."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from nti_batch.editing.masks import mask_pixels
+from nti_batch.editing.pie_bench import CATEGORIES, category
+from nti_batch.editing.requests import request_id
+from nti_batch.jobs.edit_datamodule import EditDataModule
+from nti_batch.records import WorkUnit
+from nti_batch.scores.edits import EditScores, Protocol, score_edits, scores_table
+from nti_batch.scores.learned import LearnedScores
+
+PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredEdit:
+    """An edit with its scores."""
+
+    shard: str
+    key: str
+    name: str
+    scores: dict[Protocol, EditScores]
+
+
+def score_run(data: EditDataModule, learned: LearnedScores) -> Iterator[ScoredEdit]:
+    """Scores of all committed edits that have a mask and an input to be compared with.
+
+    Args:
+        data: What the run was asked for.
+        learned: What networks there are.
+
+    Raises:
+        ValueError: If a part is damaged.
+    """
+    for unit in data.units:
+        yield from _score_unit(data, unit, learned)
+
+
+def _score_unit(data: EditDataModule, unit: WorkUnit, learned: LearnedScores) -> Iterator[ScoredEdit]:
+    assert data.run is not None, "attach() comes first"
+    requests = {request_id(request): request for request in data.requests_of(unit) if request.mask}
+    originals = data.read_originals(unit, requests.values())
+    for row, pixels in data.run.read(unit, requests) if originals else ():
+        mask, original = requests[row.id].mask, originals.get((row.shard, row.key))
+        if mask and original and row.edit_prompt is not None:
+            edited, source = pixels[None] / 255, original.pixels[None] / 255
+            inside = mask_pixels(mask, *pixels.shape[1:])[None]
+            scores = {
+                protocol: score_edits(edited, source, inside, [row.edit_prompt], learned, protocol)[0]
+                for protocol in PROTOCOLS
+            }
+            yield ScoredEdit(row.shard, row.key, row.name, scores)
+
+
+def tables(data: EditDataModule, found: Sequence[ScoredEdit]) -> list[str]:
+    """A table for each protocol, for PIE-Bench with its categories."""
+    is_pie_bench = data.edits is not None and Path(data.edits).is_dir()
+    groups: dict[str, list[ScoredEdit]] = {name: [] for name in (CATEGORIES if is_pie_bench else ["edits"])}
+    for edit in found:
+        groups[category(edit.name) if is_pie_bench else "edits"].append(edit)
+    return [
+        scores_table({name: [edit.scores[protocol] for edit in group] for name, group in groups.items()}, protocol)
+        for protocol in PROTOCOLS
+    ]

@@ -1,0 +1,171 @@
+"""`--data.images`: a folder is inverted as a shard is, and all that comes after knows no difference."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.jobs import arguments, files, ids, rows
+from helpers.packing import NAMES, members, pack, write_folder
+from helpers.tiny import png
+
+from nti_batch import read_inversions
+from nti_batch.cli import main
+from nti_batch.data.samples import read_unit
+from nti_batch.data.shard_reader import count_images, read_keys
+from nti_batch.data.shards import folder_shard, work_units
+from nti_batch.records import Failure
+
+
+def invert(model: Path, folder: Path, out: Path, *more: str) -> list[str]:
+    """A quick job on a folder."""
+    command = arguments(model, "", out, f"--data.images={folder}", *more)
+    return [argument for argument in command if not argument.startswith("--data.shards")]
+
+
+def test_a_folder_gives_the_inversions_that_its_shards_give(tiny_model: Path, tmp_path: Path):
+    """One image in a call: so the batches are the same, and the bits."""
+    source = write_folder(tmp_path / "source")
+    assert pack(source, tmp_path / "shards") == 0
+    assert main(arguments(tiny_model, tmp_path / "shards" / "*.tar", tmp_path / "a", "--model.batch_size=1")) == 0
+    assert main(invert(tiny_model, source, tmp_path / "b", "--model.batch_size=1")) == 0
+    paths = {
+        told["key"]: told["path"]
+        for told in (json.loads(c) for name, c in members(tmp_path / "shards").items() if name.endswith(".json"))
+    }
+    packed = {paths[stored.key]: stored for stored in read_inversions(tmp_path / "a")}
+    loose = {f"{stored.key}.png": stored for stored in read_inversions(tmp_path / "b")}
+    assert len(loose) == len(NAMES)
+    assert packed.keys() == loose.keys()
+    for path, stored in loose.items():
+        assert stored.shard == "source"
+        assert stored.prompt == packed[path].prompt
+        assert torch.equal(stored.noise_latents, packed[path].noise_latents)
+        assert torch.equal(stored.null_embeddings, packed[path].null_embeddings)
+
+
+def test_what_comes_after_the_inversion_works_from_any_folder(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    write_folder(tmp_path / "my photos", ("a", "d/b", "c"))
+    out = tmp_path / "out"
+    monkeypatch.chdir(tmp_path / "my photos")
+    assert main(invert(tiny_model, Path("."), out)) == 0
+    assert ids(out) == [("my photos", "a"), ("my photos", "c"), ("my photos", "d/b")]
+    assert (out / "preview.png").exists()
+    monkeypatch.chdir(tmp_path)
+    before = files(out)
+    assert main(invert(tiny_model, Path("my photos/"), out)) == 0, "the same folder, written otherwise"
+    assert files(out) == before
+    assert main(["status", str(out), "--exit-code"]) == 0
+    assert "3 done, 0 failed, 0 missing of 3 images" in capsys.readouterr().out
+    assert main(["verify", str(out), "--recompute=3"]) == 0
+    edits = tmp_path / "edits.jsonl"
+    edits.write_text(json.dumps({"key": "d/b", "edit_prompt": "picture 1", "mask": [0, 8], "mask_size": [4, 4]}))
+    edit = [f"--data.inversions={out}", f"--data.edits={edits}", "--trainer.accelerator=cpu"]
+    assert main(["edit", *edit, f"--output.dir={tmp_path / 'edits'}"]) == 0
+    (picture,) = (tmp_path / "edits" / "edits").glob("*.jsonl")
+    assert '"psnr_unedited": null' not in picture.read_text(), "the input was found"
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "my photos").rename(tmp_path / "elsewhere" / "my photos")
+    assert main(["verify", str(out), f"--data.images={tmp_path / 'elsewhere' / 'my photos'}"]) == 0
+    capsys.readouterr()
+    assert main(["verify", str(out)]) == 1
+    assert "is in the input and not" not in (said := capsys.readouterr().out)
+    assert "No such file or directory" in said
+
+
+def test_every_bad_image_of_a_folder_ends_as_a_row(tiny_model: Path, tmp_path: Path):
+    source = write_folder(tmp_path / "source", ("good", "mute", "blank", "twin", "html", "gone", "long/case"))
+    (source / "mute.txt").unlink()
+    (source / "blank.txt").write_text("")
+    (source / "twin.jpg").write_bytes(png(1))
+    (source / "html.png").write_bytes(b"<html>")
+    (source / "gone.png").unlink()
+    (source / "gone.png").symlink_to("nowhere")
+    (source / "long" / "case.PNG").write_bytes(png(1))
+    (source / "stray.txt").write_text("of nothing")
+    (source / "data.json").write_text("{}")
+    (source / "link").symlink_to(source / "long")
+    out = tmp_path / "out"
+    assert main(invert(tiny_model, source, out)) == 3
+    found = rows(out)
+    assert {key: row.stage for key, row in found.items()} == {
+        "good": "",
+        "mute": "caption",
+        "blank": "caption",
+        "twin": "image",
+        "html": "image",
+        "gone": "shard",
+        "long/case": "shard",
+        "stray": "image",
+        "": "shard",
+    }
+    assert "there is no .txt member beside .png" in found["mute"].error
+    assert "'link' is a link to a folder, which is not followed" in found[""].error
+    assert main(["verify", str(out)]) == 0
+    (source / "mute.txt").write_text("a caption at last")
+    assert main(invert(tiny_model, source, out, "--data.retry_failed=true")) == 3
+    assert ids(out) == [("source", "good"), ("source", "mute")]
+
+
+def test_captions_may_be_in_json_beside_the_images(tiny_model: Path, tmp_path: Path):
+    source = write_folder(tmp_path / "source", ("a",))
+    (source / "a.json").write_text('{"caption": "from the JSON"}')
+    assert main(invert(tiny_model, source, tmp_path / "out", "--data.caption=json:caption")) == 0
+    (stored,) = read_inversions(tmp_path / "out")
+    assert stored.prompt == "from the JSON"
+
+
+def test_a_folder_whose_images_have_changed_is_another_input(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Work units are units_per_shard by position: with one image more, others would be inverted twice or never."""
+    source, out = write_folder(tmp_path / "source", ("b", "c")), tmp_path / "out"
+    assert main(invert(tiny_model, source, out)) == 0
+    write_folder(source, ("a",))
+    assert main(invert(tiny_model, source, out)) == 2
+    said = capsys.readouterr().err
+    assert 'data.images: "2 samples, sha256 ' in said
+    assert 'there, "3 samples, sha256 ' in said
+    assert main(["verify", str(out)]) == 1
+    assert "source/a: is in the input and not committed" in capsys.readouterr().out
+
+
+def test_a_folder_and_shards_exclude_each_other(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write_folder(tmp_path / "source", ("a",))
+    one_of_them = "give one of them, tars with --data.shards or a folder of images with --data.images"
+    job = invert(tiny_model, tmp_path / "source", tmp_path / "out")
+    for command, text in (
+        ([*job, "--data.shards=x.tar"], one_of_them),
+        ([argument for argument in job if "source" not in argument], one_of_them),
+        (invert(tiny_model, tmp_path / "nowhere", tmp_path / "out"), "nowhere' is no folder"),
+        (arguments(tiny_model, tmp_path / "source", tmp_path / "out"), "or a folder of images with --data.images"),
+        (["verify", str(tmp_path / "out"), "--data.shards=x.tar", "--data.images=x"], one_of_them),
+    ):
+        assert main(command) == 2
+        captured = capsys.readouterr()
+        assert text in captured.err
+        assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("units_per_shard", [1, 3])
+def test_the_units_of_a_folder_together_give_each_sample_once_in_the_order_of_keys(
+    tmp_path: Path, units_per_shard: int
+):
+    source = write_folder(tmp_path / "source")
+    with open(os.fsencode(source) + b"/\xff.png", "wb") as file:
+        file.write(png(1))
+    url = folder_shard(str(source))
+    keys = [[row.key for row in read_unit(unit, "txt", ())] for unit in work_units([url], units_per_shard)]
+    expected = sorted([*NAMES, r"\xff"])
+    assert keys == [expected[index::units_per_shard] for index in range(units_per_shard)]
+    assert read_keys(url) == (expected, [])
+    assert count_images(url) == len(expected)
+
+
+def test_a_folder_without_images_is_a_damaged_shard(tmp_path: Path):
+    (unit,) = work_units([folder_shard(str(tmp_path))], 1)
+    (row,) = read_unit(unit, "txt", ())
+    assert row == Failure(unit, "", "shard", "the folder holds no images")

@@ -1,0 +1,173 @@
+"""Shards from a server that cuts connections, stalls and refuses: tried again, then told."""
+
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from helpers.jobs import arguments, ids
+from helpers.tiny import captioned, write_shard
+from webdataset.gopen import Pipe
+
+from nti_batch.cli import main
+from nti_batch.data import shard_reader, transfer
+from nti_batch.data.samples import RawSample, read_unit
+from nti_batch.data.shard_reader import count_images
+from nti_batch.records import Failure, WorkUnit
+
+IMAGES = 40
+
+
+class Server(ThreadingHTTPServer):
+    """Serves one tar under /BEHAVIOUR/FAILURES/s.tar: the first FAILURES requests meet the behaviour."""
+
+    def __init__(self, content: bytes) -> None:
+        """Listen on a port that is free."""
+        self.content = content
+        self.requests: Counter[str] = Counter()
+        self.closing = threading.Event()
+        super().__init__(("127.0.0.1", 0), Handler)
+
+    def url(self, behaviour: str, failures: int) -> str:
+        """Where the tar is to be had."""
+        return f"http://127.0.0.1:{self.server_port}/{behaviour}/{failures}/s.tar"
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that hangs up is no news."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One request."""
+
+    server: Server
+
+    def do_GET(self) -> None:
+        """Behave as the path says."""
+        _, behaviour, failures, _ = self.path.split("/")
+        self.server.requests[self.path] += 1
+        content, fails = self.server.content, self.server.requests[self.path] <= int(failures)
+        if fails and behaviour.isdecimal():
+            self.send_error(int(behaviour))
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content[: len(content) // 2] if fails else content)
+        if fails and behaviour == "stall":
+            self.wfile.flush()
+            self.server.closing.wait(60)
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    content = write_shard(tmp_path / "s.tar", captioned(IMAGES)).read_bytes()
+    with Server(content) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.closing.set()
+        server.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard_reader, "RETRY_DELAYS", (0.0, 0.0))
+    monkeypatch.setattr(transfer, "READ_TIMEOUT", 1.0)
+
+
+def read(url: str) -> list[RawSample | Failure]:
+    return list(read_unit(WorkUnit("s", url, 0, 1), "txt", ()))
+
+
+def told(url: str) -> tuple[list[str], str]:
+    """The keys of the whole samples, and the error of the shard."""
+    rows = read(url)
+    samples = [row for row in rows if isinstance(row, RawSample)]
+    assert all(row.prompt == f"a small red circle, number {int(row.key)}" for row in samples)
+    failures = [row for row in rows if isinstance(row, Failure)]
+    assert {row.stage for row in failures} <= {"shard"}
+    assert len(failures) <= 2, "the sample in which it broke, and the shard"
+    return [row.key for row in samples], failures[-1].error if failures else ""
+
+
+REFUSED = "'curl' ended with exit code 22: the server answers with an error; "
+KEYS = [f"{i:03}" for i in range(IMAGES)]
+
+
+@pytest.mark.parametrize("behaviour", ["cut", "stall"])
+def test_a_broken_transfer_is_tried_again_and_gives_every_sample_once(server: Server, behaviour: str):
+    assert told(server.url(behaviour, 2)) == (KEYS, "")
+    assert server.requests.total() == 3
+    assert count_images(server.url(behaviour, 1)) == IMAGES
+
+
+def test_curl_itself_tries_again_when_the_server_is_overloaded(server: Server):
+    assert told(server.url("503", 1)) == (KEYS, "")
+    assert server.requests.total() == 2
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "reason"),
+    [
+        ("cut", "'curl' ended with exit code 18: the connection was cut (tried 3 times)"),
+        ("stall", "'curl' wrote nothing for 1 seconds (tried 3 times)"),
+    ],
+)
+def test_a_transfer_that_breaks_every_time_keeps_what_came_and_fails_the_shard(
+    server: Server, behaviour: str, reason: str
+):
+    keys, error = told(server.url(behaviour, 99))
+    assert keys == KEYS[: len(keys)]
+    assert 0 < len(keys) < IMAGES
+    assert error.startswith(reason)
+    assert server.requests.total() == 3
+
+
+def test_a_refusal_is_final(server: Server):
+    keys, error = told(server.url("404", 99))
+    assert keys == []
+    assert error.startswith(REFUSED)
+    assert server.requests.total() == 1
+
+
+def test_a_server_that_is_always_broken_fails_the_shard(server: Server, monkeypatch: pytest.MonkeyPatch):
+    """WebDataset asks curl for 30 retries, 2 seconds apart; here for one."""
+
+    def hasty(command: list[str], **more: object) -> object:
+        return Pipe(["1" if word == "30" else word for word in command], **more)
+
+    monkeypatch.setattr(sys.modules["webdataset.gopen"], "Pipe", hasty)
+    monkeypatch.setattr(transfer, "READ_TIMEOUT", 60.0)
+    keys, error = told(server.url("500", 99))
+    assert keys == []
+    assert error.startswith(REFUSED)
+    assert server.requests.total() == 2
+
+
+def test_a_host_that_is_not_there_fails_the_shard():
+    keys, error = told("http://127.0.0.1:9/s.tar")
+    assert keys == []
+    assert error.startswith("'curl' ended with exit code 7: the host does not answer (tried 3 times)")
+
+
+@pytest.mark.parametrize("behaviour", ["stall", "cut"])
+def test_a_stop_does_not_wait_for_a_transfer_and_fails_nothing(
+    server: Server, behaviour: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(transfer, "READ_TIMEOUT", 3600.0)
+    monkeypatch.setattr(shard_reader, "RETRY_DELAYS", (3600.0,))
+    url = server.url(behaviour, 99)
+    rows = list(read_unit(WorkUnit("s", url, 0, 1), "txt", (), lambda: server.requests.total() > 0))
+    assert all(isinstance(row, RawSample) for row in rows)
+
+
+def test_the_job_reads_shards_from_a_server(server: Server, tiny_model: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    assert main(arguments(tiny_model, server.url("cut", 1), out)) == 0
+    assert ids(out) == [("s", key) for key in KEYS]
+    assert main(["verify", str(out), "--recompute", "1"]) == 0

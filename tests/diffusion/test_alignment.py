@@ -1,0 +1,139 @@
+"""Words of two prompts against alignments made by hand; tokens are pieces of at most four letters."""
+
+import pytest
+import torch
+from helpers.prompts import LENGTH, tokenized
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from nti_batch.diffusion.alignment import Kind, TokenizedPrompt, align
+from nti_batch.models.stable_diffusion import ModelSource, StableDiffusion
+
+
+def matrix(source_end: int, edit_end: int, **columns: dict[int, float]) -> Tensor:
+    """Columns `_j` of an alignment by hand, with start, end and padding one to one."""
+    alignment = torch.zeros(LENGTH, LENGTH)
+    alignment[0, 0] = 1
+    for i, j in zip(range(source_end, LENGTH), range(edit_end, LENGTH), strict=False):
+        alignment[i, j] = 1
+    for name, shares in columns.items():
+        for i, share in shares.items():
+            alignment[i, int(name[1:])] = share
+    return alignment
+
+
+def test_words_have_their_tokens():
+    prompt = tokenized("A Tiger's  hat, on e-books!!")
+    assert prompt.words == ("a", "tiger's", "hat", ",", "on", "e-books", "!!")
+    assert prompt.spans == ((1,), (2, 3, 4, 5), (6,), (7,), (8,), (9, 10), ())
+    assert (prompt.end, prompt.length) == (11, 12)
+
+
+def test_a_prompt_without_words_has_start_end_and_padding():
+    assert tokenized("") == TokenizedPrompt("", (), (), 1, LENGTH)
+
+
+@pytest.mark.parametrize(
+    ("phrase", "positions"),
+    [("red", [2, 6]), ("red hat", [6, 7]), ("Tiger", [3, 4]), ("a red tiger", [1, 2, 3, 4])],
+)
+def test_a_phrase_is_found_wherever_it_occurs(phrase: str, positions: list[int]):
+    assert tokenized("a red tiger's red hat".replace("'s", " +")).find(phrase) == positions
+
+
+@pytest.mark.parametrize("phrase", ["dog", "tiger a", "ti", "", "beyond"])
+def test_a_phrase_that_is_not_read_is_refused(phrase: str):
+    with pytest.raises(ValueError, match=f"^'{phrase}' is not in what the text encoder reads of the prompt 'a tiger"):
+        tokenized("a tiger on a hat beyond", 8).find(phrase)
+
+
+REPLACED = [
+    ("a cat sat", "a dog sat", matrix(4, 4, _1={1: 1}, _2={2: 1}, _3={3: 1})),
+    ("a cat sat", "a tiger sat", matrix(4, 5, _1={1: 1}, _2={2: 0.5}, _3={2: 0.5}, _4={3: 1})),
+    ("a tiger sat", "a cat sat", matrix(5, 4, _1={1: 1}, _2={2: 1, 3: 1}, _3={4: 1})),
+    ("a tiger sat", "a zebra sat", matrix(5, 5, _1={1: 1}, _2={2: 1}, _3={3: 1}, _4={4: 1})),
+    (
+        "zebra hat",
+        "rhinoceros tigers",
+        matrix(4, 6, **{f"_{j}": {1: 1 / 3, 2: 1 / 3} for j in (1, 2, 3)}, _4={3: 0.5}, _5={3: 0.5}),
+    ),
+    ("tiger", "hat", matrix(3, 2, _1={1: 1, 2: 1})),
+]
+
+
+@pytest.mark.parametrize(("source", "edit", "expected"), REPLACED, ids=lambda x: x if isinstance(x, str) else "")
+def test_replace_spreads_a_word_over_the_word_at_its_place(source: str, edit: str, expected: Tensor):
+    torch.testing.assert_close(align(tokenized(source), tokenized(edit), "replace"), expected)
+
+
+REFINED = [
+    ("cat sat", "a cat sat", matrix(3, 4, _2={1: 1}, _3={2: 1})),
+    ("a cat sat", "cat sat", matrix(4, 3, _1={2: 1}, _2={3: 1})),
+    ("a cat", "a cat with zebras", matrix(3, 6, _1={1: 1}, _2={2: 1})),
+    ("a cat with zebras", "a cat", matrix(6, 3, _1={1: 1}, _2={2: 1})),
+    ("a tiger", "a striped Tiger", matrix(4, 6, _1={1: 1}, _4={2: 1}, _5={3: 1})),
+    ("a striped tiger", "a tiger", matrix(6, 4, _1={1: 1}, _2={4: 1}, _3={5: 1})),
+    ("a cat sat", "a tiger sat", matrix(4, 5, _1={1: 1}, _4={3: 1})),
+    ("a cat", "two big dogs", matrix(3, 4)),
+    ("a cat on a hat", "on a hat a cat", matrix(6, 6, _1={3: 1}, _2={4: 1}, _3={5: 1})),
+    ("", "a cat", matrix(1, 3)),
+]
+
+
+@pytest.mark.parametrize(("source", "edit", "expected"), REFINED, ids=lambda x: x if isinstance(x, str) else "")
+def test_refine_keeps_the_words_of_both_in_their_order(source: str, edit: str, expected: Tensor):
+    torch.testing.assert_close(align(tokenized(source), tokenized(edit), "refine"), expected)
+
+
+@pytest.mark.parametrize("kind", ["replace", "refine"])
+def test_words_beyond_what_is_read_take_no_part(kind: Kind):
+    long = tokenized("a b c d e f g h i j k l m")
+    assert long.end == LENGTH - 1
+    torch.testing.assert_close(align(long, long, kind), torch.eye(LENGTH))
+
+
+def test_a_word_that_is_repeated_hundreds_of_times_is_a_word_like_others():
+    alignment = align(tokenized("cat " + "red " * 300), tokenized("red " * 300), "refine")
+    assert alignment.nonzero()[1:-1].tolist() == [[i + 1, i] for i in range(1, LENGTH - 2)]
+
+
+def test_a_cut_off_partner_leaves_nothing_behind():
+    source, edit = tokenized("a b c d e f g h i k"), tokenized("tigers b c d e f g h i k")
+    expected = torch.zeros(LENGTH, LENGTH)
+    for i in range(2, 10):
+        expected[i, i + 1] = 1
+    expected[0, 0] = expected[LENGTH - 1, LENGTH - 1] = 1
+    expected[1, 1] = expected[1, 2] = 0.5
+    torch.testing.assert_close(align(source, edit, "replace"), expected)
+
+
+def test_replace_refuses_another_number_of_words():
+    with pytest.raises(ValueError, match=r"'a big cat' has 3, 'a cat' has 2; 'refine' takes any number"):
+        align(tokenized("a cat"), tokenized("a big cat"), "replace")
+
+
+WORDS = st.lists(st.sampled_from(["a", "cat", "tiger", "rhinoceros"]), max_size=6)
+
+
+@given(words=WORDS, kind=st.sampled_from(["replace", "refine"]))
+def test_a_prompt_is_aligned_with_itself(words: list[str], kind: Kind):
+    prompt = tokenized(" ".join(words), 24)
+    assert torch.equal(align(prompt, prompt, kind), torch.eye(24))
+
+
+@given(source=WORDS, edit=WORDS)
+def test_refine_gives_each_token_one_partner_at_most_and_never_crosses(source: list[str], edit: list[str]):
+    alignment = align(tokenized(" ".join(source), 24), tokenized(" ".join(edit), 24), "refine")
+    partners = alignment.nonzero()
+    assert torch.equal(alignment, alignment.bool().float())
+    assert (partners.diff(dim=0) > 0).all()
+
+
+def test_a_real_tokenizer_gives_the_spans(tiny_model: object):
+    networks = StableDiffusion.load(ModelSource(str(tiny_model)))
+    prompt = networks.tokenize("a Red  circle, on zoé")
+    tokens = networks.text.tokenizer(prompt.prompt).input_ids
+    spelled = [networks.text.tokenizer.decode([tokens[i] for i in span]).strip() for span in prompt.spans]
+    assert tuple(spelled) == prompt.words == ("a", "red", "circle", ",", "on", "zoé")
+    assert (prompt.end, prompt.length) == (len(tokens) - 1, 77)

@@ -1,0 +1,217 @@
+"""Null-text optimization against a plain loop, a closed form, torch's Adam and itself in company."""
+
+import math
+import random
+
+import pytest
+import torch
+from helpers.fakes import rowwise, stable_diffusion_schedule
+from helpers.pools import EMPTY, NEVER, HostTraffic, images, invert
+from torch import Tensor
+
+from nti_batch.diffusion.ddim import ddim_invert, ddim_sample, ddim_step
+from nti_batch.diffusion.guidance import NoisePredictor
+from nti_batch.diffusion.null_text import InversionState
+from nti_batch.diffusion.pool import InversionPool
+from nti_batch.diffusion.rounding import Storage
+from nti_batch.diffusion.schedule import DDIMSchedule
+from nti_batch.diffusion.settings import InversionSettings, Solver
+from nti_batch.diffusion.solvers import Moments, adam_step
+
+
+def reference_loop(
+    predict: NoisePredictor, schedule: DDIMSchedule, latents: Tensor, prompt: Tensor, settings: InversionSettings
+) -> tuple[list[Tensor], Tensor]:
+    """One image, plainly: pivot, then for each timestep N steps of torch's Adam and an advance of its own."""
+    prompt = prompt[None]
+    trajectory = ddim_invert(predict, schedule, latents[None], prompt)
+    null, z, found = EMPTY[None].double(), trajectory[-1], []
+    for i in range(schedule.num_steps):
+        t = torch.tensor([schedule.num_steps - i])
+        timestep = schedule.network_timesteps[t]
+
+        def guided(null: Tensor, z: Tensor = z, timestep: Tensor = timestep) -> Tensor:
+            e_u, e_c = predict(z, timestep, null), predict(z, timestep, prompt)
+            return settings.guidance_scale * e_c + (1 - settings.guidance_scale) * e_u
+
+        null = null.clone().requires_grad_()
+        optimizer = torch.optim.Adam([null], lr=1e-2 * (1 - i / 100))
+        for _ in range(settings.num_inner_steps):
+            loss = (ddim_step(schedule, z, guided(null), t, t - 1) - trajectory[t - 1][0]).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        null = null.detach()
+        found.append(null[0])
+        z = ddim_step(schedule, z, guided(null), t, t - 1)
+    return found, z[0]
+
+
+def test_with_the_early_stop_off_it_is_the_authors_loop():
+    schedule, settings = stable_diffusion_schedule(50), InversionSettings(num_inner_steps=4, **NEVER)
+    inputs = [(latents.double(), prompt.double()) for latents, prompt in images(3)]
+    states, _ = invert(rowwise, schedule, settings, inputs, batch_size=2, empty=EMPTY.double())
+    for state, (latents, prompt) in zip(states, inputs, strict=True):
+        embeddings, reached = reference_loop(rowwise, schedule, latents, prompt, settings)
+        torch.testing.assert_close(torch.stack(state.null_embeddings), torch.stack(embeddings), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(state.current_latents, reached, atol=1e-4, rtol=1e-4)
+        assert state.inner_steps == [4] * 50
+
+
+def test_adam_is_torchs_adam_with_a_step_count_for_each_row():
+    start, target = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+    moments = [Moments(torch.zeros(3, 4), torch.zeros(3, 4)) for _ in range(2)]
+    ours = start.clone()
+    expected = []
+    for row, (steps, rate) in enumerate([(7, 0.03), (2, 0.01)]):
+        one = start[row].clone().requires_grad_()
+        optimizer = torch.optim.Adam([one], lr=rate)
+        for _ in range(steps):
+            one.grad = (one.detach() - target[row]) ** 3
+            optimizer.step()
+        expected.append(one.detach())
+    for _ in range(5):
+        ours[:1] = adam_step(ours[:1], (ours[:1] - target[:1]) ** 3, moments[:1], [0.03])
+    for _ in range(2):
+        ours = adam_step(ours, (ours - target) ** 3, moments, [0.03, 0.01])
+    torch.testing.assert_close(ours, torch.stack(expected))
+
+
+def test_a_linear_predictor_goes_to_its_closed_form_optimum():
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.linalg.qr(torch.randn(16, 16, generator=generator)).Q
+    w = 7.5
+    latents, prompt = torch.randn(2, 4, 2, 2, generator=generator)
+    prompt = prompt.view(4, 4)
+
+    def predict(latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
+        offset = 0.1 * (timesteps / 1000).view(-1, 1, 1, 1)
+        return (embeddings.flatten(1) @ matrix.T).view_as(latents) + offset * latents
+
+    schedule = stable_diffusion_schedule(2)
+    settings = InversionSettings(
+        num_inner_steps=4000, learning_rate=0.02, early_stop_epsilon=1e-11, early_stop_growth=0
+    )
+    (state,), _ = invert(predict, schedule, settings, [(latents, prompt)])
+
+    z, t = torch.stack(state.trajectory)[2][None], torch.tensor([2])
+    e_c = predict(z, schedule.network_timesteps[t], prompt[None])
+    unit = ddim_step(schedule, torch.zeros_like(z), torch.ones_like(z), t, t - 1)
+    wanted = (state.trajectory[1] - ddim_step(schedule, z, torch.zeros_like(z), t, t - 1)) / unit
+    e_u = (wanted - w * e_c) / (1 - w)
+    best = matrix.T @ (e_u - predict(z, schedule.network_timesteps[t], torch.zeros(1, 4, 4))).flatten()
+    torch.testing.assert_close(state.null_embeddings[0].flatten(), best, atol=1e-3, rtol=1e-3)
+
+
+def test_without_guidance_the_embedding_stays_and_no_gradient_is_computed():
+    schedule = stable_diffusion_schedule(50)
+    (state,), pool = invert(rowwise, schedule, InversionSettings(guidance_scale=1), images(1))
+    assert all(torch.equal(row, EMPTY) for row in state.null_embeddings)
+    assert (pool.work.forwards, pool.work.backwards) == (100, 0)
+
+
+def test_an_embedding_accepted_at_first_sight_costs_the_floor_of_the_method():
+    settings = InversionSettings(early_stop_epsilon=1e9)
+    (state,), pool = invert(rowwise, stable_diffusion_schedule(50), settings, images(1))
+    assert (state.forwards, state.backwards, pool.work.forwards) == (150, 0, 150)
+    assert state.inner_steps == [0] * 50
+
+
+def test_an_image_in_company_is_bit_for_bit_the_image_alone():
+    schedule, settings, inputs = stable_diffusion_schedule(20), InversionSettings(), images(9)
+    together, _ = invert(rowwise, schedule, settings, inputs, batch_size=4)
+    assert len({tuple(state.inner_steps) for state in together}) > 3, "the images should need different work"
+    for state, image in zip(together, inputs, strict=True):
+        (alone,), _ = invert(rowwise, schedule, settings, [image])
+        assert torch.equal(torch.stack(state.null_embeddings), torch.stack(alone.null_embeddings))
+        assert torch.equal(state.current_latents, alone.current_latents)
+        assert (state.losses, state.inner_steps, state.forwards) == (alone.losses, alone.inner_steps, alone.forwards)
+
+
+def test_sampling_with_the_embeddings_found_retraces_the_jobs_own_path():
+    schedule, settings, (*_, (latents, prompt)) = stable_diffusion_schedule(50), InversionSettings(), images(3)
+    (state,), _ = invert(rowwise, schedule, settings, [(latents, prompt)])
+    null = [row[None] for row in state.null_embeddings]
+    replay = ddim_sample(rowwise, schedule, state.trajectory[-1][None], prompt[None], null, 7.5)[0]
+    torch.testing.assert_close(replay, state.current_latents, atol=1e-5, rtol=1e-5)
+    plain = ddim_sample(rowwise, schedule, state.trajectory[-1][None], prompt[None], [EMPTY[None]] * 50, 7.5)[0]
+    assert (replay - latents).square().mean() < (plain - latents).square().mean() / 10
+
+
+def test_an_accepted_embedding_never_moves_again():
+    schedule = stable_diffusion_schedule(20)
+    pool = InversionPool[int](rowwise, schedule, InversionSettings(), EMPTY, batch_size=3)
+    states: dict[int, InversionState] = {}
+    for key, image in enumerate(images(5)):
+        pool.admit(key, *image)
+    states.update(pool._states)
+    accepted: dict[tuple[int, int], Tensor] = {}
+    while len(pool):
+        pool.tick()
+        for key, state in states.items():
+            for i, row in enumerate(state.null_embeddings):
+                assert torch.equal(accepted.setdefault((key, i), row.clone()), row)
+    assert len(accepted) == 5 * 20
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_calls_are_full_until_the_last_image_is_admitted_and_then_it_drains(batch_size: int):
+    schedule, inputs = stable_diffusion_schedule(10), images(4 * batch_size + 3)
+    random.Random(0).shuffle(inputs)
+    pool = InversionPool[int](rowwise, schedule, InversionSettings(), EMPTY, batch_size)
+    for key, image in enumerate(inputs):
+        while len(pool) == pool.capacity:
+            pool.tick()
+            assert pool.work.full_calls == pool.work.calls
+        pool.admit(key, *image)
+    while len(pool):
+        pool.tick()
+    assert pool.tick() == []
+    if batch_size > 1:
+        assert pool.work.full_calls < pool.work.calls
+
+
+def test_gradients_too_small_for_half_precision_arrive():
+    def half(latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
+        # the path of a network in float16: rounded on the way in and on the way back
+        return (embeddings.half() * 2.0**-12).float().repeat_interleave(4, 1).view_as(latents)
+
+    latents, prompt = torch.zeros(4, 4, 4), 1e-2 * torch.ones(4, 4)
+    settings = InversionSettings(num_inner_steps=5, **NEVER)
+    (state,), _ = invert(half, stable_diffusion_schedule(2), settings, [(latents, prompt)])
+    assert (state.null_embeddings[0] > 0.01).all()
+
+
+def test_an_image_without_numbers_fails_alone():
+    inputs = images(4)
+    inputs[2][0][0, 0, 0] = math.nan
+    states, _ = invert(rowwise, stable_diffusion_schedule(10), InversionSettings(), inputs, batch_size=2)
+    assert [bool(s.error) for s in states] == [False, False, True, False]
+    assert states[2].error == "the loss at t = 10 of 10 is nan"
+
+
+def test_all_wrong_settings_are_named_at_once():
+    with pytest.raises(ValueError, match=r"guidance_scale is 0\.5, allowed: at least 1; num_inner_steps is 0, allowed"):
+        InversionSettings(guidance_scale=0.5, num_inner_steps=0)
+
+
+def test_the_authors_learning_rates_and_thresholds():
+    settings = InversionSettings()
+    for i in range(50):
+        assert settings.learning_rate_at(50 - i, 50) == pytest.approx(1e-2 * (1 - i / 100))
+        assert settings.threshold_at(50 - i, 50) == pytest.approx(1e-5 + i * 2e-5)
+
+
+@pytest.mark.parametrize("solver", ["adam", "polyak"])
+@pytest.mark.parametrize("storage", ["float32", "compact"])
+def test_a_network_call_costs_one_read_and_at_most_two_writes(solver: Solver, storage: Storage):
+    schedule = stable_diffusion_schedule(5)
+    settings = InversionSettings(solver=solver, num_inner_steps=3)
+    pool = InversionPool[int](rowwise, schedule, settings, EMPTY, 4, storage)
+    for key, (latents, prompt) in enumerate(images(7)):
+        pool.admit(key, latents, prompt)
+    with HostTraffic() as traffic:
+        while len(pool):
+            pool.tick()
+    assert 0 < traffic.reads <= pool.work.calls
+    assert pool.work.calls <= traffic.writes <= pool.work.calls + (traffic.reads if solver == "adam" else 0)

@@ -1,0 +1,153 @@
+"""PIE-Bench's files, read and turned into a shard."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.pie_folder import EDITS, SOURCE, edited_part, scene, write_pie_folder
+
+from nti_batch.data.samples import RawSample, read_unit
+from nti_batch.diffusion.edits import EditSettings
+from nti_batch.editing.masks import mask_pixels
+from nti_batch.editing.pie_bench import category, read_edits, write_shard
+from nti_batch.records import EditRequest, WorkUnit
+
+FIRST, SECOND, THIRD = EDITS
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_pie_folder(tmp_path / "pie")
+
+
+def first_edit(folder: Path) -> EditRequest:
+    return read_edits(folder, "pie", EditSettings())[0]
+
+
+def test_the_protocol_is_the_benchmarks(folder: Path):
+    edits = read_edits(folder, "pie", EditSettings())
+    assert [(e.shard, e.key, e.name) for e in edits] == [
+        ("pie", FIRST, f"0-{FIRST}"),
+        ("pie", SECOND, f"1-{SECOND}"),
+        ("pie", THIRD, f"9-{THIRD}"),
+    ]
+    assert [e.settings for e in edits] == [
+        EditSettings(
+            kind="refine",
+            cross_replace_steps=0.4,
+            self_replace_steps=0.6,
+            blend_words=("circle", "circle"),
+            equalizer={"circle": 2},
+        ),
+        EditSettings(
+            kind="refine",
+            cross_replace_steps=0.4,
+            self_replace_steps=0.6,
+            blend_words=("red", "green"),
+            equalizer={"green": 2},
+        ),
+        EditSettings(kind="refine", cross_replace_steps=0.4, self_replace_steps=0.6),
+    ]
+    assert [category(e.name) for e in edits] == ["random", "change object", "change style"]
+
+
+def test_prompts_have_no_brackets(folder: Path):
+    edits = read_edits(folder, "pie", EditSettings())
+    assert [e.prompt for e in edits] == [SOURCE.caption] * 3
+    assert [e.edit_prompt for e in edits] == [scene(colour).caption for _, colour, _ in EDITS.values()]
+
+
+def test_a_mask_has_its_runs_and_the_four_borders(folder: Path):
+    expected = edited_part()
+    expected[0], expected[-1], expected[:, 0], expected[:, -1] = True, True, True, True
+    mask = first_edit(folder).mask
+    assert mask is not None and torch.equal(mask_pixels(mask, 512, 512), expected)
+
+
+def test_a_run_past_the_end_is_cut_as_the_benchmark_does(tmp_path: Path):
+    mask = first_edit(write_pie_folder(tmp_path / "pie", mask=[512 * 512 - 600, 700])).mask
+    assert mask is not None and mask_pixels(mask, 512, 512).sum() == 4 * 511 + 88 - 1
+
+
+def test_other_settings_are_the_users(folder: Path):
+    given = EditSettings(cross_replace_steps=0.8, equalizer={"large": 3.0})
+    settings = read_edits(folder, "pie", given)[0].settings
+    assert (settings.cross_replace_steps, settings.equalizer) == (0.8, {"large": 3.0, "circle": 2.0})
+
+
+@pytest.mark.parametrize("words", ["", " ", "circle", "square circle", "circle square", "circ circle"])
+def test_words_that_are_not_in_their_prompts_blend_nothing(tmp_path: Path, words: str):
+    assert first_edit(write_pie_folder(tmp_path / "pie", blended_word=words)).settings == EditSettings()
+
+
+def test_a_word_is_found_in_any_case_and_beside_punctuation(tmp_path: Path):
+    folder = write_pie_folder(
+        tmp_path / "pie", original_prompt="a Dog, running", editing_prompt="a [cat], running", blended_word="dog cat"
+    )
+    assert first_edit(folder).settings.blend_words == ("dog", "cat")
+
+
+def test_the_shard_holds_the_pictures_as_they_are_and_the_sources_prompts(folder: Path, tmp_path: Path):
+    tar = tmp_path / "pie.tar"
+    assert write_shard(folder, tar) == 3
+    samples = list(read_unit(WorkUnit("pie", str(tar), 0, 1), "txt", skip=()))
+    assert all(isinstance(sample, RawSample) for sample in samples)
+    read = {s.key: (s.image, s.prompt) for s in samples if isinstance(s, RawSample)}
+    assert read == {
+        key: ((folder / f"annotation_images/{kind}_category/{key}.jpg").read_bytes(), SOURCE.caption)
+        for key, (kind, _, _) in EDITS.items()
+    }
+
+
+def test_the_command_writes_the_same(folder: Path, tmp_path: Path):
+    write_shard(folder, tmp_path / "expected.tar")
+    command = [sys.executable, "-m", "nti_batch.editing.pie_bench", str(folder), str(tmp_path / "written.tar")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"3 pictures in {tmp_path / 'written.tar'}\n"
+    assert (tmp_path / "written.tar").read_bytes() == (tmp_path / "expected.tar").read_bytes()
+
+
+def test_a_missing_picture_is_named_and_leaves_no_shard(folder: Path, tmp_path: Path):
+    (folder / f"annotation_images/1_category/{SECOND}.jpg").unlink()
+    with pytest.raises(ValueError, match=rf"picture of '{SECOND}' cannot be read: .*{SECOND}\.jpg"):
+        write_shard(folder, tmp_path / "pie.tar")
+    assert not (tmp_path / "pie.tar").exists()
+
+
+def test_a_missing_mapping_file_is_named(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"mapping_file\.json cannot be read"):
+        read_edits(tmp_path, "pie", EditSettings())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"000000000000": {', r"mapping_file\.json is no JSON file"),
+        ("\xff", r"mapping_file\.json is no JSON file"),
+        ("[]", r"mapping_file\.json is of type list, allowed: an object"),
+        (json.dumps({FIRST: 3}), rf"mapping_file\.json, entry '{FIRST}' is of type int"),
+    ],
+)
+def test_a_damaged_mapping_file_is_told(tmp_path: Path, content: str, message: str):
+    (tmp_path / "mapping_file.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match=message):
+        read_edits(tmp_path, "pie", EditSettings())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"editing_prompt": None, "blended_word": 3}, "lacks a text for 'blended_word', 'editing_prompt'"),
+        ({"editing_type_id": "10"}, "'editing_type_id' is '10', allowed: '0' to '9'"),
+        ({"mask": "0 1"}, "'mask' is no list of whole numbers"),
+        ({"mask": [0.5, 1]}, "'mask' is no list of whole numbers"),
+        ({"mask": [0, 1, 2]}, "runs are 3 numbers"),
+        ({"mask": [-5, 1]}, "a run of 1 pixels from -5"),
+    ],
+)
+def test_a_damaged_entry_is_named(tmp_path: Path, change: dict[str, object], message: str):
+    with pytest.raises(ValueError, match=f"entry '{FIRST}'.* {message}"):
+        first_edit(write_pie_folder(tmp_path / "pie", **change))

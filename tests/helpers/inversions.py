@@ -1,0 +1,38 @@
+"""Inversions made by hand."""
+
+import torch
+
+from nti_batch.records import Inversion, WorkUnit
+
+UNIT = WorkUnit("shard[0]", "shard[0].tar", 1, 3)
+
+
+SETTINGS = {"model.name": "demo", "model.num_steps": 2, "data.units_per_shard": 3, "output.storage": "float32"}
+
+
+KEYS = ["000", "a/b", "../../x", "quote ' \" space", "k" * 300, "\udce9 bytes".encode("utf-8", "replace").decode()]
+
+
+def inversion(key: str, unit: WorkUnit = UNIT) -> Inversion:
+    """Random tensors that depend on the key."""
+    generator = torch.Generator().manual_seed(len(key))
+    return Inversion(
+        unit=unit,
+        key=key,
+        prompt=f"a picture of {key}",
+        prompt_truncated=False,
+        width=16,
+        height=8,
+        noise_latents=torch.randn(4, 2, 4, generator=generator),
+        start_embedding=torch.randn(3, 5, generator=generator),
+        null_embeddings=torch.randn(2, 3, 5, generator=generator),
+        pivot=None,
+        timesteps=[501, 1],
+        inner_steps=[10, 3],
+        losses=[1e-5, 2e-5],
+        psnr_vae=30.5,
+        psnr=30.25,
+        forwards=17,
+        backwards=13,
+        seconds=1.5,
+    )

@@ -1,0 +1,92 @@
+"""Starting jobs as a user does, and looking at what they wrote."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nti_batch import read_inversions
+from nti_batch.output.inversions import InversionRun
+from nti_batch.output.manifest import ManifestRow
+from nti_batch.output.status import units_of
+
+
+def arguments(model: Path, shards: object, out: Path, *more: str) -> list[str]:
+    """A quick job: three steps, at most two updates each."""
+    return [
+        "invert",
+        f"--model.name={model}",
+        f"--data.shards={shards}",
+        f"--output.dir={out}",
+        "--model.num_steps=3",
+        "--model.num_inner_steps=2",
+        "--model.batch_size=2",
+        "--data.units_per_shard=2",
+        "--trainer.accelerator=cpu",
+        *more,
+    ]
+
+
+def run_console(arguments: list[str], timeout: float = 180) -> subprocess.CompletedProcess[str]:
+    """`python -m nti_batch` with warnings as errors, where they come from this package."""
+    return subprocess.run(
+        [sys.executable, "-m", "nti_batch", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+
+
+def ids(out: Path) -> list[tuple[str, str]]:
+    return sorted((stored.shard, stored.key) for stored in read_inversions(out))
+
+
+def files(out: Path) -> dict[str, int]:
+    return {p.name: p.stat().st_mtime_ns for p in (out / "inversions").iterdir()}
+
+
+@contextmanager
+def held_job(arguments: list[str], hold: Path) -> Iterator[subprocess.Popen[str]]:
+    """`nti-batch` in a process of its own that waits after six images while the file `hold` exists."""
+    hold.touch()
+    flags = ["--trainer.callbacks+=helpers.hold.Hold", f"--trainer.callbacks.file={hold}"]
+    job = subprocess.Popen(
+        [sys.executable, "-m", "nti_batch", *arguments, *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]),
+        },
+    )
+    try:
+        with job:
+            try:
+                yield job
+            finally:
+                job.kill()
+    finally:
+        hold.unlink()
+
+
+def wait_for(path: Path, timeout: float = 120) -> None:
+    deadline = time.monotonic() + timeout
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} took more than {timeout} s"
+        time.sleep(0.02)
+
+
+def rows(out: Path) -> dict[str, ManifestRow]:
+    """By key; every key is in one row, but the empty one of a damaged shard."""
+    run = InversionRun(out)
+    found = [row for unit in units_of(run) for row in run.rows(unit)]
+    keys = [row.key for row in found if row.key]
+    assert len(set(keys)) == len(keys)
+    return {row.key: row for row in found}

@@ -1,0 +1,330 @@
+"""The job through the front door: `main([...])`, and the console in processes of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.jobs import arguments, files, held_job, ids, run_console, wait_for
+from helpers.tiny import captioned, png, write_shard
+from PIL import Image
+
+from nti_batch import read_inversions
+from nti_batch.cli import main
+from nti_batch.data.images import decode_image
+from nti_batch.editing.reconstruct import replay
+from nti_batch.jobs.signals import STOP_SIGNALS
+from nti_batch.lock import UnitLock
+from nti_batch.models.stable_diffusion import ModelSource, StableDiffusion
+from nti_batch.output.manifest import Manifest, ManifestRow
+from nti_batch.report import preview
+from nti_batch.scores.metrics import psnr
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> str:
+    """Two shards with the same keys, in a folder with an awkward name."""
+    folder = tmp_path / "a 'folder'"
+    folder.mkdir()
+    for name in ("a-000000", "b-000000"):
+        write_shard(folder / f"{name}.tar", captioned(5))
+    return str(folder / "*.tar")
+
+
+def test_the_job_ends_with_every_image_and_a_second_run_does_nothing(
+    tiny_model: Path, shards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "out"
+    assert main(arguments(tiny_model, shards, out)) == 0
+    assert ids(out) == [(shard, f"{i:03}") for shard in ("a-000000", "b-000000") for i in range(5)]
+    assert "10 done, 0 failed, 0 missing of 10 images" in capsys.readouterr().out
+    with Image.open(out / "preview.png") as picture:
+        assert picture.size[0] > 4 * 128
+    before = files(out)
+    assert main(arguments(tiny_model, shards, out)) == 0
+    assert files(out) == before
+
+
+def test_a_replay_from_the_file_reaches_the_recorded_psnr(tiny_model: Path, shards: str, tmp_path: Path):
+    assert main(arguments(tiny_model, shards, tmp_path / "out", "--data.height=16", "--data.width=24")) == 0
+    networks = StableDiffusion.load(ModelSource(str(tiny_model)))
+    for stored in read_inversions(tmp_path / "out", [("a-000000", "003"), ("b-000000", "001")]):
+        assert stored.noise_latents.shape == (4, 8, 12)
+        assert stored.null_embeddings.shape == (3, 77, 8)
+        picture = replay(networks, [stored], guided=True)
+        original = decode_image(png(int(stored.key)), 16, 24)[None] / 255
+        assert psnr(picture, original).item() == pytest.approx(stored.metadata["psnr"], abs=1e-3)
+
+
+def test_every_bad_input_ends_as_a_row_and_its_neighbours_are_inverted(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    members = captioned(2) | {
+        "html.png": b"<html>not found</html>",
+        "html.txt": b"a page",
+        "mute.png": png(7),
+        "blank.png": png(8),
+        "blank.txt": b"  ",
+    }
+    shard = write_shard(tmp_path / "mixed.tar", members | captioned(1, first=9))
+    content = shard.read_bytes()
+    shard.write_bytes(content[: content.index(b", number 9")])
+    out = tmp_path / "out"
+    assert main(arguments(tiny_model, shard, out)) == 3
+    assert main(["status", str(out), "--json"]) == 0
+    status = json.loads(capsys.readouterr().out.splitlines()[-1])
+    rows = {
+        r.key: r
+        for manifest in sorted((out / "inversions").glob("*.jsonl"))
+        for r in Manifest.read(manifest, ManifestRow).rows
+    }
+    done = {key for key, row in rows.items() if row.status == "done"}
+    stages = {key: row.stage for key, row in rows.items() if row.status == "failed"}
+    assert done == {"000", "001"}
+    assert stages == {"html": "image", "mute": "caption", "blank": "caption", "009": "shard", "": "shard"}
+    counts = [status[name] for name in ("done", "failed", "damaged_shards", "missing")]
+    assert counts == [len(done), len(stages) - 1, 1, 0]
+    assert main(["status", str(out), "--exit-code"]) == 3
+    assert main(arguments(tiny_model, shard, out)) == 3, "a second run has nothing to do, and still says what failed"
+
+
+@pytest.mark.parametrize("more", ["--model.batch_size=auto", "--model.compile=aot_eager"])
+def test_what_is_only_faster_finds_the_same(tiny_model: Path, shards: str, tmp_path: Path, more: str):
+    for name, flags in {"plain": [], "faster": [more]}.items():
+        assert main([*arguments(tiny_model, shards, tmp_path / name, "--output.storage=float32"), *flags]) == 0
+    plain, faster = ({(s.shard, s.key): s for s in read_inversions(tmp_path / name)} for name in ("plain", "faster"))
+    assert len(plain) == len(faster) == 10
+    for key, stored in plain.items():
+        torch.testing.assert_close(faster[key].noise_latents, stored.noise_latents, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(faster[key].null_embeddings, stored.null_embeddings, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("storage", ["float32", "float16", "compact"])
+@pytest.mark.parametrize("solver", ["adam", "polyak"])
+def test_every_storage_replays_to_the_jobs_own_picture(tiny_model: Path, tmp_path: Path, storage: str, solver: str):
+    shard = write_shard(tmp_path / "s.tar", captioned(2))
+    flags = [f"--output.storage={storage}", f"--model.solver={solver}"]
+    assert main([*arguments(tiny_model, shard, tmp_path / "out"), *flags]) == 0
+    networks = StableDiffusion.load(ModelSource(str(tiny_model)))
+    for stored in read_inversions(tmp_path / "out"):
+        picture = replay(networks, [stored], guided=True)
+        original = decode_image(png(int(stored.key)), 16, 16)[None] / 255
+        assert psnr(picture, original).item() == pytest.approx(stored.metadata["psnr"], abs=1e-3)
+        assert stored.null_embeddings.dtype == torch.float32
+
+
+def test_during_the_preview_an_interrupt_is_pythons_and_what_a_scheduler_sends_ends_nothing(
+    tiny_model: Path, shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    before, during = [signal.getsignal(s) for s in STOP_SIGNALS], []
+
+    def preview_meets_signals(*_: object) -> None:
+        during.append(signal.getsignal(signal.SIGINT))
+        for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+            os.kill(os.getpid(), signum)
+
+    monkeypatch.setattr(preview, "draw_preview", preview_meets_signals)
+    assert main(arguments(tiny_model, shards, tmp_path / "out")) == 0, "every image is committed"
+    assert during == [signal.getsignal(signal.SIGINT)]
+    assert [signal.getsignal(s) for s in STOP_SIGNALS] == before
+
+
+def test_two_ranks_of_unequal_length_share_the_work(tiny_model: Path, tmp_path: Path):
+    shard = write_shard(tmp_path / "s.tar", captioned(5))
+    job = run_console(arguments(tiny_model, shard, tmp_path / "out", "--trainer.devices=2"))
+    assert job.returncode == 0, job.stderr
+    assert ids(tmp_path / "out") == [("s", f"{i:03}") for i in range(5)]
+    assert "5 done, 0 failed, 0 missing of 5 images" in job.stdout
+
+
+def test_a_rank_without_work_does_no_harm(tiny_model: Path, tmp_path: Path):
+    shard = write_shard(tmp_path / "s.tar", captioned(2))
+    job = run_console(arguments(tiny_model, shard, tmp_path / "out", "--trainer.devices=2", "--data.units_per_shard=1"))
+    assert job.returncode == 0, job.stderr
+    assert ids(tmp_path / "out") == [("s", "000"), ("s", "001")]
+
+
+def test_a_stopped_job_commits_what_is_finished_and_goes_on_with_another_number_of_ranks(
+    tiny_model: Path, tmp_path: Path
+):
+    shard, out = write_shard(tmp_path / "s.tar", captioned(300)), tmp_path / "out"
+    command = [sys.executable, "-m", "nti_batch", *arguments(tiny_model, shard, out)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as job:
+        deadline = time.monotonic() + 120
+        while not list(out.glob("inversions/*.tar.tmp")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        job.send_signal(signal.SIGTERM)
+        _, stderr = job.communicate(timeout=60)
+    assert job.returncode == 75, stderr
+    assert "run the same command again" in stderr
+    committed = {(stored.shard, stored.key): stored.metadata["finished"] for stored in read_inversions(out)}
+    assert 0 < len(committed) < 300
+    assert main(["status", str(out), "--exit-code"]) == 75
+    assert main(["status", str(out)]) == 0
+    again = run_console(arguments(tiny_model, shard, out, "--trainer.devices=2"))
+    assert again.returncode == 0, again.stderr
+    final = {(stored.shard, stored.key): stored.metadata["finished"] for stored in read_inversions(out)}
+    assert len(final) == 300
+    assert committed.items() <= final.items(), "nothing that was finished is computed again"
+
+
+def test_a_killed_job_loses_only_what_was_in_flight(tiny_model: Path, tmp_path: Path):
+    shard, out = write_shard(tmp_path / "s.tar", captioned(40)), tmp_path / "out"
+    command = [sys.executable, "-m", "nti_batch", *arguments(tiny_model, shard, out)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as job:
+        deadline = time.monotonic() + 120
+        while sum(p.stat().st_size for p in out.glob("inversions/*.tar.tmp")) < 40_000 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        job.kill()
+    assert list(read_inversions(out)) == []
+    killed = time.time()
+    assert main(arguments(tiny_model, shard, out)) == 0
+    found = list(read_inversions(out))
+    assert [len(found), len({stored.key for stored in found})] == [40, 40]
+    assert sum(stored.metadata["finished"] < killed for stored in found) >= 4
+
+
+def test_a_signal_while_the_weights_are_loaded_is_not_lost(tiny_model: Path, tmp_path: Path):
+    shard, out, hold = write_shard(tmp_path / "s.tar", captioned(20)), tmp_path / "out", tmp_path / "hold"
+    with held_job(arguments(tiny_model, shard, out), hold) as job:
+        wait_for(out / "run.json")
+        job.send_signal(signal.SIGUSR1)
+        _, stderr = job.communicate(timeout=120)
+    assert job.returncode == 75, stderr
+    assert "Traceback" not in stderr
+    assert not (tmp_path / "hold.0").exists()
+
+
+def test_a_rank_that_is_done_waits_for_the_other_and_passes_signals_on(tiny_model: Path, tmp_path: Path):
+    write_shard(tmp_path / "a.tar", captioned(1))
+    write_shard(tmp_path / "b.tar", captioned(10))
+    out, hold = tmp_path / "out", tmp_path / "hold"
+    flags = ["--trainer.devices=2", "--data.units_per_shard=1"]
+    with held_job([*arguments(tiny_model, tmp_path / "*.tar", out), *flags], hold) as job:
+        wait_for(tmp_path / "hold.1")
+        wait_for(out / "inversions" / "a.0of1.complete")
+        time.sleep(1)
+        job.send_signal(signal.SIGTERM)
+        _, stderr = job.communicate(timeout=120)
+    assert job.returncode == 75, stderr
+    assert "[rank 1/2] nti-batch: stopped early" in stderr
+    assert "Traceback" not in stderr
+    assert main([*arguments(tiny_model, tmp_path / "*.tar", out), "--data.units_per_shard=1"]) == 0
+    assert ids(out) == [("a", "000"), *(("b", f"{i:03}") for i in range(10))]
+
+
+def test_a_rank_that_breaks_ends_the_job_and_says_why(tiny_model: Path, tmp_path: Path):
+    for name in "ab":
+        write_shard(tmp_path / f"{name}.tar", captioned(10))
+    out, hold = tmp_path / "out", tmp_path / "hold"
+    (out / "inversions").mkdir(parents=True)
+    lock = UnitLock(out / "inversions" / "b.0of1.lock")
+    flags = ["--trainer.devices=2", "--data.units_per_shard=1"]
+    with held_job([*arguments(tiny_model, tmp_path / "*.tar", out), *flags], hold) as job:
+        _, stderr = job.communicate(timeout=120)
+    lock.release()
+    assert job.returncode not in (0, 3, 75)
+    assert "'b.0of1' in" in stderr
+    assert "is in use by another job" in stderr
+
+
+def test_a_killed_rank_ends_the_job(tiny_model: Path, tmp_path: Path):
+    for name in "ab":
+        write_shard(tmp_path / f"{name}.tar", captioned(10))
+    out, hold = tmp_path / "out", tmp_path / "hold"
+    flags = ["--trainer.devices=2", "--data.units_per_shard=1"]
+    with held_job([*arguments(tiny_model, tmp_path / "*.tar", out), *flags], hold) as job:
+        wait_for(tmp_path / "hold.0")
+        wait_for(tmp_path / "hold.1")
+        owner = json.loads((out / "inversions" / "b.0of1.lock").read_text())
+        os.kill(owner["process"], signal.SIGKILL)
+        _, stderr = job.communicate(timeout=120)
+    assert job.returncode not in (0, 3, 75)
+    assert "terminated with code -9" in stderr
+
+
+def test_equal_jobs_give_equal_bits(tiny_model: Path, shards: str, tmp_path: Path):
+    found = []
+    for name in ("one", "two"):
+        assert main(arguments(tiny_model, shards, tmp_path / name)) == 0
+        found.append({(s.shard, s.key): s.null_embeddings for s in read_inversions(tmp_path / name)})
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
+
+
+WRONG = {
+    "--model.num_stepz=3": "num_stepz",
+    "--model.name=/no/such/model": "model '/no/such/model' is no folder: give a folder",
+    "--data.shards=/no/such/*.tar": "no file matches '/no/such/*.tar'",
+    "--data.caption=xml": "caption is 'xml'; allowed are 'txt' and 'json:FIELD'",
+    "--data.height=15": "height 15 and width 16 does not fit",
+    "--data.units_per_shard=0": "units_per_shard is 0",
+    "--data.part=2/2": "data.part is '2/2', allowed: 'K/N' with K = 0 to N - 1",
+    "--data.max_failures=5.5": "data.max_failures is '5.5', allowed: a count such as 100, or a share such as 5%",
+    "--data.shards=pipe:cat a.tar": "'pipe:cat a.tar' runs a command in a shell: add --data.allow_pipe=true",
+    "--data.shards=@/no/list.txt": "'@/no/list.txt': the list cannot be read",
+    "--model.guidance_scale=0.5": "guidance_scale is 0.5, allowed: at least 1",
+    "--model.solver=newton": "newton",
+    "--model.batch_size=0": "model.batch_size is 0, allowed: at least 1",
+    "--model.num_steps=0": "num_steps is 0, allowed: 1 to 999",
+    "--output.dir=/proc/nothing": "output folder '/proc/nothing' cannot be written",
+    "--output.part_images=0": "output.part_images is 0",
+    "--trainer.inference_mode=true": "set --trainer.inference_mode=false",
+    "--trainer.devices=none": "`devices` selected with",
+    "--config=/no/such.yaml": "/no/such.yaml",
+}
+
+
+@pytest.mark.parametrize("argument", WRONG)
+def test_a_wrong_setting_is_refused_in_one_line_before_a_model_is_loaded(
+    tiny_model: Path,
+    shards: str,
+    tmp_path: Path,
+    argument: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(StableDiffusion, "load", lambda *_: pytest.fail("a model was loaded"))
+    assert main([*arguments(tiny_model, shards, tmp_path / "out"), argument]) == 2
+    captured = capsys.readouterr()
+    assert WRONG[argument] in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+def test_an_unknown_key_in_a_config_is_refused_in_one_line(
+    tiny_model: Path, shards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    config = tmp_path / "job.yaml"
+    config.write_text("model:\n  guidance: 7.5\n")
+    command, *rest = arguments(tiny_model, shards, tmp_path / "out")
+    assert main([command, f"--config={config}", *rest]) == 2
+    captured = capsys.readouterr()
+    assert "guidance" in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_other_settings_on_a_run_are_refused_with_the_difference(
+    tiny_model: Path, shards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main(arguments(tiny_model, shards, tmp_path / "out")) == 0
+    assert main([*arguments(tiny_model, shards, tmp_path / "out"), "--model.guidance_scale=3"]) == 2
+    assert "model.guidance_scale: 7.5 there, 3.0 now" in capsys.readouterr().err
+
+
+def test_status_of_a_folder_that_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["status", str(tmp_path)]) == 2
+    assert "is no run" in capsys.readouterr().err
+
+
+def test_the_shipped_config_is_complete(capsys: pytest.CaptureFixture[str]):
+    config = Path(__file__).parents[2] / "configs" / "demo.yaml"
+    with pytest.raises(SystemExit) as end:
+        main(["invert", f"--config={config}", "--print_config"])
+    assert end.value.code == 0
+    assert "guidance_scale: 7.5" in capsys.readouterr().out

@@ -1,0 +1,132 @@
+"""`nti-batch verify` finds every flipped byte, every lost and every doubled image, and nothing else."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from helpers.tiny import captioned, write_model, write_shard
+
+from nti_batch import read_inversions
+from nti_batch.cli import main
+from nti_batch.output.inversions import InversionRun
+from nti_batch.output.status import units_of
+from nti_batch.report.verify import verify_run
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two shards, one image of which is bad, and their run."""
+    folder = tmp_path_factory.mktemp("verify")
+    write_shard(folder / "a.tar", captioned(2))
+    write_shard(folder / "b.tar", captioned(1) | {"bad.png": b"<html>", "bad.txt": b"a page"})
+    code = main(
+        [
+            "invert",
+            f"--model.name={tiny_model}",
+            f"--data.shards={folder}/*.tar",
+            f"--output.dir={folder}/out",
+            "--model.num_steps=3",
+            "--model.batch_size=2",
+            "--data.units_per_shard=1",
+            "--trainer.accelerator=cpu",
+            "--output.storage=compact",
+        ]
+    )
+    assert code == 3
+    return folder
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> InversionRun:
+    """A copy of that run."""
+    return InversionRun(Path(shutil.copytree(finished / "out", tmp_path / "out")))
+
+
+def findings(run: InversionRun, recompute: int = 0) -> list[str]:
+    """A line for each."""
+    return [f"{found.where}: {found.what}" for found in verify_run(run, units_of(run), recompute)]
+
+
+def test_a_good_run_has_no_findings(run: InversionRun, capsys: pytest.CaptureFixture[str]):
+    assert main(["verify", str(run.out), "--recompute", "2"]) == 0
+    assert capsys.readouterr().out == "all is well\n"
+    assert main(["verify", str(run.out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+
+
+@pytest.mark.parametrize("pattern", ["*.tar", "*.jsonl", "*.complete", "../run.json"])
+def test_a_flipped_bit_is_found_wherever_it_is(run: InversionRun, pattern: str):
+    for path in sorted(run.folder.glob(pattern)):
+        content = path.read_bytes()
+        for place in range(0, len(content), max(1, len(content) // 25)):
+            path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+            try:
+                assert findings(run), f"byte {place} of {path.name}"
+            except ValueError as error:
+                assert "run.json" in str(error)
+        path.write_bytes(content)
+        assert findings(InversionRun(run.out)) == []
+
+
+def test_a_flipped_bit_in_the_name_of_a_setting_or_figure_is_found(run: InversionRun):
+    part = run.folder / "a.0of1.00000.tar"
+    content = part.read_bytes()
+    for stored in read_inversions(run.out, [("a", "000")]):
+        for name in stored.metadata:
+            place = content.index(f'"{name}"'.encode()) + 1
+            part.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+            assert findings(run), name
+
+
+def test_lost_and_doubled_images_are_named(run: InversionRun):
+    manifest = run.folder / "a.0of1.00000.jsonl"
+    shutil.copy(manifest, run.folder / "a.0of1.00001.jsonl")
+    shutil.copy(manifest.with_suffix(".tar"), run.folder / "a.0of1.00001.tar")
+    assert [f for f in findings(run) if "twice" in f] == ["a/000: is committed twice", "a/001: is committed twice"]
+    for path in run.folder.glob("a.0of1.*"):
+        path.unlink()
+    lost = [f for f in findings(run) if "not committed" in f]
+    assert lost == [f"a/{key}: is in the input and not committed" for key in ("000", "001")]
+
+
+def test_what_is_left_of_a_dead_job_and_strange_files_are_named(run: InversionRun):
+    (run.folder / "a.0of1.00001.tar.tmp").touch()
+    (run.folder / "c.0of1.00000.tar").touch()
+    first, second = findings(run)
+    assert "a.0of1.00001.tar.tmp: is not committed" in first
+    assert "c.0of1.00000.tar: belongs to no work unit" in second
+
+
+def test_a_replay_that_misses_its_psnr_is_named(run: InversionRun, tiny_model: Path):
+    """The weights of another model, under the name of the run's."""
+    settings = json.loads(run.run_file.read_text())
+    other = write_model(run.out / "other", seed=1)
+    settings["settings"]["model.name"] = str(other)
+    run.run_file.write_text(json.dumps(settings))
+    assert any("replays to" in finding for finding in findings(InversionRun(run.out), recompute=3))
+
+
+def test_a_shard_of_the_input_that_is_gone_is_named(run: InversionRun, tmp_path: Path, finished: Path):
+    moved = write_shard(tmp_path / "a.tar", captioned(3))
+    shards = f"{moved}::{finished}/b.tar"
+    found = [f"{f.where}: {f.what}" for f in verify_run(run, units_of(run, shards.split("::")), 0)]
+    assert found == ["a/002: is in the input and not committed"]
+    moved.unlink()
+    assert any(
+        str(moved) in f.where and "cannot be read" in f.what
+        for f in verify_run(run, units_of(run, shards.split("::")), 0)
+    )
+
+
+def test_a_damaged_work_unit_that_is_moved_away_is_inverted_again(finished: Path, run: InversionRun):
+    unit = units_of(run)[0]
+    (damaged,) = run.folder.glob(f"{unit.name}.*.tar")
+    damaged.write_bytes(bytes(512) + damaged.read_bytes()[512:])
+    assert findings(run)
+    for path in run.folder.glob(f"{unit.name}.*"):
+        path.unlink()
+    settings = [f"--{name}={value}" for name, value in run.settings().items() if value is not None]
+    command = ["invert", *settings, f"--data.shards={finished}/*.tar", f"--output.dir={run.out}"]
+    assert main([*command, "--model.batch_size=2", "--trainer.accelerator=cpu"]) == 3
+    assert findings(run) == []
