@@ -6,7 +6,7 @@ The shell reads the script and starts no Python while somebody types: to import 
 import argparse
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Literal
+from typing import Literal, get_args, get_origin
 
 from nti_batch import cli
 from nti_batch.commands import bench, edit, invert
@@ -55,7 +55,13 @@ def _plain(parsers: Sequence[argparse.ArgumentParser]) -> argparse.ArgumentParse
         if action.help != argparse.SUPPRESS:
             about = " ".join(str(action.help or "").split()).replace("%", "%%")
             if action.option_strings:
-                plain.add_argument(*action.option_strings, choices=action.choices, help=about)
+                plain.add_argument(*action.option_strings, choices=_choices(action), help=about)
             elif action.dest != "help":
-                plain.add_argument(action.dest, choices=action.choices, help=about)
+                plain.add_argument(action.dest, choices=_choices(action), help=about)
     return plain
+
+
+def _choices(action: argparse.Action) -> Sequence[str] | None:
+    """Allowed values of a flag, if they are listed."""
+    annotation = getattr(action, "_typehint", None)
+    return list(get_args(annotation)) if get_origin(annotation) is Literal else None

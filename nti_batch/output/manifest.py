@@ -1,6 +1,7 @@
 """The manifest of a part: a row of JSON for each record, done or failed. A record is committed when a row names it.
 
-The last line holds checksums of the rows and of the tar, and the versions that wrote them.
+The last but one line holds the versions that wrote the part and the checksum of the tar; the last line holds the
+checksum of all lines before it.
 """
 
 import hashlib
@@ -336,8 +337,9 @@ class Manifest(Generic[AnyRow]):
     def text(self) -> str:
         """Content of the file."""
         rows = "".join(json.dumps(row.to_json()) + "\n" for row in self.rows)
-        last = {**format_versions(), "rows_sha256": _sha256(rows), "part_sha256": self.part_sha256}
-        return rows + json.dumps(last) + "\n"
+        footer = json.dumps({**format_versions(), "part_sha256": self.part_sha256})
+        checksum = json.dumps({"sha256": _sha256(rows + footer)})
+        return f"{rows}{footer}\n{checksum}\n"
 
     @classmethod
     def read(cls, path: Path, row_type: type[AnyRow]) -> "Manifest[AnyRow]":
@@ -347,11 +349,11 @@ class Manifest(Generic[AnyRow]):
             ValueError: If the file is damaged or a newer nti_batch wrote it, naming the file.
         """
         try:
-            *lines, last = path.read_bytes().decode().splitlines(keepends=True)
+            *lines, last, checksum = path.read_bytes().decode().splitlines(keepends=True)
             footer = JsonObject(json.loads(last), path)
             check_format_version(footer)
-            if last != json.dumps(json.loads(last)) + "\n" or _sha256("".join(lines)) != footer.text("rows_sha256"):
-                raise ValueError("the rows do not have the checksum in the last line")
+            if checksum != json.dumps({"sha256": _sha256("".join(lines) + last.removesuffix("\n"))}) + "\n":
+                raise ValueError("its content does not have the checksum in its last line")
             return cls([row_type.from_json(json.loads(line)) for line in lines], footer.text("part_sha256"))
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path} is damaged: {error}") from error

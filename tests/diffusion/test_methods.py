@@ -20,9 +20,9 @@ from nti_batch.diffusion.ddim import ddim_sample, ddim_step
 from nti_batch.diffusion.pool import InversionPool
 from nti_batch.diffusion.rounding import Storage
 from nti_batch.diffusion.settings import InversionSettings, Method
-from nti_batch.editing.reconstruct import replay
+from nti_batch.editing.reconstruct import reconstruct
 from nti_batch.models.stable_diffusion import ModelSource, StableDiffusion
-from nti_batch.output.inversions import InversionRun
+from nti_batch.output.inversions import open_inversions
 from nti_batch.output.serialization import StoredInversion, pack_tensors, unpack_tensors
 from nti_batch.report import preview
 from nti_batch.report.verify import _wrong
@@ -157,7 +157,7 @@ def test_the_job_takes_a_method_and_its_files_replay_to_its_own_pictures(
         assert stored.metadata["settings"]["model.method"] == method
         assert (stored.pivot is not None) == (method == "direct")
         original = decode_image(png(int(stored.key)), 16, 16)[None] / 255
-        reached = psnr(replay(networks, [stored], guided=True), original).item()
+        reached = psnr(reconstruct(networks, [stored], guided=True), original).item()
         assert reached == pytest.approx(stored.metadata["psnr"], abs=1e-3)
         if method == "direct":
             assert reached == pytest.approx(stored.metadata["psnr_vae"], abs=1e-3)
@@ -171,7 +171,7 @@ def test_the_job_takes_a_method_and_its_files_replay_to_its_own_pictures(
 def test_two_methods_on_one_folder_are_refused(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     shard, out = write_shard(tmp_path / "s.tar", captioned(1)), tmp_path / "out"
     assert main(arguments(tiny_model, shard, out)) == 0
-    assert InversionRun(out).settings()["model.method"] == "null-text"
+    assert open_inversions(out).settings()["model.method"] == "null-text"
     assert main([*arguments(tiny_model, shard, out), "--model.method=direct"]) == 2
     assert 'model.method: "null-text" there, "direct" now' in capsys.readouterr().err
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from nti_batch.diffusion.ddim import ddim_sample
 from nti_batch.diffusion.edits import EditControl, EditSettings
 from nti_batch.diffusion.prompt_to_prompt import AttentionControl, edit_sample
-from nti_batch.editing.reconstruct import replay
+from nti_batch.editing.reconstruct import reconstruct
 from nti_batch.models.attention import ControlledAttention
 from nti_batch.models.stable_diffusion import ModelSource, StableDiffusion
 from nti_batch.output.serialization import StoredInversion
@@ -236,7 +236,9 @@ def test_the_source_comes_out_as_without_edits_and_an_edit_differs(networks: Sta
 def test_the_source_is_the_replay_of_the_file(networks: StableDiffusion):
     nulls = torch.cat(null_embeddings())
     metadata = {"settings": {"model.guidance_scale": SCALE}}
-    expected = replay(networks, [StoredInversion("shard", "key", SOURCE, noise()[0], nulls, metadata)], guided=True)
+    expected = reconstruct(
+        networks, [StoredInversion("shard", "key", SOURCE, noise()[0], nulls, metadata)], guided=True
+    )
     source, _ = sample(networks, [(SOURCE, [("a blue circle on the left", SWAP)])])
     torch.testing.assert_close(networks.decode_latents(source[None]), expected, atol=1e-4, rtol=1e-4)
 

@@ -22,7 +22,7 @@ def write_folder(folder: Path, names: tuple[str, ...] = NAMES, ending: str = ".p
 
 def pack(source: Path, out: Path, *more: str) -> int:
     """Small shards."""
-    return main(["pack", str(source), str(out), "--shard-images=3", *more])
+    return main(["pack", str(source), str(out), "--shard_images=3", *more])
 
 
 def members(out: Path) -> dict[str, bytes]:

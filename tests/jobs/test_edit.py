@@ -13,7 +13,7 @@ from statistics import fmean
 import numpy as np
 import pytest
 import torch
-from helpers.edits import difference, edit, listed, pictures, rows
+from helpers.edits import difference, edit, edited_images, listed, rows
 from helpers.jobs import arguments, held_job, run_console, wait_for
 from helpers.pie_folder import EDITS, write_pie_folder
 from helpers.tiny import captioned, png, write_shard
@@ -26,8 +26,8 @@ from nti_batch.data.images import decode_image
 from nti_batch.editing.pie_bench import CATEGORIES
 from nti_batch.editing.pie_bench import write_shard as write_pie_shard
 from nti_batch.editing.requests import read_requests
+from nti_batch.json_object import Json
 from nti_batch.models.stable_diffusion import StableDiffusion
-from nti_batch.output.manifest import Json
 from nti_batch.scores.metrics import psnr
 
 PROMPT = "a small red circle, number {}"
@@ -54,7 +54,7 @@ def test_no_edit_rebuilds_every_inversion_to_its_recorded_psnr(
     out = tmp_path / "out"
     assert main(edit(inverted, out)) == 0
     assert "6 done, 0 failed, 0 missing of 6 edits" in capsys.readouterr().out
-    found = pictures(out)
+    found = edited_images(out)
     recorded = {(s.shard, s.key, "reconstruction"): s.metadata["psnr"] for s in read_inversions(inverted)}
     assert found.keys() == recorded.keys()
     for name, picture in found.items():
@@ -88,10 +88,10 @@ def test_edits_in_one_batch_are_those_made_alone_and_the_sources_own_prompt_chan
     for rows_of_call in (2, 3, 7):
         calls.clear()
         job = edit(inverted, tmp_path / str(rows_of_call), flag, f"--model.batch_size={rows_of_call}")
-        monkeypatch.setattr("nti_batch.report.edit_preview.draw_edits", lambda *_: None)
+        monkeypatch.setattr("nti_batch.commands.edit.draw_preview", lambda *_: None)
         assert main(job) == 0
         assert max(calls) == rows_of_call
-    alone, some, together = (pictures(tmp_path / str(n)) for n in (2, 3, 7))
+    alone, some, together = (edited_images(tmp_path / str(n)) for n in (2, 3, 7))
     assert len(alone) == 6
     for name, picture in alone.items():
         assert difference(picture, together[name]) <= 1
@@ -115,7 +115,7 @@ def test_one_picture_from_the_shell_and_from_python_is_the_jobs(
     assert f"{file}: " in capsys.readouterr().out
     (stored,) = read_inversions(inverted, [("a", "003")])
     by_hand = edit_image(stored, prompt, EditSettings(kind="replace", **shares))
-    (job,) = pictures(tmp_path / "out").values()
+    (job,) = edited_images(tmp_path / "out").values()
     assert difference(pixels(file.read_bytes()), job) <= 1
     assert difference(torch.from_numpy(np.array(by_hand)).permute(2, 0, 1), job) <= 1
 
@@ -131,7 +131,7 @@ def test_the_unedited_part_is_what_lies_outside_the_mask_of_the_input(inverted: 
         {**asked, "name": "all", "mask": [0, 256], "mask_size": [16, 16]},
     )
     assert main(edit(inverted, tmp_path / "out", flag)) == 0
-    found, made = rows(tmp_path / "out"), pictures(tmp_path / "out")
+    found, made = rows(tmp_path / "out"), edited_images(tmp_path / "out")
     right = made["a", "002", "masked"][:, :, 8:] / 255 - decode_image(png(2), 16, 16)[:, :, 8:] / 255
     masked = found["a", "002", "masked"]
     assert masked.mse_unedited == pytest.approx(right.square().mean().item(), rel=1e-4)
@@ -193,7 +193,7 @@ def test_what_does_not_fit_an_image_fails_in_words_and_its_neighbours_are_made(
         assert said in found[name].error
     assert main(job) == 3, "a second run has nothing to do, and still says what failed"
     assert {name: row for (_, _, name), row in rows(tmp_path / "out").items()} == found
-    assert main(["status", str(tmp_path / "out"), "--exit-code"]) == 3
+    assert main(["status", str(tmp_path / "out"), "--exit_code"]) == 3
 
 
 def test_a_picture_that_is_not_finite_fails_alone(inverted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -236,7 +236,7 @@ def test_edits_that_are_asked_for_later_are_made_then_and_those_before_stay(
     assert main(job) == 0
     before = rows(tmp_path / "out")
     listed(tmp_path / "e.jsonl", *first, *({"key": key, "edit_prompt": "a cyan star"} for key in ("001", "004")))
-    assert main(["status", str(tmp_path / "out"), "--exit-code"]) == 75
+    assert main(["status", str(tmp_path / "out"), "--exit_code"]) == 75
     assert main(job) == 0
     after = rows(tmp_path / "out")
     assert after.keys() == {("a", "000", "0"), ("a", "001", "0"), ("a", "001", "1"), ("a", "004", "0")}
@@ -274,7 +274,7 @@ def test_two_ranks_make_each_edit_once(inverted: Path, tmp_path: Path):
     job = run_console(edit(inverted, tmp_path / "out", "--trainer.devices=2", "--data.units_per_shard=3"), timeout=500)
     assert job.returncode == 0, job.stderr
     assert "6 done, 0 failed, 0 missing of 6 edits" in job.stdout
-    assert len(pictures(tmp_path / "out")) == 6
+    assert len(edited_images(tmp_path / "out")) == 6
 
 
 def test_a_killed_job_keeps_what_was_finished(inverted: Path, tmp_path: Path):
