@@ -54,8 +54,8 @@ LOGGERS = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb"}
 LONG = ("nti_batch.benchmarks.", "nti_batch.demo.evaluate")
 """Modules that measure for minutes: only their flags are tested here."""
 
-ELSEWHERE = ("pip", "sbatch")
-"""CI installs the package, and tests/test_slurm.py runs the scripts under a Slurm."""
+ELSEWHERE = ("pip", "sbatch", "source")
+"""CI installs the package, and tests/slurm/test_slurm.py runs the scripts under a Slurm."""
 
 
 def blocks(document: Path, language: str) -> Iterator[str]:
