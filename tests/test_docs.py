@@ -48,6 +48,9 @@ HERE = {
 }
 """Stand-ins for real models and for the addresses of a cluster."""
 
+LOGGER_FLAGS = {"--trainer.logger.save_dir", "--trainer.logger.project"}
+"""Flags that exist once a logger is chosen."""
+
 LOGGERS = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb"}
 """Loggers whose packages need not be installed."""
 
@@ -166,10 +169,14 @@ def program_texts() -> str:
     for path in sorted((ROOT / "nti_batch").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.JoinedStr):
-                texts.append("".join(part.value if isinstance(part, ast.Constant) else "..." for part in node.values))
+                texts.append("".join(_text_of(part) for part in node.values))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 texts.append(node.value)
     return "\n".join(texts)
+
+
+def _text_of(part: ast.expr) -> str:
+    return str(part.value) if isinstance(part, ast.Constant) else "..."
 
 
 def test_the_error_texts_that_are_explained_are_those_of_the_code():
@@ -181,25 +188,31 @@ def test_the_error_texts_that_are_explained_are_those_of_the_code():
 
 
 def help_text(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """Text of `--help`, with single spaces."""
+    """Text that `--help` prints."""
     capsys.readouterr()
     with pytest.raises(SystemExit):
         main([*arguments, "--help"])
-    return " ".join(capsys.readouterr().out.split())
+    return capsys.readouterr().out
 
 
 def test_the_list_of_commands_is_what_the_help_says(capsys: pytest.CaptureFixture[str]):
     (quoted,) = blocks(ROOT / "docs" / "commands.md", "text")
-    assert f"COMMAND {' '.join(quoted.split())} options:" in help_text([], capsys)
+    assert f"COMMAND {' '.join(quoted.split())} options:" in " ".join(help_text([], capsys).split())
 
 
 def test_every_flag_in_the_documents_exists(capsys: pytest.CaptureFixture[str]):
-    helps = [help_text(command, capsys) for command in (["invert"], ["edit"], ["edit", "--inversions=x"], ["bench"])]
-    known = set(re.findall(r"--[a-z_.]+[a-z]", " ".join(helps)))
+    names = re.findall(r"^    ([a-z]+)", help_text([], capsys), re.MULTILINE)
+    helps = [
+        help_text(arguments, capsys) for arguments in ([], *([name] for name in names), ["edit", "--inversions=x"])
+    ]
+    known = {"--version", *re.findall(r"--[a-z_.-]+[a-z]", " ".join(helps))}
     for document in DOCUMENTS:
         if document.name != "CHANGELOG.md":
-            flags = re.findall(r"--(?:model|data|output|edit)\.[a-z_.]*[a-z_]", document.read_text())
-            assert set(flags) <= known, document
+            flags = re.findall(r"--(?:model|data|output|edit|trainer)\.[a-z_.]*[a-z_]", document.read_text())
+            assert set(flags) - LOGGER_FLAGS <= known, document
+    for document in (ROOT / "docs" / name for name in ("commands.md", "editing.md", "running.md", "pack.md", "use.md")):
+        flags = re.findall(r"`(?:nti-batch [^`]*)?(--[a-z_-]+[a-z_])", document.read_text())
+        assert set(flags) <= known, document
 
 
 def test_the_line_of_a_list_of_edits_is_understood(tmp_path: Path):
