@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -32,7 +32,7 @@ def atomic_open(path: Path, ending: str = ".tmp") -> Iterator[BinaryIO]:
         file.flush()
         os.fsync(file.fileno())
     os.replace(beside, path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def atomic_write(path: Path, content: str | bytes, ending: str = ".tmp") -> None:
@@ -57,7 +57,7 @@ def translate_os_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _check_writable(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
     """Raise the OSError that making this folder and a file there would, as far as that is known without trying."""
     there = existing_ancestor(folder)
     if not there.is_dir():

@@ -27,7 +27,7 @@ from nti_batch.diffusion.ddim import ddim_invert, ddim_sample, ddim_step, predic
 from nti_batch.diffusion.guidance import NoisePredictor, classifier_free_guidance
 from nti_batch.diffusion.schedule import DDIMSchedule
 from nti_batch.diffusion.settings import InversionSettings
-from nti_batch.jobs.invert_datamodule import InversionDataModule
+from nti_batch.jobs.flags import shard_addresses
 from nti_batch.models.source import ModelDescription, ModelSource
 from nti_batch.models.stable_diffusion import StableDiffusion
 from nti_batch.scores.metrics import psnr
@@ -201,9 +201,7 @@ def main() -> None:
     arguments = parser.parse_args()
     source = ModelSource("demo")
     networks = StableDiffusion.load(source)
-    images = load_images(
-        InversionDataModule(arguments.shards, units_per_shard=1), ModelDescription.of(source).size, arguments.images
-    )
+    images = load_images(shard_addresses(arguments.shards), "txt", ModelDescription.of(source).size, arguments.images)
     pixels = torch.stack([image.pixels for image in images])
     prompts = networks.embed_prompts([image.prompt for image in images])
     pictures = Pictures(

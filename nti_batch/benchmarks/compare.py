@@ -171,7 +171,7 @@ class Comparison:
         """Images an hour of the job over those of the authors' loop."""
         return self.job.images_per_hour / self.authors.images_per_hour
 
-    def as_json(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, object]:
         """The fields by name, and the ratio."""
         return {**dataclasses.asdict(self), "speedup": self.speedup}
 

@@ -6,27 +6,32 @@ from itertools import islice
 import torch
 
 from nti_batch.benchmarks.inverted import Inverted
-from nti_batch.data.samples import RawSample, read_unit
+from nti_batch.data.samples import RawSample, decode_sample, read_unit
+from nti_batch.data.shards import work_units
 from nti_batch.diffusion.guidance import NoisePredictor
 from nti_batch.diffusion.pool import InversionPool
 from nti_batch.diffusion.rounding import Storage
 from nti_batch.diffusion.schedule import DDIMSchedule
 from nti_batch.diffusion.settings import InversionSettings
-from nti_batch.jobs.invert_datamodule import InversionDataModule
 from nti_batch.models.stable_diffusion import StableDiffusion
 from nti_batch.output.serialization import pack_tensors
 from nti_batch.records import CaptionedImage
 
 
-def load_images(data: InversionDataModule, size: int, count: int) -> list[CaptionedImage]:
-    """The first good images of some shards, square.
+def load_images(shards: Sequence[str], caption: str, size: int, count: int) -> list[CaptionedImage]:
+    """The first decodable images of some shards, square.
+
+    Args:
+        shards: Addresses of the shards.
+        caption: Place of the prompts, as for `nti-batch invert`.
+        size: Height and width in pixels.
+        count: Number of images.
 
     Raises:
         ValueError: If there are fewer.
     """
-    data.height = data.width = size
-    samples = (sample for unit in data.units for sample in read_unit(unit, data.caption, ()))
-    decoded = (data.decode(sample) for sample in samples if isinstance(sample, RawSample))
+    samples = (sample for unit in work_units(list(shards), 1) for sample in read_unit(unit, caption, ()))
+    decoded = (decode_sample(sample, size, size) for sample in samples if isinstance(sample, RawSample))
     images = list(islice((image for image in decoded if isinstance(image, CaptionedImage)), count))
     if len(images) < count:
         raise ValueError(f"--images is {count}, and the shards hold {len(images)}: give more shards or ask for fewer")

@@ -18,7 +18,7 @@ from nti_batch.benchmarks.job_loop import job_loop, load_images
 from nti_batch.benchmarks.solvers import SOLVERS
 from nti_batch.diffusion.ddim import ddim_sample
 from nti_batch.diffusion.rounding import Storage
-from nti_batch.jobs.invert_datamodule import InversionDataModule
+from nti_batch.jobs.flags import shard_addresses
 from nti_batch.models.source import ModelDescription, ModelSource
 from nti_batch.models.stable_diffusion import StableDiffusion
 from nti_batch.output.serialization import pack_tensors, unpack_tensors
@@ -112,7 +112,7 @@ def main() -> None:
     arguments = parser.parse_args()
     source = ModelSource("demo")
     networks = StableDiffusion.load(source)
-    images = load_images(InversionDataModule(arguments.scenes), ModelDescription.of(source).size, arguments.count)
+    images = load_images(shard_addresses(arguments.scenes), "txt", ModelDescription.of(source).size, arguments.count)
     at_full_size(on_the_embedded_model(networks, images))
 
 

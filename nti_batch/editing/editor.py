@@ -39,16 +39,18 @@ class StopRequestedError(Exception):
 
 
 @torch.no_grad()
-def edit_pictures(
+def edit_images(
     networks: StableDiffusion,
     images: Sequence[tuple[StoredInversion, Sequence[ControlledEdit]]],
+    guidance_scale: float,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> list[Tensor]:
     """Rebuild images and edit them in one batch.
 
     Args:
         networks: Those of the run.
-        images: Inversions of one run, each with its edits, of which there may be none.
+        images: Inversions of one run, each with its edits, if any.
+        guidance_scale: Guidance scale of the inversions.
         stop_requested: Asked before each evaluation of the network.
 
     Returns:
@@ -64,8 +66,6 @@ def edit_pictures(
         return networks.predict_noise(latents, timesteps, embeddings)
 
     stored = [inversion for inversion, _ in images]
-    settings = stored[0].metadata["settings"]
-    assert isinstance(settings, dict)
     prompts = [prompt for s, edits in images for prompt in (s.prompt, *(edit.prompt for edit in edits))]
     null_embeddings = torch.stack([s.null_embeddings for s in stored], 1).to(networks.device)
     noise_latents = torch.stack([s.noise_latents for s in stored]).to(networks.device)
@@ -86,7 +86,7 @@ def edit_pictures(
             noise_latents,
             networks.embed_prompts(prompts),
             list(null_embeddings),
-            float(settings["model.guidance_scale"]),  # type: ignore[arg-type]
+            guidance_scale,
             control,
             pivot,
         )
@@ -113,11 +113,9 @@ def edit_image(
         ValueError: If a word is not in its prompt, the prompts cannot be aligned, or the picture is not finite.
     """
     if networks is None:
-        made_with = inversion.metadata["settings"]
-        assert isinstance(made_with, dict)
-        networks = load_model(made_with)
+        networks = load_model(inversion.settings.source, inversion.settings.precision)
     edits = [] if prompt is None else [ControlledEdit.of(networks, inversion.prompt, prompt, settings)]
-    (pictures,) = edit_pictures(networks, [(inversion, edits)])
+    (pictures,) = edit_images(networks, [(inversion, edits)], inversion.settings.inversion.guidance_scale)
     if not pictures[-1].isfinite().all():
         raise ValueError(f"the edited picture of {inversion.key!r} is not finite")
     return to_image(to_bytes(pictures[-1]))

@@ -14,10 +14,10 @@ from torch.utils.data import Dataset
 from nti_batch.data.images import decode_image
 from nti_batch.data.shard_reader import locate_images
 from nti_batch.data.shards import expand_shards, work_units
-from nti_batch.output.inversions import InversionRun
-from nti_batch.output.manifest import Manifest, ManifestRow
+from nti_batch.output.inversions import INVERT, open_inversions
+from nti_batch.output.manifest import InversionRow, Manifest
 from nti_batch.output.part import locate_members
-from nti_batch.output.serialization import StoredInversion, unpack
+from nti_batch.output.serialization import StoredInversion, decode_inversion
 
 _KEPT_PARTS = 1024
 """Parts whose members' places are remembered; to find those of another one again takes milliseconds."""
@@ -61,11 +61,10 @@ class InversionDataset(Dataset[StoredInversion]):
         Raises:
             ValueError: If it is no run, a manifest is damaged, or no shard is found.
         """
-        self.run = InversionRun(Path(out))
-        self._settings = self.run.settings()
+        self.run = open_inversions(out)
         self._urls: dict[str, str] | None = None
         if pixels:
-            urls = self.run.shards() if shards is None else expand_shards(shards)
+            urls = self.run.shards if shards is None else expand_shards(shards)
             self._urls = {unit.shard: unit.url for unit in work_units(urls, 1)}
         elif shards is not None:
             raise ValueError(f"shards is {shards!r}, and no pixels are asked for: add pixels=True")
@@ -74,8 +73,8 @@ class InversionDataset(Dataset[StoredInversion]):
         self._ends: list[int] = []
         """One behind the last item of each part."""
 
-        for path in sorted(self.run.folder.glob("*.jsonl")):
-            rows = Manifest.read(path, ManifestRow).rows
+        for path in self.run.all_manifests():
+            rows = Manifest.read(path, InversionRow).rows
             self.ids += [(row.shard, row.key) for row in rows if row.status == "done"]
             self._manifests.append(path)
             self._ends.append(len(self.ids))
@@ -110,7 +109,7 @@ class InversionDataset(Dataset[StoredInversion]):
             raise ValueError(f"{str(self.run.out)!r} has no inversion of the key {key!r} in shard {shard!r}")
         manifest, (shard, key) = self._manifests[bisect.bisect(self._ends, index)], self.ids[index]
         part, (payload, metadata) = manifest.with_suffix(".tar"), self._places(manifest)[shard, key]
-        stored = unpack(payload.read(part), json.loads(metadata.read(part)))
+        stored = decode_inversion(payload.read(part), json.loads(metadata.read(part)))
         return stored if self._urls is None else dataclasses.replace(stored, pixels=self._pixels(shard, key))
 
     def _places(self, manifest_path: Path) -> dict[tuple[str, str], tuple[_Place, _Place]]:
@@ -131,24 +130,20 @@ class InversionDataset(Dataset[StoredInversion]):
             self._images[shard] = locate_images(url)
         if key not in self._images[shard]:
             raise ValueError(f"shard {url!r} has no whole image of the key {key!r}, which was inverted")
-        height, width = self._settings["data.height"], self._settings["data.width"]
-        assert isinstance(height, int) and isinstance(width, int)
+        settings = self.run.settings
         try:
-            return decode_image(_read(Path(url), *self._images[shard][key]), height, width)
+            return decode_image(_read(Path(url), *self._images[shard][key]), settings.height, settings.width)
         except ValueError as error:
             raise ValueError(f"shard {url!r} is damaged at the key {key!r}, which was inverted: {error}") from error
 
 
 def _locate(manifest_path: Path) -> dict[tuple[str, str], tuple[_Place, _Place]]:
-    manifest, part = Manifest.read(manifest_path, ManifestRow), manifest_path.with_suffix(".tar")
+    manifest, part = Manifest.read(manifest_path, InversionRow), manifest_path.with_suffix(".tar")
     members, done = locate_members(part), [row for row in manifest.rows if row.status == "done"]
-    if not all(row.json_sha256 for row in done):
-        # written before a caption had a checksum of its own
-        manifest.check_part(part)
     try:
         return {
             (row.shard, row.key): (
-                _Place(*members[f"{row.id}{InversionRun.ending}"], row.sha256),
+                _Place(*members[f"{row.id}{INVERT.suffix}"], row.sha256),
                 _Place(*members[f"{row.id}.json"], row.json_sha256),
             )
             for row in done

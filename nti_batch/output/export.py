@@ -19,9 +19,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from nti_batch.files import atomic_write, translate_os_errors
-from nti_batch.models.load import model_of
+from nti_batch.json_object import Json
 from nti_batch.output.inversions import InversionRun, read_part
-from nti_batch.output.manifest import Json, Manifest, ManifestRow, member_name
+from nti_batch.output.manifest import InversionRow, Manifest, member_name
 from nti_batch.output.serialization import StoredInversion
 
 _LONGEST_NAME = 200
@@ -70,8 +70,7 @@ def choose_ids(
     """
     if shards is None and keys is None:
         return None
-    run.settings()
-    rows = (row for path in run.folder.glob("*.jsonl") for row in Manifest.read(path, ManifestRow).rows if row.key)
+    rows = (row for path in run.all_manifests() for row in Manifest.read(path, InversionRow).rows if row.key)
     chosen = {
         (row.shard, row.key)
         for row in rows
@@ -98,14 +97,13 @@ def export_run(run: InversionRun, folder: Path, only: Collection[tuple[str, str]
         ValueError: If it is no run, or one of direct inversion.
         OutputError: If the folder cannot be written.
     """
-    settings = run.settings()
-    if settings.get("model.method") == "direct":
+    if run.settings.inversion.method == "direct":
         raise ValueError(
             f"{str(run.out)!r} was inverted with --model.method=direct, whose embeddings do not rebuild an image: "
             "export a run of another method, or read its pivot with `nti_batch.read_inversions`"
         )
     exported = Exported()
-    for manifest in sorted(run.folder.glob("*.jsonl")):
+    for manifest in run.all_manifests():
         try:
             _export_part(manifest, folder, only, exported)
         except ValueError as error:
@@ -114,7 +112,7 @@ def export_run(run: InversionRun, folder: Path, only: Collection[tuple[str, str]
 
 
 def _export_part(manifest: Path, folder: Path, only: Collection[tuple[str, str]] | None, exported: Exported) -> None:
-    rows = [row for row in Manifest.read(manifest, ManifestRow).rows if only is None or (row.shard, row.key) in only]
+    rows = [row for row in Manifest.read(manifest, InversionRow).rows if only is None or (row.shard, row.key) in only]
     exported.failed += sum(row.status == "failed" and row.key != "" for row in rows)
     done = [row for row in rows if row.status == "done"]
     open_ids = {(row.shard, row.key) for row in done if not _is_there(folder, row)}
@@ -128,7 +126,7 @@ def _export_part(manifest: Path, folder: Path, only: Collection[tuple[str, str]]
         exported.written += 1
 
 
-def _is_there(folder: Path, row: ManifestRow) -> bool:
+def _is_there(folder: Path, row: InversionRow) -> bool:
     """Whether an earlier export has written this very inversion."""
     path = _path(folder, row.shard, row.key)
     try:
@@ -140,15 +138,14 @@ def _is_there(folder: Path, row: ManifestRow) -> bool:
 
 def _call(inversion: StoredInversion) -> dict[str, Json]:
     """What a pipeline must be told besides the tensors, under diffusers' names where it has some."""
-    metadata = inversion.metadata
-    settings, timesteps = metadata["settings"], metadata["timesteps"]
-    assert isinstance(settings, dict) and isinstance(timesteps, list)
-    source, _ = model_of(settings)
+    metadata, settings = inversion.metadata, inversion.settings
+    source, timesteps = settings.source, metadata["timesteps"]
+    assert isinstance(timesteps, list)
     return {
         "shard": inversion.shard,
         "key": inversion.key,
         "prompt": inversion.prompt,
-        "guidance_scale": settings["model.guidance_scale"],
+        "guidance_scale": settings.inversion.guidance_scale,
         "num_inference_steps": len(inversion.null_embeddings),
         "timesteps": timesteps,
         "height": metadata["height"],
