@@ -241,6 +241,7 @@ def test_every_link_leads_somewhere(document: Path):
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_file_of_the_project_that_a_document_names_exists(document: Path):
     homes = (ROOT, ROOT / "nti_batch")
-    names = re.findall(r"`((?:\w+/)+(?:[\w-]+\.(?:py|yaml|sbatch))?)`", document.read_text())
+    text = document.read_text()
+    names = re.findall(r"`((?:\w+/)+(?:[\w-]+\.(?:py|yaml|sbatch))?)`", text) + re.findall(r"\btests/[\w/]+\.py", text)
     own = [name for name in names if any((home / name.split("/")[0]).is_dir() for home in homes)]
     assert [name for name in own if not any((home / name).exists() for home in homes)] == []
