@@ -86,11 +86,11 @@ def test_the_examples_run_and_the_stock_pipeline_makes_our_reconstruction(
             assert main(shlex.split(block)[1:]) == 0
         else:
             exec(block, names)
-    assert psnr(as_tensor(names["picture"]), rebuilt).item() > SAME_PICTURE
+    assert psnr(as_tensor(names["image"]), rebuilt).item() > SAME_PICTURE
     assert names["pipeline"].scheduler.timesteps.tolist() == names["call"]["timesteps"]
     names["replace_embedding"] = lambda pipeline, step, timestep, tensors: tensors
-    exec(blocks[-1][1][blocks[-1][1].index("picture = ") :], names)
-    assert psnr(as_tensor(names["picture"]), rebuilt).item() < OTHER_PICTURE
+    exec(blocks[-1][1][blocks[-1][1].index("image = ") :], names)
+    assert psnr(as_tensor(names["image"]), rebuilt).item() < OTHER_PICTURE
 
 
 @torch.no_grad()
