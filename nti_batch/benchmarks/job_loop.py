@@ -7,7 +7,7 @@ import torch
 
 from nti_batch.benchmarks.inverted import Inverted
 from nti_batch.data.samples import RawSample, read_unit
-from nti_batch.diffusion.guidance import NoisePredictor
+from nti_batch.diffusion.guidance import Predictor
 from nti_batch.diffusion.pool import InversionPool
 from nti_batch.diffusion.rounding import Storage
 from nti_batch.diffusion.schedule import DDIMSchedule
@@ -35,7 +35,7 @@ def load_images(data: InversionDataModule, size: int, count: int) -> list[Captio
 
 def job_loop(
     networks: StableDiffusion,
-    predict: NoisePredictor,
+    predict: Predictor,
     images: Sequence[CaptionedImage],
     schedule: DDIMSchedule,
     settings: InversionSettings,

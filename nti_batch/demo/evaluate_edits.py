@@ -98,7 +98,7 @@ def invert(networks: StableDiffusion, scenes: Sequence[Scene], settings: Inversi
     ]
     schedule = networks.schedule(NUM_STEPS)
     with torch.enable_grad():
-        found = job_loop(networks, networks.predict_noise, images, schedule, settings, 16, "compact")
+        found = job_loop(networks, networks.predict, images, schedule, settings, 16, "compact")
     metadata = {"settings": {"model.guidance_scale": settings.guidance_scale}}
     return [
         StoredInversion("scenes", i.key, i.prompt, f.noise_latents, f.null_embeddings, metadata, f.pivot)  # type: ignore[arg-type]

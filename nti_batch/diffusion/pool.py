@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nti_batch.diffusion.ddim import ddim_step
-from nti_batch.diffusion.guidance import NoisePredictor, classifier_free_guidance
+from nti_batch.diffusion.guidance import Predictor, classifier_free_guidance
 from nti_batch.diffusion.null_text import InversionState, Look
 from nti_batch.diffusion.rounding import Storage, round_embeddings, round_values
 from nti_batch.diffusion.schedule import DDIMSchedule
@@ -67,7 +67,7 @@ class InversionPool(Generic[K]):
 
     def __init__(
         self,
-        predict_noise: NoisePredictor,
+        predict: Predictor,
         schedule: DDIMSchedule,
         settings: InversionSettings,
         empty_embedding: Tensor,
@@ -77,7 +77,7 @@ class InversionPool(Generic[K]):
         """Start empty.
 
         Args:
-            predict_noise: The frozen network; its parameters must not require gradients.
+            predict: The frozen network; its parameters must not require gradients.
             schedule: Noise levels, on the network's device.
             settings: Of the method.
             empty_embedding: Embedding of the empty prompt, [tokens, dim].
@@ -86,7 +86,7 @@ class InversionPool(Generic[K]):
         """
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, allowed: at least 1")
-        self.predict_noise = predict_noise
+        self.predict = predict
         self.schedule = schedule
         self.settings = settings
         self.empty_embedding = empty_embedding
@@ -182,7 +182,7 @@ class InversionPool(Generic[K]):
         asked, source, target = self._levels(states)
         timesteps = self.schedule.network_timesteps[asked]
         with torch.set_grad_enabled(want_gradient):
-            noise = self.predict_noise(latents, timesteps, embeddings.requires_grad_(want_gradient))
+            noise = self.predict(latents, timesteps, embeddings.requires_grad_(want_gradient))
             stepped = ddim_step(self.schedule, latents, self._guide(states, noise), source, target)
             losses = (self._targets(states, stepped) - stepped).square().mean(dim=(1, 2, 3))
             values: list[float] = losses.tolist() if any(self.has_guided_step(s) for s in states) else []

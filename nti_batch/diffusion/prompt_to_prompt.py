@@ -33,7 +33,7 @@ from torch import Tensor
 
 from nti_batch.diffusion.ddim import guided_step, predict_at
 from nti_batch.diffusion.edits import EditControl
-from nti_batch.diffusion.guidance import NoisePredictor
+from nti_batch.diffusion.guidance import Predictor
 from nti_batch.diffusion.schedule import DDIMSchedule
 
 BLEND_PIXELS = 256
@@ -148,7 +148,7 @@ class AttentionControl:
 
 @torch.no_grad()
 def edit_sample(
-    predict_noise: NoisePredictor,
+    predict: Predictor,
     schedule: DDIMSchedule,
     noise_latents: Tensor,
     prompt_embeddings: Tensor,
@@ -163,7 +163,7 @@ def edit_sample(
     must be under `control`.
 
     Args:
-        predict_noise: The network.
+        predict: The network.
         schedule: The noise levels.
         noise_latents: z_T, [images, channels, height, width].
         prompt_embeddings: C, [rows, tokens, dim].
@@ -177,9 +177,9 @@ def edit_sample(
     targets = pivot or repeat(None, num_steps)
     for t, null_embedding, target in zip(range(num_steps, 0, -1), null_embeddings, targets, strict=True):
         with control.at(t):
-            noise_cond = predict_at(predict_noise, schedule, latents, t, prompt_embeddings)
+            noise_cond = predict_at(predict, schedule, latents, t, prompt_embeddings)
         null_rows = null_embedding[control.image_of]
-        latents = guided_step(predict_noise, schedule, latents, t, noise_cond, null_rows, guidance_scale)
+        latents = guided_step(predict, schedule, latents, t, noise_cond, null_rows, guidance_scale)
         if target is not None:
             latents = latents.index_copy(0, control.sources, target)
         latents = control.blend(latents, t)

@@ -58,10 +58,10 @@ def edit_pictures(
         StopRequestedError: If a stop is requested before they are made.
     """
 
-    def predict_noise(latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
+    def predict(latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
         if stop_requested():
             raise StopRequestedError
-        return networks.predict_noise(latents, timesteps, embeddings)
+        return networks.predict(latents, timesteps, embeddings)
 
     stored = [inversion for inversion, _ in images]
     settings = stored[0].metadata["settings"]
@@ -81,7 +81,7 @@ def edit_pictures(
     )
     with networks.controlled(control):
         latents = edit_sample(
-            predict_noise,
+            predict,
             networks.schedule(len(null_embeddings)),
             noise_latents,
             networks.embed_prompts(prompts),

@@ -29,7 +29,7 @@ def replay(networks: StableDiffusion, stored: list[StoredInversion], guided: boo
     if not guided:
         null = networks.embed_prompts([""]).expand_as(null)
     latents = ddim_sample(
-        networks.predict_noise,
+        networks.predict,
         networks.schedule(len(null)),
         torch.stack([s.noise_latents for s in stored]).to(networks.device),
         prompts,

@@ -112,7 +112,7 @@ class InversionModule(LightningModule):
         gc.collect()
         gc.freeze()
         self.pool = InversionPool(
-            partial(self.networks.predict_noise, optimize_pooled=self.optimize_pooled),
+            partial(self.networks.predict, optimize_pooled=self.optimize_pooled),
             self.networks.schedule(self.num_steps),
             self.null_text,
             self.networks.embed_prompts([""])[0],
@@ -140,7 +140,7 @@ class InversionModule(LightningModule):
         prompt = self.networks.embed_prompts([image.prompt])[0]
         if self.batch_size == "auto":
             self.batch_size = find_batch_size(
-                self.networks.predict_noise, latents, self.pool.schedule.network_timesteps[1], prompt
+                self.networks.predict, latents, self.pool.schedule.network_timesteps[1], prompt
             )
             self.pool.batch_size = self.batch_size
             logger.warning("model.batch_size: %d images in one call are the fastest here", self.batch_size)

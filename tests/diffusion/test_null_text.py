@@ -10,7 +10,7 @@ from helpers.pools import EMPTY, NEVER, HostTraffic, images, invert
 from torch import Tensor
 
 from nti_batch.diffusion.ddim import ddim_invert, ddim_sample, ddim_step
-from nti_batch.diffusion.guidance import NoisePredictor
+from nti_batch.diffusion.guidance import Predictor
 from nti_batch.diffusion.null_text import InversionState
 from nti_batch.diffusion.pool import InversionPool
 from nti_batch.diffusion.rounding import Storage
@@ -20,7 +20,7 @@ from nti_batch.diffusion.solvers import Moments, adam_step
 
 
 def reference_loop(
-    predict: NoisePredictor, schedule: DDIMSchedule, latents: Tensor, prompt: Tensor, settings: InversionSettings
+    predict: Predictor, schedule: DDIMSchedule, latents: Tensor, prompt: Tensor, settings: InversionSettings
 ) -> tuple[list[Tensor], Tensor]:
     """One image, plainly: pivot, then for each timestep N steps of torch's Adam and an advance of its own."""
     prompt = prompt[None]

@@ -73,13 +73,13 @@ def sample(
     prompts = [prompt for source, of_image in edits for prompt in (source, *(p for p, _ in of_image))]
     inputs = (noise(size, len(edits)), networks.embed_prompts(prompts), null_embeddings(len(edits)))
     with networks.controlled(control):
-        return edit_sample(networks.predict_noise, networks.schedule(STEPS), *inputs, SCALE, control)
+        return edit_sample(networks.predict, networks.schedule(STEPS), *inputs, SCALE, control)
 
 
 def plain(networks: StableDiffusion, prompt: str, size: tuple[int, int] = (8, 8), image: int = 0) -> Tensor:
     nulls = [null[image:] for null in null_embeddings(image + 1)]
     inputs = (noise(size, image + 1)[image:], networks.embed_prompts([prompt]), nulls)
-    return ddim_sample(networks.predict_noise, networks.schedule(STEPS), *inputs, SCALE)
+    return ddim_sample(networks.predict, networks.schedule(STEPS), *inputs, SCALE)
 
 
 def some_controls(length: int = 12) -> list[list[EditControl]]:
@@ -256,7 +256,7 @@ def test_with_direct_inversion_sources_go_along_their_pivots_and_edits_their_own
 
     def predict(latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
         seen.append(latents[control.sources])
-        return networks.predict_noise(latents, timesteps, embeddings)
+        return networks.predict(latents, timesteps, embeddings)
 
     inputs = (start, networks.embed_prompts(prompts), null_embeddings(2), SCALE, control)
     with networks.controlled(control):
@@ -326,7 +326,7 @@ def test_where_nothing_is_controlled_the_layers_own_attention_runs_bit_for_bit(n
 
     @torch.no_grad()
     def predict(t: int) -> Tensor:
-        return networks.predict_noise(latents, networks.schedule(STEPS).network_timesteps[[t, t]], prompts)
+        return networks.predict(latents, networks.schedule(STEPS).network_timesteps[[t, t]], prompts)
 
     free = {t: predict(t) for t in (10, 3, 2, 1)}
     with networks.controlled(control):
@@ -346,7 +346,7 @@ def test_only_the_blend_words_maps_of_one_resolution_are_kept(networks: StableDi
     assert control.map_size == (8, 12)
     with networks.controlled(control), control.at(STEPS), torch.no_grad():
         prompts = networks.embed_prompts([SOURCE] * 3)
-        networks.predict_noise(noise((8, 12)).repeat(3, 1, 1, 1), torch.tensor([901] * 3), prompts)
+        networks.predict(noise((8, 12)).repeat(3, 1, 1, 1), torch.tensor([901] * 3), prompts)
     assert control.maps is not None
     assert control.maps.shape == (3, 2, 96)
 
@@ -374,7 +374,7 @@ def test_the_sizes_of_the_cross_attention_layers_are_known(networks: StableDiffu
         if name.endswith("attn2")
     ]
     with torch.no_grad():
-        networks.predict_noise(noise(size), torch.tensor([1]), networks.embed_prompts([""]))
+        networks.predict(noise(size), torch.tensor([1]), networks.embed_prompts([""]))
     for hook in hooks:
         hook.remove()
     assert {h * w for h, w in networks.cross_attention_sizes(*size)} == seen

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from nti_batch.diffusion.guidance import NoisePredictor
+from nti_batch.diffusion.guidance import Predictor
 from nti_batch.diffusion.null_text import InversionState
 from nti_batch.diffusion.pool import InversionPool
 from nti_batch.diffusion.rounding import Storage
@@ -28,7 +28,7 @@ def images(count: int) -> list[tuple[Tensor, Tensor]]:
 
 
 def invert(
-    predict: NoisePredictor,
+    predict: Predictor,
     schedule: DDIMSchedule,
     settings: InversionSettings,
     inputs: list[tuple[Tensor, Tensor]],

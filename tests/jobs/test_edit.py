@@ -68,13 +68,13 @@ def test_no_edit_rebuilds_every_inversion_to_its_recorded_psnr(
 def test_edits_in_one_batch_are_those_made_alone_and_the_sources_own_prompt_changes_nothing(
     inverted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    real, calls = StableDiffusion.predict_noise, set[int]()
+    real, calls = StableDiffusion.predict, set[int]()
 
     def counted(networks: StableDiffusion, latents: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
         calls.add(len(latents))
         return real(networks, latents, *rest)
 
-    monkeypatch.setattr(StableDiffusion, "predict_noise", counted)
+    monkeypatch.setattr(StableDiffusion, "predict", counted)
     own, other, more = PROMPT.format(1), "a small blue circle, number 1", "a small red square with a hat, number 1"
     flag = listed(
         tmp_path / "edits.jsonl",
@@ -429,17 +429,17 @@ def test_one_picture_that_cannot_be_is_refused_in_one_line(
 def test_a_signal_ends_the_job_within_one_call_of_the_unet_and_the_next_job_goes_on(
     inverted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    predict_noise, calls = StableDiffusion.predict_noise, 0
+    predict, calls = StableDiffusion.predict, 0
 
     def interrupted(self: StableDiffusion, latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
         nonlocal calls
         calls += 1
         if calls == 3:
             os.kill(os.getpid(), signal.SIGTERM)
-        return predict_noise(self, latents, timesteps, embeddings)
+        return predict(self, latents, timesteps, embeddings)
 
     with monkeypatch.context() as patch:
-        patch.setattr(StableDiffusion, "predict_noise", interrupted)
+        patch.setattr(StableDiffusion, "predict", interrupted)
         assert main(edit(inverted, tmp_path / "out")) == 75
     assert calls == 3
     assert rows(tmp_path / "out") == {}

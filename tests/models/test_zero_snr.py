@@ -56,13 +56,13 @@ def test_where_all_pictures_are_one_every_noise_ends_there(folder: str, num_step
     torch.manual_seed(0)
     picture, noise, nothing = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8), torch.zeros(1, 77, 8)
     networks.unet = OnePicture(networks.scheduler.alphas_cumprod, picture)
-    found = ddim_sample(networks.predict_noise, schedule, noise, nothing, [nothing] * num_steps, 7.5)
+    found = ddim_sample(networks.predict, schedule, noise, nothing, [nothing] * num_steps, 7.5)
     assert networks.scheduler.alphas_cumprod[-1] == 0
     # z_T is all noise: it stays what it is, and the picture comes to it
     expected = final.sqrt() * picture + (1 - final).sqrt() * noise
     torch.testing.assert_close(found, expected, atol=1e-3 if num_steps == 1 else 1e-4, rtol=0)
     # up from the picture, the noise is that which is in z_0
-    top = ddim_invert(networks.predict_noise, schedule, found, nothing)[-1]
+    top = ddim_invert(networks.predict, schedule, found, nothing)[-1]
     assert top.isfinite().all()
 
 
@@ -79,7 +79,7 @@ def test_guided_sampling_is_that_of_diffusers(folder: str, request: pytest.Fixtu
         for t in scheduler.timesteps:
             uncond, cond = (networks.unet(expected, t, embedding).sample for embedding in (empty, prompt))
             expected = scheduler.step(uncond + 7.5 * (cond - uncond), t, expected).prev_sample
-    found = ddim_sample(networks.predict_noise, networks.schedule(10), start, prompt, [empty] * 10, 7.5)
+    found = ddim_sample(networks.predict, networks.schedule(10), start, prompt, [empty] * 10, 7.5)
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
 
 
