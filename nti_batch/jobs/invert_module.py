@@ -128,9 +128,8 @@ class InversionModule(LightningModule):
         else:
             outcomes.append(batch)
         is_last: bool = self.trainer.predict_loop.batch_progress.is_last_batch  # type: ignore[attr-defined]
-        while not self.stop.requested and len(self.pool) >= (1 if is_last else self.pool.capacity):
-            finished = self.pool.tick()
-            outcomes += [self._conclude(key, state) for key, state in finished]
+        advance = self.pool.finish if is_last else self.pool.make_room
+        outcomes += [self._conclude(key, state) for key, state in advance(lambda: self.stop.requested)]
         return outcomes
 
     def _admit(self, image: CaptionedImage) -> None:

@@ -147,7 +147,7 @@ def test_an_accepted_embedding_never_moves_again():
     states.update(pool._states)
     accepted: dict[tuple[int, int], Tensor] = {}
     while len(pool):
-        pool.tick()
+        pool.advance()
         for key, state in states.items():
             for i, row in enumerate(state.null_embeddings):
                 assert torch.equal(accepted.setdefault((key, i), row.clone()), row)
@@ -161,12 +161,12 @@ def test_calls_are_full_until_the_last_image_is_admitted_and_then_it_drains(batc
     pool = InversionPool[int](rowwise, schedule, InversionSettings(), EMPTY, batch_size)
     for key, image in enumerate(inputs):
         while len(pool) == pool.capacity:
-            pool.tick()
+            pool.advance()
             assert pool.work.full_calls == pool.work.calls
         pool.admit(key, *image)
     while len(pool):
-        pool.tick()
-    assert pool.tick() == []
+        pool.advance()
+    assert pool.advance() == []
     if batch_size > 1:
         assert pool.work.full_calls < pool.work.calls
 
@@ -212,6 +212,6 @@ def test_a_network_call_costs_one_read_and_at_most_two_writes(solver: Solver, st
         pool.admit(key, latents, prompt)
     with HostTraffic() as traffic:
         while len(pool):
-            pool.tick()
+            pool.advance()
     assert 0 < traffic.reads <= pool.work.calls
     assert pool.work.calls <= traffic.writes <= pool.work.calls + (traffic.reads if solver == "adam" else 0)
