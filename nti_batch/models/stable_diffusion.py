@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nti_batch.diffusion.alignment import TokenizedPrompt
 from nti_batch.diffusion.pooled import split_pooled
-from nti_batch.diffusion.prompt_to_prompt import AttentionControl
+from nti_batch.diffusion.prompt_to_prompt import StepControl
 from nti_batch.diffusion.schedule import DDIMSchedule
 from nti_batch.models.attention import ControlledAttention
 from nti_batch.models.source import ModelDescription, ModelSource, Precision
@@ -162,8 +162,8 @@ class StableDiffusion(nn.Module):
         return sorted({(-(-height // 2**k), -(-width // 2**k)) for k in levels})
 
     @contextmanager
-    def controlled(self, control: AttentionControl) -> Iterator[None]:
-        """Put the UNet's attention under control for as long as is needed."""
+    def controlled(self, control: StepControl) -> Iterator[None]:
+        """Put the UNet's attention under control within a `with` block."""
         before = self.unet.attn_processors
         self.unet.set_attn_processor({name: ControlledAttention(control, own) for name, own in before.items()})
         try:
