@@ -40,8 +40,7 @@ def prepare_edits(argv: Sequence[str], stop: "StopSignals") -> Job:
     module.stop = stop
     ModelDescription.of(module.source)
     data.attach(writer.run, defaults)
-    told = {f"edit.{name}": value for name, value in dataclasses.asdict(defaults).items()}
-    told["edit.blend_words"] = defaults.blend_words and list(defaults.blend_words)
+    told = {f"edit.{name}": value for name, value in defaults.to_json().items()}
     writer.run.create({**module.result_settings, **data.result_settings, **told}, data.urls, cli.config.dry_run)
     data.refuse_other_edits(data.units_of(cli.trainer.global_rank, cli.trainer.world_size))
     return assemble(cli, stop, lambda: draw_edits(data.run, data, module.networks), lambda: None)

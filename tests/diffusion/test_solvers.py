@@ -153,8 +153,8 @@ def test_rounded_embeddings_still_lead_to_the_picture_and_retrace_the_path(stora
     torch.testing.assert_close(replay, state.current_latents, atol=1e-5, rtol=1e-5)
     (exact,), _ = invert(rowwise, schedule, settings, [(latents, prompt)])
     error, exact_error = ((z - latents).square().mean().item() for z in (replay, exact.current_latents))
-    # The early stop accepts any loss below its threshold. An input that differs in its last bit decides whether one more
-    # update is made: with Polyak's solver in float32 the error is then 6e-5 or 9e-4, and the last threshold is 9.9e-4.
+    # The early stop accepts any loss below its threshold. The last bit of the input decides whether one more update is
+    # made: with Polyak's solver in float32 the error is then 6e-5 or 9e-4, and the last threshold is 9.9e-4.
     assert error < max(2 * exact_error, settings.threshold_at(1, 50))
     pivot = ddim_invert(rowwise, schedule, latents[None], prompt[None])
     torch.testing.assert_close(torch.stack(state.trajectory), pivot[:, 0])
