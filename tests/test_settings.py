@@ -96,7 +96,10 @@ def put(section: str, key: str, value: object) -> Callable[[dict[str, Any]], Non
 
 
 FAULTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "a text for a number": (put("model", "num_steps", "3"), "settings.model.num_steps is '3', allowed: an integer from"),
+    "a text for a number": (
+        put("model", "num_steps", "3"),
+        "settings.model.num_steps is '3', allowed: an integer from",
+    ),
     "a truth for a number": (put("data", "height", True), "settings.data.height is True, allowed: an integer from 1"),
     "a number out of range": (
         put("data", "units_per_shard", 10**9),

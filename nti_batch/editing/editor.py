@@ -60,10 +60,10 @@ def edit_images(
         StopRequestedError: If a stop is requested before they are made.
     """
 
-    def predict_noise(latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
+    def predict(latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
         if stop_requested():
             raise StopRequestedError
-        return networks.predict_noise(latents, timesteps, embeddings)
+        return networks.predict(latents, timesteps, embeddings)
 
     stored = [inversion for inversion, _ in images]
     prompts = [prompt for s, edits in images for prompt in (s.prompt, *(edit.prompt for edit in edits))]
@@ -72,24 +72,24 @@ def edit_images(
     pivots = [s.pivot for s in stored if s.pivot is not None]
     pivot = list(torch.stack(pivots, 1).to(networks.device)) if pivots else None
     height, width = noise_latents.shape[-2:]
-    control = AttentionControl(
+    control = AttentionControl.of(
         [[edit.control for edit in edits] for _, edits in images],
         len(null_embeddings),
         (height, width),
         networks.cross_attention_sizes(height, width),
         networks.device,
     )
-    with networks.controlled(control):
-        latents = edit_sample(
-            predict_noise,
-            networks.schedule(len(null_embeddings)),
-            noise_latents,
-            networks.embed_prompts(prompts),
-            list(null_embeddings),
-            guidance_scale,
-            control,
-            pivot,
-        )
+    latents = edit_sample(
+        predict,
+        networks.controlled,
+        networks.schedule(len(null_embeddings)),
+        noise_latents,
+        networks.embed_prompts(prompts),
+        list(null_embeddings),
+        guidance_scale,
+        control,
+        pivot,
+    )
     # one at a time: in Stable Diffusion's size the VAE needs more memory for a picture than the UNet
     pictures = torch.cat([networks.decode_latents(row[None]).cpu() for row in latents])
     return list(pictures.split([1 + len(edits) for _, edits in images]))

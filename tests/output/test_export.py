@@ -14,6 +14,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from helpers.inversions import KEYS, SETTINGS, inversion
 from helpers.jobs import arguments
 from helpers.tiny import captioned, write_shard
+from nti_batch.jobs.invert_datamodule import SAMPLES
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -21,7 +22,6 @@ from nti_batch import read_inversions
 from nti_batch.cli import main
 from nti_batch.data.samples import RawSample, read_unit
 from nti_batch.editing.reconstruct import replay
-from nti_batch.jobs.invert_datamodule import SAMPLES
 from nti_batch.models.stable_diffusion import ModelSource, StableDiffusion
 from nti_batch.output import export
 from nti_batch.output import run as parts
