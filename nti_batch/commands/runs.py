@@ -185,7 +185,7 @@ def export(out: str, folder: Path, shards: list[str] | None, keys: list[str] | N
     except OutputError as error:
         print(f"nti-batch: {error}", file=sys.stderr)
         return ERROR
-    there = f", {exported.there} were there" if exported.there else ""
+    there = f", {exported.existing} were there" if exported.existing else ""
     left_out = f", {exported.failed} left out, whose inversion has failed" if exported.failed else ""
     print(f"{folder}: {exported.written} inversions written{there}{left_out}")
     for damage in exported.damage:

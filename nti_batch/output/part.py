@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from nti_batch.data.tar import Header
-from nti_batch.files import _sync_folder, atomic_write, translate_os_errors
+from nti_batch.files import atomic_write, sync_folder, translate_os_errors
 from nti_batch.output.manifest import AnyRow, Json, Manifest, member_name
 from nti_batch.records import Failure
 
@@ -79,7 +79,7 @@ class PartWriter(Generic[Record, AnyRow]):
                     self._write(bytes(2 * tarfile.BLOCKSIZE))
                     os.fsync(self._file.fileno())
                 os.replace(self._unfinished, self.part)
-                _sync_folder(self.part.parent)
+                sync_folder(self.part.parent)
             part_sha256 = self._checksum.hexdigest() if self._file else ""
             atomic_write(self.part.with_suffix(".jsonl"), Manifest(self.rows, part_sha256).text())
 
@@ -106,19 +106,6 @@ def _tar_member(name: str, content: bytes) -> bytes:
     info = tarfile.TarInfo(name)
     info.size = len(content)
     return info.tobuf(tarfile.PAX_FORMAT) + content + bytes(-len(content) % tarfile.BLOCKSIZE)
-
-
-def locate_members(part: Path) -> dict[str, tuple[int, int]]:
-    """Offset and size in bytes of each member's content, by name; of the part the headers are read.
-
-    Raises:
-        ValueError: If they are damaged, naming the part.
-    """
-    try:
-        with tarfile.open(part, "r:", tarinfo=Header) as tar:
-            return {member.name: (member.offset_data, member.size) for member in tar}
-    except (tarfile.TarError, OSError, ValueError) as error:
-        raise ValueError(f"{part} is damaged: {error}") from error
 
 
 def read_members(part: Path) -> Iterator[tuple[bytes, dict[str, Json]]]:

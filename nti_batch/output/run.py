@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar, Generic
 
-from nti_batch.files import _check_writable, atomic_write, translate_os_errors
+from nti_batch.files import atomic_write, check_writable, translate_os_errors
 from nti_batch.lock import UnitLock
 from nti_batch.output.manifest import AnyRow, Json, Manifest
 from nti_batch.output.part import PartWriter, Record, read_members
@@ -75,7 +75,7 @@ class OutputRun(ABC, Generic[Record, AnyRow]):
                 if shards == known:
                     return
             if dry_run:
-                _check_writable(self.folder)
+                check_writable(self.folder)
                 return
             self.folder.mkdir(parents=True, exist_ok=True)
             text = json.dumps({"settings": settings, "shards": shards}, indent=2) + "\n"

@@ -106,13 +106,13 @@ def test_the_command_writes_the_same(folder: Path, tmp_path: Path):
     write_shard(folder, tmp_path / "expected.tar")
     command = [sys.executable, "-m", "nti_batch.editing.pie_bench", str(folder), str(tmp_path / "written.tar")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout == f"3 pictures in {tmp_path / 'written.tar'}\n"
+    assert done.stdout == f"3 images in {tmp_path / 'written.tar'}\n"
     assert (tmp_path / "written.tar").read_bytes() == (tmp_path / "expected.tar").read_bytes()
 
 
 def test_a_missing_picture_is_named_and_leaves_no_shard(folder: Path, tmp_path: Path):
     (folder / f"annotation_images/1_category/{SECOND}.jpg").unlink()
-    with pytest.raises(ValueError, match=rf"picture of '{SECOND}' cannot be read: .*{SECOND}\.jpg"):
+    with pytest.raises(ValueError, match=rf"image of '{SECOND}' cannot be read: .*{SECOND}\.jpg"):
         write_shard(folder, tmp_path / "pie.tar")
     assert not (tmp_path / "pie.tar").exists()
 

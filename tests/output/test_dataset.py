@@ -18,6 +18,7 @@ from torch.utils.data import ConcatDataset, DataLoader
 
 from nti_batch import InversionDataset, StoredInversion, read_inversions
 from nti_batch.cli import main
+from nti_batch.data import tar
 from nti_batch.data.images import decode_image
 from nti_batch.output import dataset
 from nti_batch.output.inversions import InversionRun
@@ -121,7 +122,7 @@ def test_an_item_reads_its_own_bytes_and_the_headers_of_its_part(out: Path, monk
             sizes.append(len(content))
             return content
 
-    monkeypatch.setattr(dataset, "open", Counted, raising=False)
+    monkeypatch.setattr(tar, "open", Counted, raising=False)
     assert same(opened[len(KEYS)], expected)
     assert len(sizes) == 2
     assert sum(sizes) < (out / "inversions" / "a.1of3.00001.tar").stat().st_size / len(KEYS)
@@ -169,7 +170,7 @@ def test_a_part_from_before_captions_had_a_checksum_is_checked_as_a_whole(out: P
 
 
 def test_few_parts_are_remembered(out: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(dataset, "_KEPT_PARTS", 1)
+    monkeypatch.setattr(dataset, "_MAX_CACHED_PARTS", 1)
     opened = InversionDataset(out)
     found = [opened[index] for index in (0, -1, 1)]
     assert [(stored.shard, stored.key) for stored in found] == [opened.ids[index] for index in (0, -1, 1)]
