@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.jobs import arguments, files, ids, rows
-from helpers.packing import NAMES, members, pack, write_folder
+from helpers.pack import NAMES, members, pack, write_folder
 from helpers.tiny import png
 
 from nti_batch import read_inversions
@@ -31,8 +31,8 @@ def test_a_folder_gives_the_inversions_that_its_shards_give(tiny_model: Path, tm
     assert main(arguments(tiny_model, tmp_path / "shards" / "*.tar", tmp_path / "a", "--model.batch_size=1")) == 0
     assert main(invert(tiny_model, source, tmp_path / "b", "--model.batch_size=1")) == 0
     paths = {
-        told["key"]: told["path"]
-        for told in (json.loads(c) for name, c in members(tmp_path / "shards").items() if name.endswith(".json"))
+        metadata["key"]: metadata["path"]
+        for metadata in (json.loads(c) for name, c in members(tmp_path / "shards").items() if name.endswith(".json"))
     }
     packed = {paths[stored.key]: stored for stored in read_inversions(tmp_path / "a")}
     loose = {f"{stored.key}.png": stored for stored in read_inversions(tmp_path / "b")}
@@ -62,11 +62,11 @@ def test_what_comes_after_the_inversion_works_from_any_folder(
     assert "3 done, 0 failed, 0 missing of 3 images" in capsys.readouterr().out
     assert main(["verify", str(out), "--recompute=3"]) == 0
     edits = tmp_path / "edits.jsonl"
-    edits.write_text(json.dumps({"key": "d/b", "edit_prompt": "picture 1", "mask": [0, 8], "mask_size": [4, 4]}))
+    edits.write_text(json.dumps({"key": "d/b", "edit_prompt": "image 1", "mask": [0, 8], "mask_size": [4, 4]}))
     edit = [f"--data.inversions={out}", f"--data.edits={edits}", "--trainer.accelerator=cpu"]
     assert main(["edit", *edit, f"--output.dir={tmp_path / 'edits'}"]) == 0
-    (picture,) = (tmp_path / "edits" / "edits").glob("*.jsonl")
-    assert '"psnr_unedited": null' not in picture.read_text(), "the input was found"
+    (image,) = (tmp_path / "edits" / "edits").glob("*.jsonl")
+    assert '"psnr_unedited": null' not in image.read_text(), "the input was found"
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "my photos").rename(tmp_path / "elsewhere" / "my photos")
     assert main(["verify", str(out), f"--data.images={tmp_path / 'elsewhere' / 'my photos'}"]) == 0

@@ -20,7 +20,7 @@ def file(name: str | bytes, data: bytes) -> bytes:
 
 def sample(key: str) -> bytes:
     """Two members, four blocks: 2048 bytes."""
-    return file(f"{key}.jpg", f"picture {key}".encode()) + file(f"{key}.txt", f"caption {key}\n".encode())
+    return file(f"{key}.jpg", f"image {key}".encode()) + file(f"{key}.txt", f"caption {key}\n".encode())
 
 
 def record(kind: bytes, attributes: dict[str, str]) -> bytes:
