@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 from helpers.fuzz import KEYS, SHARD, bounded
-from helpers.image_files import encode, photograph
+from helpers.image_files import encode, gradient
 from helpers.mutations import Mutation, mutate, mutations
 from helpers.tars import END, header
 from hypothesis import given
@@ -171,15 +171,15 @@ SIDEWAYS = {"exif": b"Exif\0\0II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0\6\0\0\0\0\0\
 
 
 IMAGES = {
-    "JPEG": encode(photograph(), "JPEG", **SIDEWAYS),
-    "PNG": encode(photograph().quantize(64), transparency=3),
-    "WEBP": encode(photograph(), "WEBP"),
-    "GIF": encode(photograph(), "GIF", save_all=True, append_images=[photograph().rotate(90)]),
-    "BMP": encode(photograph(), "BMP"),
-    "TIFF": encode(photograph(), "TIFF", compression="tiff_lzw"),
-    "PPM": encode(photograph(), "PPM"),
-    "JPEG2000": encode(photograph(), "JPEG2000"),
-    "AVIF": encode(photograph(), "AVIF"),
+    "JPEG": encode(gradient(), "JPEG", **SIDEWAYS),
+    "PNG": encode(gradient().quantize(64), transparency=3),
+    "WEBP": encode(gradient(), "WEBP"),
+    "GIF": encode(gradient(), "GIF", save_all=True, append_images=[gradient().rotate(90)]),
+    "BMP": encode(gradient(), "BMP"),
+    "TIFF": encode(gradient(), "TIFF", compression="tiff_lzw"),
+    "PPM": encode(gradient(), "PPM"),
+    "JPEG2000": encode(gradient(), "JPEG2000"),
+    "AVIF": encode(gradient(), "AVIF"),
 }
 
 

@@ -1,4 +1,4 @@
-"""The images that a folder or a table lists, and what is wrong with its lines."""
+"""The images that a folder or a table lists, and the errors of its lines."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Packs that die, stop or meet a full disk: the next one ends as if nothing had happened."""
+"""Packs that crash, stop or meet a full disk: the next one gives the shards of an unbroken one."""
 
 import os
 import re

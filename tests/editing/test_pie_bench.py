@@ -1,4 +1,4 @@
-"""PIE-Bench's files, read and turned into a shard."""
+"""PIE-Bench's folder: its edits, and its images as a shard."""
 
 import json
 import subprocess
@@ -90,7 +90,7 @@ def test_a_word_is_found_in_any_case_and_beside_punctuation(tmp_path: Path):
     assert first_edit(folder).settings.blend_words == ("dog", "cat")
 
 
-def test_the_shard_holds_the_pictures_as_they_are_and_the_sources_prompts(folder: Path, tmp_path: Path):
+def test_the_shard_holds_the_images_unchanged_and_the_source_prompts(folder: Path, tmp_path: Path):
     tar = tmp_path / "pie.tar"
     assert write_shard(folder, tar) == 3
     samples = list(read_unit(WorkUnit("pie", str(tar), 0, 1), "txt", skip=()))
@@ -110,7 +110,7 @@ def test_the_command_writes_the_same(folder: Path, tmp_path: Path):
     assert (tmp_path / "written.tar").read_bytes() == (tmp_path / "expected.tar").read_bytes()
 
 
-def test_a_missing_picture_is_named_and_leaves_no_shard(folder: Path, tmp_path: Path):
+def test_a_missing_image_is_named_and_leaves_no_shard(folder: Path, tmp_path: Path):
     (folder / f"annotation_images/1_category/{SECOND}.jpg").unlink()
     with pytest.raises(ValueError, match=rf"image of '{SECOND}' cannot be read: .*{SECOND}\.jpg"):
         write_shard(folder, tmp_path / "pie.tar")
@@ -128,10 +128,11 @@ def test_a_missing_mapping_file_is_named(tmp_path: Path):
         ('{"000000000000": {', r"mapping_file\.json is no JSON file"),
         ("\xff", r"mapping_file\.json is no JSON file"),
         ("[]", r"mapping_file\.json is of type list, allowed: an object"),
+        ("{}", r"mapping_file\.json has no entries"),
         (json.dumps({FIRST: 3}), rf"mapping_file\.json, entry '{FIRST}' is of type int"),
     ],
 )
-def test_a_damaged_mapping_file_is_told(tmp_path: Path, content: str, message: str):
+def test_a_damaged_mapping_file_is_refused(tmp_path: Path, content: str, message: str):
     (tmp_path / "mapping_file.json").write_bytes(content.encode("latin-1"))
     with pytest.raises(ValueError, match=message):
         read_edits(tmp_path, "pie", EditSettings())

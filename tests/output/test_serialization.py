@@ -1,4 +1,4 @@
-"""Each layout gives back what was found, bit for bit, and says what it is."""
+"""Each layout gives back the tensors bit for bit, and has a name."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ STORAGES: tuple[Storage, ...] = ("float32", "float16", "compact")
 
 
 def found(storage: Storage, moves: list[float], tokens: int = 77, dim: int = 64) -> Inversion:
-    """Embeddings as the job finds them: each a random change of the size in `moves` from the last, rounded."""
+    """Make embeddings as a job does: each differs from the last by a random change of the size in `moves`, rounded."""
     generator = torch.Generator().manual_seed(0)
     start = round_values(storage, torch.randn(tokens, dim, generator=generator))
     rows: list[Tensor] = []
@@ -36,7 +36,7 @@ def found(storage: Storage, moves: list[float], tokens: int = 77, dim: int = 64)
 
 
 def header(payload: bytes) -> dict[str, dict[str, str]]:
-    """The JSON at the beginning of safetensors bytes."""
+    """Parse the JSON at the beginning of safetensors bytes."""
     return json.loads(payload[8 : 8 + int.from_bytes(payload[:8], "little")])  # type: ignore[no-any-return]
 
 
@@ -60,12 +60,12 @@ def test_the_smaller_layouts_are_smaller_and_a_repeated_row_costs_nothing():
     assert longer <= sizes["compact"] + 8
 
 
-def test_embeddings_that_were_not_rounded_are_not_stored_as_if_they_were():
+def test_embeddings_that_were_not_rounded_are_not_stored():
     with pytest.raises(AssertionError, match="not rounded"):
         pack(found("float32", [0.1, 0.1]), {"output.storage": "compact"})
 
 
-def test_a_layout_of_the_future_is_refused_in_words():
+def test_a_layout_of_a_newer_version_is_refused():
     payload, metadata = pack(found("float16", [0.1]), {"output.storage": "float16"})
     newer = save(load(payload), metadata={"layout": "tiny-7"})
     with pytest.raises(ValueError, match=r"'k' cannot be read: the layout is 'tiny-7': a newer nti_batch wrote it"):
