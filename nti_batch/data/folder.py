@@ -33,7 +33,7 @@ class FolderSample:
 
 
 def extension_of(path: str) -> str:
-    """Return the extension of a path in small letters, without the dot."""
+    """Return the extension of a path in lower case, without the dot."""
     return os.path.splitext(path)[1][1:].lower()
 
 

@@ -139,7 +139,8 @@ def _image_of_sample(sample: FolderSample) -> ListedImage:
     if len(images) > 1:
         return ListedImage(path=images[0], stage="image", error=f"it shares its name with {', '.join(images[1:])}")
     if len(captions) != 1:
-        reason = f"captions of its name are {', '.join(captions)}" if captions else "there is no .txt of its name"
+        names = ", ".join(captions)
+        reason = f"there are several captions of its name: {names}" if captions else "there is no .txt of its name"
         return ListedImage(path=images[0], stage="caption", error=reason)
     return ListedImage(path=images[0], caption_path=captions[0])
 

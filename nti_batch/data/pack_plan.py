@@ -110,23 +110,23 @@ class PackPlan:
         way_out = "; give the same, or another OUT"
         if self.limits != other.limits:
             raise ValueError(
-                f"{str(out)!r} has shards of at most {self.limits.images} images and {self.limits.bytes} bytes, asked "
-                f"are {other.limits.images} and {other.limits.bytes}{way_out}"
+                f"{str(out)!r} has shards of at most {self.limits.images} images and {self.limits.bytes} bytes, and "
+                f"the command asks for {other.limits.images} and {other.limits.bytes}{way_out}"
             )
         before, now = (sum(outline.images for outline in plan.outlines) for plan in (self, other))
         for number, (old, new) in enumerate(zip_longest(self.outlines, other.outlines)):
             if old != new:
                 raise ValueError(
-                    f"{str(out)!r} was begun with another source, of {before} images there and {now} now: shard "
-                    f"{number:05d} {_describe(old)} there, and {_describe(new)} now, with other paths, captions, "
-                    f"sizes or times of change{way_out}"
+                    f"{str(out)!r} was begun with another source, which had {before} images and has {now} now: shard "
+                    f"{number:05d} held {_describe(old)}, and would hold {_describe(new)} now, with other paths, "
+                    f"captions, sizes or times of change{way_out}"
                 )
 
 
 def _describe(outline: Outline | None) -> str:
     if outline is None:
-        return "is not"
-    return f"has {outline.images} images, {outline.first!r} to {outline.last!r},"
+        return "nothing"
+    return f"{outline.images} images, {outline.first!r} to {outline.last!r}"
 
 
 _SizedImage = tuple[ListedImage, tuple[FileSize, ...]]

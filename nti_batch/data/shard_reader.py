@@ -33,7 +33,7 @@ _NOT_OF_A_SAMPLE = re.compile(r"__[^/]*__($|/)|(.*/)?(__MACOSX/|(\._[^/]*|\.DS_S
 
 
 _NamedMember = tuple[str, str, tarfile.TarInfo]
-"""Key, extension in small letters, header."""
+"""Key, extension in lower case, header."""
 
 
 def count_images(url: str) -> int:
@@ -208,7 +208,7 @@ class _TarAttempt:
 
     def _member_error(self, extension: str, member: tarfile.TarInfo, earlier: Mapping[str, bytes | None]) -> str:
         if extension in earlier:
-            return f"two members are called {member.name!r}, small and capital letters alike"
+            return f"two members are called {member.name!r}, upper and lower case being equal"
         if not member.isreg() or member.issparse():
             return f"{member.name!r} is no regular file; pack with 'tar --dereference --hard-dereference'"
         if member.size > (limit := self._size_limits.get(extension, member.size)):
@@ -239,7 +239,7 @@ class _FolderAttempt:
         for path in found.files:
             extension = extension_of(path)
             if extension in contents:
-                error = f"two files are called {path!r}, small and capital letters alike"
+                error = f"two files are called {path!r}, upper and lower case being equal"
             contents[extension] = None
             if is_wanted and not error and extension in self._size_limits:
                 try:
@@ -258,7 +258,7 @@ def _user_files(archive: Archive) -> Iterator[tarfile.TarInfo]:
 
 
 def _split_name(name: str) -> tuple[str, str] | None:
-    """Split the name of a member into key and extension, the latter in small letters; None if it has another form."""
+    """Split the name of a member into key and extension, the latter in lower case; None if it has another form."""
     key, extension = base_plus_ext(name)
     return None if key is None or key.endswith("/") else (key, extension.lower())
 

@@ -1,4 +1,4 @@
-"""Reads tables: CSV with a line of column names, JSONL, parquet. A bad line becomes an error, and reading goes on."""
+"""Reads tables: CSV with a line of column names, JSONL, parquet. A bad line becomes an error, and the rest is read."""
 
 import csv
 import json

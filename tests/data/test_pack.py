@@ -91,7 +91,7 @@ def test_images_that_cannot_be_packed_are_reported_and_the_rest_is_packed(
         "gone.png": "image: it cannot be read: No such file or directory",
         "pipe.png": "image: it is no regular file",
         "latin.png": "caption: 'utf-8' codec can't decode byte 0xe9 in position 3: unexpected end of data",
-        "both.png": "caption: captions of its name are both.TXT, both.txt",
+        "both.png": "caption: there are several captions of its name: both.TXT, both.txt",
         "stray.txt": "image: there is no image of this name",
         "link": "folder: it is a link to a folder, which is not followed",
     }

@@ -27,10 +27,13 @@ def test_a_shard_ends_where_its_bytes_would_be_too_many(tmp_path: Path):
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (lambda s: (s / "x.png").write_bytes(b"x"), "of 4 images there and 5 now: shard 00001 has 1 images, 'd.png'"),
-        (lambda s: (s / "b.png").write_bytes(b"longer"), "shard 00000 has 3 images, 'a.png' to 'c.png', there"),
-        (lambda s: (s / "d.txt").write_text("in other words"), "shard 00001 has 1 images, 'd.png' to 'd.png', there"),
-        (lambda s: (s / "d.png").unlink() or (s / "d.txt").unlink(), "4 images there and 3 now"),
+        (lambda s: (s / "x.png").write_bytes(b"x"), "had 4 images and has 5 now: shard 00001 held 1 images, 'd.png'"),
+        (lambda s: (s / "b.png").write_bytes(b"longer"), "shard 00000 held 3 images, 'a.png' to 'c.png', and"),
+        (lambda s: (s / "d.txt").write_text("in other words"), "shard 00001 held 1 images, 'd.png' to 'd.png', and"),
+        (
+            lambda s: (s / "d.png").unlink() or (s / "d.txt").unlink(),
+            "had 4 images and has 3 now: shard 00001 held 1 images, 'd.png' to 'd.png', and would hold nothing now",
+        ),
         (lambda s: os.utime(s / "d.png", (1, 1)), "with other paths, captions, sizes or times of change"),
     ],
 )
@@ -52,7 +55,7 @@ def test_other_limits_and_foreign_tars_are_refused(tmp_path: Path, capsys: pytes
     assert pack(source, out) == 0
     capsys.readouterr()
     assert main(["pack", str(source), str(out), "--shard-images=2"]) == 2
-    assert "at most 3 images and 1000000000 bytes, asked are 2 and 1000000000" in refusal(capsys)
+    assert "at most 3 images and 1000000000 bytes, and the command asks for 2 and 1000000000" in refusal(capsys)
     write_shard(tmp_path / "00000.tar", captioned(1))
     assert pack(source, tmp_path) == 2
     assert "holds tars and no pack.json" in refusal(capsys)

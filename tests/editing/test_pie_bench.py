@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,22 +35,11 @@ def test_the_protocol_is_the_benchmarks(folder: Path):
         ("pie", SECOND, f"1-{SECOND}"),
         ("pie", THIRD, f"9-{THIRD}"),
     ]
+    without_blend = EditSettings(kind="refine", cross_replace_steps=0.4, self_replace_steps=0.6)
     assert [e.settings for e in edits] == [
-        EditSettings(
-            kind="refine",
-            cross_replace_steps=0.4,
-            self_replace_steps=0.6,
-            blend_words=("circle", "circle"),
-            equalizer={"circle": 2},
-        ),
-        EditSettings(
-            kind="refine",
-            cross_replace_steps=0.4,
-            self_replace_steps=0.6,
-            blend_words=("red", "green"),
-            equalizer={"green": 2},
-        ),
-        EditSettings(kind="refine", cross_replace_steps=0.4, self_replace_steps=0.6),
+        replace(without_blend, blend_words=("circle", "circle"), equalizer={"circle": 2}),
+        replace(without_blend, blend_words=("red", "green"), equalizer={"green": 2}),
+        without_blend,
     ]
     assert [category(e.name) for e in edits] == ["random", "change object", "change style"]
 
