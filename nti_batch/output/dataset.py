@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from nti_batch.data.images import decode_image
-from nti_batch.data.shard_reader import locate_images
+from nti_batch.data.shard_reader import ImagePlace, locate_images
 from nti_batch.data.shards import expand_shards, work_units
 from nti_batch.data.tar import MemberPlace, locate_members
 from nti_batch.output.inversions import INVERT, open_inversions
@@ -47,7 +47,7 @@ class InversionDataset(Dataset[StoredInversion]):
 
         Args:
             out: The run's output folder.
-            pixels: Whether each item has its input image. The shards must be local tars that are not compressed.
+            pixels: Whether each item has its input image. The shards must be local tars that are not compressed, or a folder.
             shards: Patterns of the input shards, as for `nti-batch invert`, if they are no longer where the run read
                 them.
 
@@ -73,7 +73,7 @@ class InversionDataset(Dataset[StoredInversion]):
             self._ends.append(len(self.ids))
         self._index = {id: index for index, id in enumerate(self.ids)}
         self._parts: dict[Path, dict[_Id, _RecordPlace]] = {}
-        self._images: dict[str, dict[str, MemberPlace]] = {}
+        self._images: dict[str, dict[str, ImagePlace]] = {}
 
     def __len__(self) -> int:
         """Return the number of inversions."""
@@ -124,7 +124,8 @@ class InversionDataset(Dataset[StoredInversion]):
             raise ValueError(f"shard {url!r} has no whole image of the key {key!r}, which was inverted")
         settings = self.run.settings
         try:
-            return decode_image(self._images[shard][key].read(Path(url)), settings.height, settings.width)
+            path, place = self._images[shard][key]
+            return decode_image(place.read(path), settings.height, settings.width)
         except ValueError as error:
             raise ValueError(f"shard {url!r} is damaged at the key {key!r}, which was inverted: {error}") from error
 

@@ -13,7 +13,6 @@ import yaml
 from diffusers.models.unets import unet_2d_condition
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from helpers.tiny import captioned, write_shard
-from nti_batch.jobs.invert_datamodule import InversionDataModule
 from PIL import Image
 
 from nti_batch.benchmarks import edits, inner_step
@@ -46,7 +45,7 @@ def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_with_the_early_stop_off_both_sides_find_the_same(networks: StableDiffusion, shard: Path):
-    images, schedule = load_images(InversionDataModule(str(shard)), 16, 2), networks.schedule(3)
+    images, schedule = load_images([str(shard)], "txt", 16, 2), networks.schedule(3)
     clock = UNetClock(networks.predict, networks.device)
     ours = job_loop(networks, clock, images, schedule, NEVER, batch_size=2, storage="float32")
     for image, found in zip(images, ours, strict=True):
@@ -101,7 +100,7 @@ def test_a_solvers_row_gives_means_over_the_images():
 
 
 def test_a_replay_from_what_would_be_in_the_file_is_the_jobs_own(networks: StableDiffusion, shard: Path):
-    images, schedule = load_images(InversionDataModule(str(shard)), 16, 2), networks.schedule(50)
+    images, schedule = load_images([str(shard)], "txt", 16, 2), networks.schedule(50)
     settings = InversionSettings(num_inner_steps=2)
     for storage in get_args(Storage):
         inverted = job_loop(networks, networks.predict, images, schedule, settings, 16, storage)

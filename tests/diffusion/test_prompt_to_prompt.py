@@ -4,11 +4,13 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.inversions import SETTINGS
 from helpers.prompts import noise, tokenized
 from jsonargparse import ArgumentParser
 from torch import Tensor
@@ -16,9 +18,11 @@ from torch import Tensor
 from nti_batch.diffusion.ddim import ddim_sample
 from nti_batch.diffusion.edits import EditControl, EditSettings
 from nti_batch.diffusion.prompt_to_prompt import AttentionControl, LocalBlend, edit_sample
+from nti_batch.diffusion.settings import InversionSettings
 from nti_batch.editing.reconstruct import reconstruct
 from nti_batch.models.attention import ControlledAttention
 from nti_batch.models.stable_diffusion import ModelSource, StableDiffusion
+from nti_batch.output.manifest import Metadata
 from nti_batch.output.serialization import StoredInversion
 
 STEPS = 10
@@ -235,7 +239,8 @@ def test_the_source_comes_out_as_without_edits_and_an_edit_differs(networks: Sta
 
 def test_the_source_is_the_replay_of_the_file(networks: StableDiffusion):
     nulls = torch.cat(null_embeddings())
-    metadata = {"settings": {"model.guidance_scale": SCALE}}
+    settings = replace(SETTINGS, inversion=InversionSettings(guidance_scale=SCALE))
+    metadata: Metadata = {"settings": settings.to_json()}
     expected = reconstruct(
         networks, [StoredInversion("shard", "key", SOURCE, noise()[0], nulls, metadata)], guided=True
     )
