@@ -5,7 +5,7 @@ from tarfile import EOFHeaderError  # type: ignore[attr-defined]  # typeshed lea
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 # a forged size sends tarfile back, for ever, or through 2**95 bytes that are not there
 _LARGEST_MEMBER = 1 << 33

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 from nti_batch.records import Failure
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
 
