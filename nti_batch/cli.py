@@ -8,9 +8,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import nti_batch
 from nti_batch.commands.bench import bench
 from nti_batch.commands.completion import SHELLS, completion_script
 from nti_batch.commands.edit import edit, one_picture_parser, prepare_edits
+from nti_batch.commands.env import env
 from nti_batch.commands.invert import invert, prepare_inversion
 from nti_batch.commands.pack import add_pack
 from nti_batch.commands.runs import add_export, add_report, add_score, add_status, add_verify
@@ -35,6 +37,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, "Commands"]:
     parser = argparse.ArgumentParser(
         prog="nti-batch", description="Null-text inversion of image collections: real images become editable ones."
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {nti_batch.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     add_pack(commands)
     _add_job(commands, "invert", "invert the images of WebDataset shards, or of a folder", invert)
@@ -45,6 +48,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, "Commands"]:
     add_verify(commands)
     add_score(commands)
     add_export(commands)
+    _add_env(commands)
     _add_completion(commands)
     return parser, commands
 
@@ -52,6 +56,13 @@ def _parsers() -> tuple[argparse.ArgumentParser, "Commands"]:
 def _add_job(commands: "Commands", name: str, help: str, run: Callable[[Sequence[str]], int]) -> None:
     """A command that reads its arguments by itself."""
     commands.add_parser(name, help=help, add_help=False).set_defaults(run=run, takes_rest=True)
+
+
+def _add_env(commands: "Commands") -> None:
+    parser = commands.add_parser("env", help="print versions and devices, for a bug report")
+    parser.add_argument("--model", metavar="NAME", help="print the fingerprint of this model, too; nothing is fetched")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(takes_rest=False, run=lambda a: env(a.model, a.json))
 
 
 def _add_completion(commands: "Commands") -> None:
