@@ -32,13 +32,14 @@ def test_it_prints_what_is_installed(capsys: pytest.CaptureFixture[str]) -> None
     assert main(["env", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     expected = {
-        "torch": torch.__version__,
         "numpy": np.__version__,
         "pillow": PIL.__version__,
         "nti-batch": nti_batch.__version__,
         "python": f"CPython {sys.version.split()[0]}",
     }
     assert found | expected == found
+    # a build's name, as in 2.13.0+cpu, is not part of every installation's version
+    assert torch.__version__.startswith(found["torch"])
     assert found["processor"] and found["devices"] and "fingerprint" not in found
 
 
