@@ -28,7 +28,7 @@ sys.exit(main(["env", "--model", "user/model"]))
 """
 
 
-def test_it_prints_what_is_installed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_prints_what_is_installed(capsys: pytest.CaptureFixture[str]):
     assert main(["env", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     expected = {
@@ -43,7 +43,7 @@ def test_it_prints_what_is_installed(capsys: pytest.CaptureFixture[str]) -> None
     assert found["processor"] and found["devices"] and "fingerprint" not in found
 
 
-def test_every_fact_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_fact_is_a_line(capsys: pytest.CaptureFixture[str]):
     assert main(["env", "--json", "--model", "demo"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["fingerprint"].startswith("sha256:")
@@ -52,13 +52,13 @@ def test_every_fact_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert [line.partition(": ")[0] for line in lines] == list(found)
 
 
-def test_a_model_that_is_no_file_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_that_is_no_file_is_refused(capsys: pytest.CaptureFixture[str]):
     assert main(["env", "--model", "no.safetensors"]) == 2
     captured = capsys.readouterr()
     assert captured.err == "nti-batch: model 'no.safetensors': there is no such file\n" and not captured.out
 
 
-def test_it_runs_where_no_package_does() -> None:
+def test_it_runs_where_no_package_does():
     done = subprocess.run([sys.executable, "-c", WITHOUT_PACKAGES], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "devices: torch does not load (No module named 'torch')" in done.stdout
@@ -67,7 +67,7 @@ def test_it_runs_where_no_package_does() -> None:
 
 def test_a_folder_that_takes_no_locks_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+):
     monkeypatch.chdir(tmp_path)
     assert main(["env"]) == 0
     assert f"file locks: yes, in {str(tmp_path)!r}" in capsys.readouterr().out
@@ -80,7 +80,7 @@ def test_a_folder_that_takes_no_locks_is_said(
     assert "file locks: no ([Errno 37] No locks available)" in capsys.readouterr().out
 
 
-def test_the_version_is_that_of_the_project_file(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_version_is_that_of_the_project_file(capsys: pytest.CaptureFixture[str]):
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     with pytest.raises(SystemExit) as ended:
         main(["--version"])

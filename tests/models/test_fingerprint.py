@@ -30,18 +30,18 @@ def _of(folder: Path, **settings: str) -> str | None:
     return model_fingerprint(ModelSource(str(folder), **settings))
 
 
-def test_it_is_the_hash_of_the_sorted_list_of_hashes(tmp_path: Path) -> None:
+def test_it_is_the_hash_of_the_sorted_list_of_hashes(tmp_path: Path):
     listed = "".join(f"{name} {hashlib.sha256(FILES[name]).hexdigest()}\n" for name in sorted(FILES))
     assert _of(_write(tmp_path, FILES)) == f"sha256:{hashlib.sha256(listed.encode()).hexdigest()}"
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_byte_of_any_file_that_is_loaded_changes_it(tmp_path: Path, name: str) -> None:
+def test_a_byte_of_any_file_that_is_loaded_changes_it(tmp_path: Path, name: str):
     before = _of(_write(tmp_path / "before", FILES))
     assert _of(_write(tmp_path / "after", {**FILES, name: FILES[name] + b" "})) != before
 
 
-def test_what_is_not_loaded_does_not_change_it(tmp_path: Path) -> None:
+def test_what_is_not_loaded_does_not_change_it(tmp_path: Path):
     before = _of(_write(tmp_path, FILES))
     others = (
         "README.md",
@@ -52,7 +52,7 @@ def test_what_is_not_loaded_does_not_change_it(tmp_path: Path) -> None:
     assert _of(_write(tmp_path, dict.fromkeys(others, b"more"))) == before
 
 
-def test_a_variant_stands_for_its_own_weights_and_else_for_the_plain_ones(tmp_path: Path) -> None:
+def test_a_variant_stands_for_its_own_weights_and_else_for_the_plain_ones(tmp_path: Path):
     plain = _of(_write(tmp_path, FILES))
     assert _of(tmp_path, variant="fp16") == plain
     sharded = "unet/diffusion_pytorch_model.fp16-00001-of-00002.safetensors"
@@ -62,7 +62,7 @@ def test_a_variant_stands_for_its_own_weights_and_else_for_the_plain_ones(tmp_pa
     assert _of(tmp_path, variant="fp16") == with_variant
 
 
-def test_a_single_file_has_that_of_its_bytes_and_of_its_configuration_without_weights(tmp_path: Path) -> None:
+def test_a_single_file_has_that_of_its_bytes_and_of_its_configuration_without_weights(tmp_path: Path):
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"weights")
     config = _write(tmp_path / "config", FILES)
@@ -74,7 +74,7 @@ def test_a_single_file_has_that_of_its_bytes_and_of_its_configuration_without_we
         _of(file)
 
 
-def test_a_hub_model_has_the_commit_of_the_local_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_model_has_the_commit_of_the_local_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("the network was asked"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert model_fingerprint(ModelSource("user/model")) is None
@@ -86,5 +86,5 @@ def test_a_hub_model_has_the_commit_of_the_local_cache(tmp_path: Path, monkeypat
     assert model_fingerprint(ModelSource("user/model", revision="other")) is None
 
 
-def test_the_embedded_model_has_one() -> None:
+def test_the_embedded_model_has_one():
     assert model_fingerprint(ModelSource("demo")) == _of(EMBEDDED_MODEL)
