@@ -44,7 +44,8 @@ def _locate_in_tar(tar: Path) -> dict[str, ImagePlace]:
             archive = open_archive(stream)
             if archive.fileobj is not stream:
                 raise ValueError(
-                    f"shard {str(tar)!r} is compressed, and images are read in any order: unpack it, and give shards=..."
+                    f"shard {str(tar)!r} is compressed, and images are read in any order: "
+                    "unpack it, and give shards=..."
                 )
             named = ((*name, m) for m in user_files(archive) if (name := split_name(m.name)))
             for key, members in groupby(named, itemgetter(0)):

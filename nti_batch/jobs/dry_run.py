@@ -1,4 +1,4 @@
-"""`--dry_run`: the work of a job before it starts. No weights are loaded, nothing is written, no remote shard is read."""
+"""`--dry_run`: the work of a job before it starts. It loads no weights, writes nothing and reads no remote shard."""
 
 import shutil
 from collections import Counter

@@ -9,8 +9,8 @@ from pathlib import Path
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from nti_batch.data.image_places import ImagePlace, locate_images
 from nti_batch.data.images import decode_image
-from nti_batch.data.shard_reader import ImagePlace, locate_images
 from nti_batch.data.shards import expand_shards, work_units
 from nti_batch.data.tar import MemberPlace, locate_members
 from nti_batch.output.inversions import INVERT, open_inversions
@@ -47,7 +47,7 @@ class InversionDataset(Dataset[StoredInversion]):
 
         Args:
             out: The run's output folder.
-            pixels: Whether each item has its input image. The shards must be local tars that are not compressed, or a folder.
+            pixels: Whether each item has its input image. The shards must be local, and not compressed.
             shards: Patterns of the input shards, as for `nti-batch invert`, if they are no longer where the run read
                 them.
 

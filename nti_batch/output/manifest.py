@@ -158,7 +158,7 @@ class Row(ABC):
 class InversionRow(Row):
     """Outcome of one image."""
 
-    columns = {
+    columns: ClassVar[Mapping[str, _Types]] = {
         **_COMMON,
         "prompt_truncated": _FLAG,
         "psnr": _OPTIONAL_NUMBER,
@@ -227,7 +227,7 @@ class InversionRow(Row):
 class EditRow(Row):
     """Outcome of one edit."""
 
-    columns = {
+    columns: ClassVar[Mapping[str, _Types]] = {
         **_COMMON,
         "name": _TEXT,
         "edit_prompt": _OPTIONAL_TEXT,

@@ -400,7 +400,8 @@ WRONG = {
     '{"edit_prompt": "x"}': "e.jsonl:2: the key of the image is missing",
     '{"key": "000", "shard": "c"}': "e.jsonl:2: shard 'c' is unknown; the inversions are of 2 shards, such as 'a'",
     '{"key": "000", "shard": "a", "promt": "x"}': "e.jsonl:2: there is no column 'promt', allowed: shard, key, name",
-    '{"key": "000", "shard": "a", "cross_replace_steps": "much"}': "e.jsonl:2: cross_replace_steps is 'much', allowed: a number",
+    '{"key": "000", "shard": "a", "cross_replace_steps": "much"}': "e.jsonl:2: "
+    "cross_replace_steps is 'much', allowed: a number",
     '{"key": "000", "shard": "a", "cross_replace_steps": 2}': "e.jsonl:2: cross_replace_steps is 2.0, allowed: 0 to 1",
     '{"key": "000", "shard": "a", "kind": "swap"}': "e.jsonl:2: kind is 'swap', allowed: 'replace' or 'refine'",
     '{"key": "000", "shard": "a", "blend_words": ["red"]}': "e.jsonl:2: blend_words is ['red'], allowed: a word",

@@ -151,7 +151,8 @@ def test_without_a_terminal_there_is_a_line_a_minute(
     assert main(arguments(tiny_model, shard, tmp_path / "told")) == 3
     lines = capsys.readouterr().err.splitlines()
     assert re.fullmatch(
-        r"[1-4] of about 4 images, [\d,]+/hour,( [\d.]+ (s|min) left,)? [\d.]+ dB, 1 failed, -?[\d.]+ dB below the VAE bound",
+        r"[1-4] of about 4 images, [\d,]+/hour,( [\d.]+ (s|min) left,)? [\d.]+ dB, 1 failed, "
+        r"-?[\d.]+ dB below the VAE bound",
         lines[-1],
     )
     assert any("the first records are in progress" in line for line in lines)

@@ -58,7 +58,7 @@ def survives(run: InversionRun, reported: Path) -> set[str]:
     assert sorted(stored.key for stored in read_inversions(run.out)) == sorted(set(done)) == sorted(done)
     assert set(reported.read_text().split() if reported.exists() else ()) <= set(done)
     if run.is_complete(UNIT):
-        assert len(rows) == run.images_when_complete(UNIT) == 3
+        assert len(rows) == run.rows_when_complete(UNIT) == 3
     return {row.key for row in rows}
 
 
