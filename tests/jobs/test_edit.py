@@ -336,8 +336,8 @@ def test_csv_and_jsonl_ask_for_the_same(tmp_path: Path):
     ("text", "said"),
     [
         ("key,promt\n000,\n", "e.csv:2: there is no column 'promt'"),
-        ("key,prompt\n000\n", "e.csv:2: the line has not the 2 columns of the first"),
-        ("key,prompt\n000,a,b\n", "e.csv:2: the line has not the 2 columns of the first"),
+        ("key,prompt\n000\n", "e.csv:2: the line does not have the 2 columns of the first"),
+        ("key,prompt\n000,a,b\n", "e.csv:2: the line does not have the 2 columns of the first"),
         ("key,equalizer\n000,blue\n", "e.csv:2: equalizer is 'blue', allowed: words with a number each"),
     ],
 )
