@@ -80,8 +80,8 @@ class ShardSample:
 class ShardReader:
     """Yields a sample for each key of a shard, in order; `errors` has the errors of the whole shard afterwards.
 
-    A reader is iterated once. A broken transfer starts again from the beginning. The sample in which a transfer broke is withheld until the last
-    attempt, since another attempt may read it whole.
+    A reader is iterated once. A broken transfer starts again from the beginning. The sample in which it broke is
+    withheld until the last attempt, since another attempt may read it whole.
     """
 
     errors: list[str]
