@@ -78,10 +78,10 @@ class ShardSample:
 
 
 class ShardReader:
-    """Yields each key of a shard once, in order; after the iteration, `errors` has the errors of the whole shard.
+    """Yields a sample for each key of a shard, in order; `errors` has the errors of the whole shard afterwards.
 
-    A broken transfer starts again from the beginning. The sample in which a transfer broke is withheld until the last
-    attempt, since another attempt may read it whole.
+    A reader is iterated once. A broken transfer starts again from the beginning. The sample in which it broke is
+    withheld until the last attempt, since another attempt may read it whole.
     """
 
     errors: list[str]

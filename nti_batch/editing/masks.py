@@ -1,7 +1,7 @@
 """Masks of edits: their check, and their pixels on the mask's own grid and on a decoded image."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import pairwise
 
@@ -39,6 +39,19 @@ def _cut(length: int, pieces: int, scale: Fraction) -> list[slice]:
     return [slice(math.floor(first), math.ceil(last)) for first, last in pairwise(edges)]
 
 
+def check_runs(runs: Sequence[int]) -> None:
+    """Check that numbers are the runs of a mask.
+
+    Raises:
+        ValueError: If they are no pairs, or one of them is negative.
+    """
+    if len(runs) % 2 or any(number < 0 for number in runs):
+        raise ValueError(
+            f"mask has {len(runs)} numbers, the least of them {min(runs, default=0)}, allowed: pairs of a start and a "
+            "length, [start, length, start, length, ...], none below 0"
+        )
+
+
 def check_mask(mask: Mask) -> None:
     """Check that a mask has pairs of numbers, and that each run lies on its grid.
 
@@ -47,11 +60,10 @@ def check_mask(mask: Mask) -> None:
     """
     if mask.height < 1 or mask.width < 1:
         raise ValueError(f"the mask's grid has height {mask.height} and width {mask.width}, allowed: at least 1")
-    if len(mask.runs) % 2:
-        raise ValueError(f"the mask's runs are {len(mask.runs)} numbers, allowed: pairs of a start and a length")
+    check_runs(mask.runs)
     pixels = mask.height * mask.width
     for start, length in _pairs(mask):
-        if start < 0 or length < 0 or start + length > pixels:
+        if start + length > pixels:
             raise ValueError(
                 f"the mask has a run of {length} pixels from {start} on, allowed: runs within the {pixels} pixels "
                 f"of its grid of height {mask.height} and width {mask.width}; give the size of the image that it "

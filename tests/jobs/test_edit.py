@@ -23,9 +23,10 @@ from torch import Tensor
 from nti_batch import EditSettings, edit_image, read_inversions
 from nti_batch.cli import main
 from nti_batch.data.images import decode_image
+from nti_batch.editing.columns import SETTINGS_COLUMNS
 from nti_batch.editing.pie_bench import CATEGORIES
 from nti_batch.editing.pie_bench import write_shard as write_pie_shard
-from nti_batch.editing.requests import _SETTINGS, read_requests
+from nti_batch.editing.requests import read_requests
 from nti_batch.json_object import Json
 from nti_batch.models.stable_diffusion import StableDiffusion
 from nti_batch.scores.metrics import psnr
@@ -300,7 +301,7 @@ def test_a_killed_job_keeps_what_was_finished(inverted: Path, tmp_path: Path):
 
 
 def test_every_setting_of_an_edit_is_a_column():
-    assert list(_SETTINGS) == [field.name for field in dataclasses.fields(EditSettings)]
+    assert list(SETTINGS_COLUMNS) == [field.name for field in dataclasses.fields(EditSettings)]
 
 
 def test_csv_and_jsonl_ask_for_the_same(tmp_path: Path):
@@ -367,8 +368,8 @@ def test_csv_and_jsonl_ask_for_the_same(tmp_path: Path):
     ("text", "said"),
     [
         ("key,promt\n000,\n", "e.csv:2: there is no column 'promt'"),
-        ("key,prompt\n000\n", "e.csv:2: the line has not the 2 columns of the first"),
-        ("key,prompt\n000,a,b\n", "e.csv:2: the line has not the 2 columns of the first"),
+        ("key,prompt\n000\n", "e.csv:2: the line does not have the 2 columns of the first"),
+        ("key,prompt\n000,a,b\n", "e.csv:2: the line does not have the 2 columns of the first"),
         (
             "key,self_replace_steps\n000,0.1;0.2;1\n",
             "e.csv:2: self_replace_steps is '0.1;0.2;1', allowed: a number such",
