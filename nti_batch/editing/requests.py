@@ -21,7 +21,7 @@ from nti_batch.data.tables import Cells, csv_lines, json_lines
 from nti_batch.diffusion.edits import EditSettings
 from nti_batch.editing.columns import REQUEST_COLUMNS, SETTINGS_COLUMNS, read_cells
 from nti_batch.editing.masks import check_runs
-from nti_batch.output.manifest import member_name
+from nti_batch.output.rows import member_name
 from nti_batch.output.serialization import StoredInversion
 from nti_batch.records import CaptionedImage, EditRequest, Mask, WorkUnit
 from nti_batch.text import and_more

@@ -7,8 +7,9 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from nti_batch.output.kind import RunKind
-from nti_batch.output.manifest import InversionRow, Manifest
+from nti_batch.output.manifest import Manifest
 from nti_batch.output.part import read_members
+from nti_batch.output.rows import InversionRow
 from nti_batch.output.run import OutputRun
 from nti_batch.output.serialization import StoredInversion, decode_inversion, encode_inversion
 from nti_batch.records import Inversion

@@ -7,7 +7,7 @@ from typing import Any
 
 from nti_batch.json_object import Json
 from nti_batch.output.kind import RunKind
-from nti_batch.output.manifest import AnyRow, Row
+from nti_batch.output.rows import AnyRow, Row
 from nti_batch.output.throughput import Throughput
 
 

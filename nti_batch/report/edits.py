@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nti_batch.output.manifest import EditRow
+from nti_batch.output.rows import EditRow
 from nti_batch.output.status import RunStatus
 from nti_batch.plans.edits import EditPlan
 from nti_batch.report.charts import Chart, histogram_chart, throughput_chart

@@ -12,7 +12,7 @@ from nti_batch.editing.reconstruct import reconstruct
 from nti_batch.models.stable_diffusion import StableDiffusion
 from nti_batch.output.edits import read_edited_images
 from nti_batch.output.inversions import read_inversions, read_part
-from nti_batch.output.manifest import EditRow, Row
+from nti_batch.output.rows import EditRow, Row
 from nti_batch.output.serialization import StoredInversion
 from nti_batch.plans.edits import EditPlan
 from nti_batch.plans.images import ImagePlan

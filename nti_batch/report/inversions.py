@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from nti_batch.output.manifest import InversionRow
+from nti_batch.output.rows import InversionRow
 from nti_batch.output.status import RunStatus
 from nti_batch.plans.images import ImagePlan
 from nti_batch.report.charts import Chart, histogram_chart, throughput_chart, timestep_chart

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nti_batch.data.images import to_bytes, to_image
 from nti_batch.models.stable_diffusion import StableDiffusion
-from nti_batch.output.manifest import Row
+from nti_batch.output.rows import Row
 from nti_batch.output.run import AnyRun
 from nti_batch.plans.edits import EditPlan
 from nti_batch.plans.images import ImagePlan

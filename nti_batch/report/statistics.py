@@ -12,8 +12,9 @@ from typing import Generic
 import numpy as np
 from numpy.typing import NDArray
 
-from nti_batch.output.manifest import AnyRow, Manifest, Row, member_name
+from nti_batch.output.manifest import Manifest
 from nti_batch.output.part import DAMAGE, read_metadata
+from nti_batch.output.rows import AnyRow, Row, member_name
 
 Numbers = NDArray[np.float64]
 

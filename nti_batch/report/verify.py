@@ -18,8 +18,9 @@ from nti_batch.data.shard_reader import read_keys
 from nti_batch.editing.reconstruct import reconstruct
 from nti_batch.models.load import load_model
 from nti_batch.output.inversions import read_inversions
-from nti_batch.output.manifest import Manifest, Metadata, Row
+from nti_batch.output.manifest import Manifest
 from nti_batch.output.part import read_members
+from nti_batch.output.rows import Metadata, Row
 from nti_batch.output.serialization import StoredInversion, decode_inversion
 from nti_batch.plans.edits import EditPlan
 from nti_batch.plans.images import ImagePlan

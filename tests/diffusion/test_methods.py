@@ -25,7 +25,7 @@ from nti_batch.diffusion.settings import InversionSettings, Method
 from nti_batch.editing.reconstruct import reconstruct
 from nti_batch.models.stable_diffusion import ModelSource, StableDiffusion
 from nti_batch.output.inversions import open_inversions
-from nti_batch.output.manifest import Metadata
+from nti_batch.output.rows import Metadata
 from nti_batch.output.serialization import StoredInversion, pack_tensors, unpack_tensors
 from nti_batch.report import preview
 from nti_batch.report.verify import check_inversion

@@ -22,7 +22,7 @@ from nti_batch.diffusion.settings import InversionSettings
 from nti_batch.editing.reconstruct import reconstruct
 from nti_batch.models.attention import ControlledAttention
 from nti_batch.models.stable_diffusion import ModelSource, StableDiffusion
-from nti_batch.output.manifest import Metadata
+from nti_batch.output.rows import Metadata
 from nti_batch.output.serialization import StoredInversion
 
 STEPS = 10

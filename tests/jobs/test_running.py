@@ -27,8 +27,8 @@ from nti_batch.jobs.meter import RankTallies
 from nti_batch.jobs.tally import Tally, Total
 from nti_batch.models.stable_diffusion import StableDiffusion
 from nti_batch.output.inversions import open_inversions
-from nti_batch.output.manifest import InversionRow
 from nti_batch.output.part import read_members
+from nti_batch.output.rows import InversionRow
 from nti_batch.records import Failure, WorkUnit
 
 

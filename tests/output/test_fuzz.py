@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 
 from nti_batch import read_inversions
 from nti_batch.output.inversions import open_inversions
-from nti_batch.output.manifest import InversionRow, Manifest
+from nti_batch.output.manifest import Manifest
 from nti_batch.output.part import read_members
+from nti_batch.output.rows import InversionRow
 from nti_batch.output.serialization import StoredInversion
 from nti_batch.records import Failure, WorkUnit
 from nti_batch.report.verify import verify_run

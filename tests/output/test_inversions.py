@@ -18,7 +18,8 @@ from nti_batch import read_inversions
 from nti_batch.files import OutputError
 from nti_batch.output import part as parts
 from nti_batch.output.inversions import InversionRun, open_inversions
-from nti_batch.output.manifest import InversionRow, Manifest
+from nti_batch.output.manifest import Manifest
+from nti_batch.output.rows import InversionRow
 from nti_batch.records import Failure, WorkUnit
 
 
