@@ -143,7 +143,7 @@ def _example(
         columns["input"] = original.pixels / 255
     if original and networks:
         pixels = original.pixels[None].to(networks.device)
-        columns["VAE"] = networks.decode_latents(networks.encode_pictures(pixels))[0].cpu()
+        columns["VAE"] = networks.decode_latents(networks.encode_images(pixels))[0].cpu()
     if networks:
         columns["reconstruction"] = replay(networks, [stored], guided=True)[0].cpu()
     return Example(

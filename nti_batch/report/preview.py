@@ -56,7 +56,7 @@ def draw_preview(
     pixels = torch.stack([inputs[s.shard, s.key].pixels for s in stored]).to(networks.device)
     columns = {
         "input": pixels / 255,
-        "VAE": networks.decode_latents(networks.encode_pictures(pixels)),
+        "VAE": networks.decode_latents(networks.encode_images(pixels)),
         "ddim": replay(networks, stored, False),
         str(run.settings()["model.method"]): replay(networks, stored, True),
     }

@@ -14,7 +14,6 @@ from nti_batch.diffusion.ddim import ddim_invert, ddim_sample
 from nti_batch.models.source import ModelDescription, ModelSource
 from nti_batch.models.stable_diffusion import StableDiffusion
 
-
 ROUNDING = 20 * 2.0**-21
 """Twenty roundings of a value below 8 in float32. A step down is a rotation, so it amplifies no earlier rounding."""
 
