@@ -6,11 +6,7 @@ from typing import Literal, get_args
 from torch import Tensor
 
 Method = Literal["null-text", "ddim", "negative-prompt", "direct"]
-
-
 Solver = Literal["adam", "polyak"]
-
-
 NullInit = Literal["empty", "prompt"]
 
 

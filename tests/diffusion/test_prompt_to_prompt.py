@@ -22,17 +22,9 @@ from nti_batch.models.stable_diffusion import ModelSource, StableDiffusion
 from nti_batch.output.serialization import StoredInversion
 
 STEPS = 10
-
-
 SCALE = 7.5
-
-
 GAIN = 3.0
-
-
 SOURCE = "a red circle on the left"
-
-
 SWAP = EditSettings(kind="replace", cross_replace_steps=0.8, self_replace_steps=0.6)
 
 

@@ -74,7 +74,7 @@ def test_polyak_reaches_the_pivot_with_fewer_evaluations_than_adam():
     adam, _ = invert(rowwise, schedule, InversionSettings(), inputs)
     polyak, _ = invert(rowwise, schedule, InversionSettings(solver="polyak"), inputs)
     assert sum(s.backwards for s in polyak) < sum(s.backwards for s in adam)
-    for state in polyak[:4]:  # the last ones want noise beyond the network's range
+    for state in polyak[:4]:  # the last ones need noise beyond the network's range
         assert all(loss < state.settings.threshold_at(50 - i, 50) for i, loss in enumerate(state.losses))
 
 
