@@ -58,7 +58,7 @@ def prepared(setup: Setup, image: CaptionedImage) -> Setup:
     """The setup with a number of batch_size, once calls with so many images have been made: they are not timed."""
     networks = _networks(setup.source, setup.device, setup.precision, setup.compile_backend)
     if setup.batch_size == "auto":
-        latents, prompt = networks.encode_pictures(image.pixels[None])[0], networks.embed_prompts([image.prompt])[0]
+        latents, prompt = networks.encode_images(image.pixels[None])[0], networks.embed_prompts([image.prompt])[0]
         batch_size = find_batch_size(networks.predict, latents, networks.schedule(2).network_timesteps[1], prompt)
         setup = dataclasses.replace(setup, batch_size=batch_size)
     assert setup.batch_size != "auto"
@@ -145,8 +145,8 @@ class Figures:
             backwards=backwards,
             forward_equivalents=forwards + backward_cost * backwards,
             psnr=fmean(s.psnr for s in scores),
-            gap=fmean(s.gap for s in scores),
-            worst_gap=max(s.gap for s in scores),
+            gap=fmean(s.psnr_below_bound for s in scores),
+            worst_gap=max(s.psnr_below_bound for s in scores),
             distance=fmean(s.distance for s in scores),
             peak_bytes=max(turn.peak_bytes for turn in turns),
             stored_bytes=fmean(s.stored_bytes for s in scores),

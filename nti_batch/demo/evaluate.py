@@ -51,7 +51,7 @@ def invert_scenes(networks: StableDiffusion, scenes: list[Scene]) -> Inverted:
     """Draw the scenes, encode them, append_pivot the pivot and watch where each word is looked for."""
     pictures = torch.stack([draw(scene) for scene in scenes])
     prompts = networks.embed_prompts([scene.caption for scene in scenes])
-    latents = networks.encode_pictures(to_bytes(pictures))
+    latents = networks.encode_images(to_bytes(pictures))
     maps = torch.zeros(())
 
     def predict(latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:

@@ -96,7 +96,7 @@ def _read_stored(located: Iterable[tuple[Path, Row]], notes: list[str]) -> dict[
 def _round_trips(networks: StableDiffusion, inputs: Mapping[ImageId, Tensor]) -> dict[ImageId, Tensor]:
     """VAE round trips of images in [0, 1]."""
     pixels = {id: (image * 255).round().byte()[None].to(networks.device) for id, image in inputs.items()}
-    return {id: networks.decode_latents(networks.encode_pictures(image))[0].cpu() for id, image in pixels.items()}
+    return {id: networks.decode_latents(networks.encode_images(image))[0].cpu() for id, image in pixels.items()}
 
 
 def _reconstructions(

@@ -60,7 +60,7 @@ def test_localisation_is_whole_for_attention_that_is_the_mask_and_poor_for_atten
 def test_null_text_rebuilds_what_plain_guidance_loses_alone_as_in_company(networks: StableDiffusion):
     scenes = unseen_scenes(3)
     start = invert_scenes(networks, scenes)
-    latents = networks.encode_pictures((start.pictures * 255).round().byte())
+    latents = networks.encode_images((start.pictures * 255).round().byte())
     inputs = list(zip(latents, start.prompts, strict=True))
     empty, schedule = networks.embed_prompts([""])[0], networks.schedule(50)
     rebuilt = []

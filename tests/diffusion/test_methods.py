@@ -1,4 +1,4 @@
-"""The methods that optimise nothing: against plain sampling, in every storage, and through the front door."""
+"""The methods without optimization: against plain sampling, in every storage, and by the command."""
 
 import json
 from collections.abc import Iterator
@@ -140,7 +140,7 @@ def test_verify_knows_what_a_pivot_must_be():
 
 @pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("method", PLAIN)
-def test_the_job_takes_a_method_and_its_files_replay_to_its_own_pictures(
+def test_the_job_takes_a_method_and_its_files_replay_to_its_own_images(
     tiny_model: Path,
     tmp_path: Path,
     method: Method,

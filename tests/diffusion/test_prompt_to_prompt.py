@@ -1,4 +1,4 @@
-"""Attention control against a second implementation in loops, and what must hold whatever the network is."""
+"""Attention control against a second implementation in loops, and properties that hold for any network."""
 
 import json
 import math
@@ -26,17 +26,9 @@ from nti_batch.output.rows import Metadata
 from nti_batch.output.serialization import StoredInversion
 
 STEPS = 10
-
-
 SCALE = 7.5
-
-
 GAIN = 3.0
-
-
 SOURCE = "a red circle on the left"
-
-
 SWAP = EditSettings(kind="replace", cross_replace_steps=0.8, self_replace_steps=0.6)
 
 
@@ -185,7 +177,7 @@ def test_self_attention_is_the_sources_below_the_latents_resolution_and_up_to_32
 MAP, LATENTS = (6, 8), (12, 16)
 
 
-def looks_at(maps: list[Tensor], row: int, words: Tensor, threshold: float) -> list[list[bool]]:
+def attended(maps: list[Tensor], row: int, words: Tensor, threshold: float) -> list[list[bool]]:
     """The mask of a row's words at the latents' size, from maps of half of it, pixel by pixel."""
     pixels = list(product(range(MAP[0]), range(MAP[1])))
     summed = {(y, x): sum((m[row].mean(0)[y * MAP[1] + x] * words).sum().item() for m in maps) for y, x in pixels}
@@ -209,8 +201,8 @@ def test_local_blend_follows_the_equation(t: int):
     for row, place in enumerate(ROWS):
         edit = controls[place[1]][place[2]] if place else None
         if edit and edit.blend_start < 1 and STEPS - t >= STEPS * edit.blend_start:
-            mine = looks_at(maps, row, edit.edit_words, edit.blend_threshold)
-            sources = looks_at(maps, place[0], edit.source_words, edit.blend_threshold)
+            mine = attended(maps, row, edit.edit_words, edit.blend_threshold)
+            sources = attended(maps, place[0], edit.source_words, edit.blend_threshold)
             for y, x in product(range(LATENTS[0]), range(LATENTS[1])):
                 if not (mine[y][x] or sources[y][x]):
                     expected[row, :, y, x] = latents[place[0], :, y, x]
@@ -313,7 +305,7 @@ def test_a_weight_of_one_changes_nothing_and_another_does(networks: StableDiffus
     assert (more[1] - more[0]).abs().max() > 1e-3
 
 
-def test_without_guidance_the_null_embeddings_are_not_looked_at(networks: StableDiffusion):
+def test_without_guidance_the_null_embeddings_are_not_used(networks: StableDiffusion):
     control, asked = control_of(networks, [(SOURCE, [(SOURCE, SWAP)])]), []
 
     def predict(latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:

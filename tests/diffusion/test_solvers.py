@@ -1,4 +1,4 @@
-"""Polyak's step and the rounding to stored forms, by what must hold for any network."""
+"""Polyak's step and the rounding to stored forms, by properties that hold for any network."""
 
 import pytest
 import torch
@@ -74,7 +74,7 @@ def test_polyak_reaches_the_pivot_with_fewer_evaluations_than_adam():
     adam, _ = invert(rowwise, schedule, InversionSettings(), inputs)
     polyak, _ = invert(rowwise, schedule, InversionSettings(solver="polyak"), inputs)
     assert sum(s.backwards for s in polyak) < sum(s.backwards for s in adam)
-    for state in polyak[:4]:  # the last ones want noise beyond the network's range
+    for state in polyak[:4]:  # the last ones need noise beyond the network's range
         assert all(loss < state.settings.threshold_at(50 - i, 50) for i, loss in enumerate(state.losses))
 
 
@@ -87,7 +87,7 @@ def test_a_start_at_the_prompt_needs_no_gradient_where_guidance_then_changes_not
     assert (state.forwards, state.backwards, state.inner_steps) == (150, 0, [0] * 50)
 
 
-def test_after_a_timestep_accepted_at_first_sight_the_next_look_is_without_gradient():
+def test_after_a_first_candidate_was_accepted_the_next_evaluation_is_without_gradient():
     with_gradient = []
 
     def predict(latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
@@ -141,7 +141,7 @@ def test_a_compact_embedding_is_a_whole_number_of_steps_from_the_last_and_comes_
 
 @pytest.mark.parametrize("storage", ["float16", "compact"])
 @pytest.mark.parametrize("solver", ["adam", "polyak"])
-def test_rounded_embeddings_still_lead_to_the_picture_and_retrace_the_path(storage: str, solver: str):
+def test_rounded_embeddings_still_lead_to_the_image_and_retrace_the_path(storage: str, solver: str):
     schedule, (latents, prompt), settings = (
         stable_diffusion_schedule(50),
         images(3)[2],
@@ -168,7 +168,7 @@ def test_rounded_embeddings_still_lead_to_the_picture_and_retrace_the_path(stora
     ("fixed", "each", "memory", "expected"),
     [(8.0, 1.0, 1000, 128), (1.0, 1.0, 1000, 16), (0.0, 1.0, 1000, 1), (8.0, 1.0, 20, 16), (8.0, 1.0, 1, 1)],
 )
-def test_slots_grow_while_an_image_gets_cheaper_and_fits(
+def test_the_batch_size_grows_while_an_image_gets_cheaper_and_fits(
     fixed: float, each: float, memory: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ):
     now = 0.0

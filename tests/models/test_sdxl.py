@@ -117,11 +117,11 @@ def test_sampling_is_that_of_diffusers(tiny_xl_model: Path, networks: StableDiff
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_pictures_are_scaled_by_the_models_own_factor(networks: StableDiffusion):
+def test_images_are_scaled_by_the_models_own_factor(networks: StableDiffusion):
     pixels = torch.randint(256, (1, 3, 16, 16), dtype=torch.uint8)
     with torch.no_grad():
         mean = networks.vae.encode(pixels / 127.5 - 1).latent_dist.mean
-    torch.testing.assert_close(networks.encode_pictures(pixels), mean * 0.13025)
+    torch.testing.assert_close(networks.encode_images(pixels), mean * 0.13025)
 
 
 def test_in_half_precision_the_vae_and_the_text_encoders_stay_in_float32(tiny_xl_model: Path):

@@ -34,7 +34,7 @@ def test_every_network_gives_what_the_folders_gives(
     embeddings = whole.embed_prompts(["a small red ring"])
     # to rounding: weights lie at other places in memory, and kernels follow that
     torch.testing.assert_close(single.embed_prompts(["a small red ring"]), embeddings)
-    torch.testing.assert_close(single.encode_pictures(pixels), whole.encode_pictures(pixels))
+    torch.testing.assert_close(single.encode_images(pixels), whole.encode_images(pixels))
     torch.testing.assert_close(single.decode_latents(latents), whole.decode_latents(latents))
     noises = [n.predict(latents, torch.tensor([501]), embeddings) for n in (single, whole)]
     torch.testing.assert_close(*noises, atol=1e-5, rtol=1e-5)

@@ -90,7 +90,7 @@ def test_encoding_takes_the_posteriors_mean_and_decoding_undoes_the_scaling(tiny
     with torch.no_grad():
         mean = networks.vae.encode(pixels / 127.5 - 1).latent_dist.mean
         expected = (networks.vae.decode(mean).sample / 2 + 0.5).clamp(0, 1)
-    latents = networks.encode_pictures(pixels)
+    latents = networks.encode_images(pixels)
     torch.testing.assert_close(latents, mean * networks.vae.config.scaling_factor)
     torch.testing.assert_close(networks.decode_latents(latents), expected, atol=1e-5, rtol=1e-5)
 
