@@ -29,7 +29,8 @@ from nti_batch.cli import main
 from nti_batch.diffusion.rounding import Storage
 from nti_batch.diffusion.settings import InversionSettings
 from nti_batch.jobs.invert_datamodule import InversionDataModule
-from nti_batch.models.stable_diffusion import ModelSource, StableDiffusion
+from nti_batch.models.source import ModelSource
+from nti_batch.models.stable_diffusion import StableDiffusion
 from nti_batch.output.serialization import StoredInversion
 
 NEVER = InversionSettings(num_inner_steps=2, early_stop_epsilon=0, early_stop_growth=0)

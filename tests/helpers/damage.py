@@ -10,6 +10,7 @@ import lzma
 import struct
 import tarfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,7 +55,7 @@ def between(kind: str, name: str, members: bytes, rows: dict[str, Row], shard: s
     return Case(kind, name, good("a") + members + good("z") + END, {"a": DONE, **rows, "z": DONE, **told})
 
 
-def after(kind: str, name: str, content: bytes, shard: str, rows: dict[str, Row] | None = None) -> Case:
+def after(kind: str, name: str, content: bytes, shard: str, rows: Mapping[str, Row] | None = None) -> Case:
     """Damage that ends a shard behind a healthy sample."""
     return Case(kind, name, good("a") + content, {"a": DONE, **(rows or {}), "": ("shard", shard)})
 

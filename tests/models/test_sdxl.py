@@ -17,14 +17,14 @@ from nti_batch.diffusion.ddim import ddim_sample
 from nti_batch.diffusion.pooled import join_pooled, split_pooled
 from nti_batch.diffusion.rounding import Storage
 from nti_batch.diffusion.settings import InversionSettings, Solver
-from nti_batch.models.source import ModelDescription, ModelSource
+from nti_batch.models.source import ModelDescription, ModelSource, Precision
 from nti_batch.models.stable_diffusion import StableDiffusion
 from nti_batch.output.serialization import pack_tensors, unpack_tensors
 
 PROMPTS = ["a small red ring", "", "a blue square on the left " * 20]
 
 
-def load(folder: Path, precision: str = "float32") -> StableDiffusion:
+def load(folder: Path, precision: Precision = "float32") -> StableDiffusion:
     return StableDiffusion.load(ModelSource(str(folder)), precision)
 
 
