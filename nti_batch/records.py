@@ -8,6 +8,7 @@ EditRequest  ->  EditedImage, Failure  asks for an edited picture of an inverted
 """
 
 from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
@@ -31,6 +32,29 @@ class WorkUnit:
     def name(self) -> str:
         """Stem of the unit's output files, the same whatever the number of ranks."""
         return f"{self.shard}.{self.index}of{self.count}"
+
+
+class Record(Protocol):
+    """A finished record of a run."""
+
+    @property
+    def unit(self) -> WorkUnit:
+        """Work unit of the record."""
+
+    @property
+    def key(self) -> str:
+        """Key of the image."""
+
+    @property
+    def name(self) -> str:
+        """Name of the edit; empty for an inversion."""
+
+    @property
+    def seconds(self) -> float:
+        """Seconds from the start of the computation to its end."""
+
+    def metrics(self) -> dict[str, float]:
+        """Scores of the record by name, for progress, logs and loggers."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,7 +88,9 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Inversion:
-    """What the inversion of one image found. Tensors are float32 and on the CPU."""
+    """Result of the inversion of one image. Tensors are float32 and on the CPU."""
+
+    name: ClassVar[str] = ""
 
     unit: WorkUnit
     key: str
@@ -114,10 +140,18 @@ class Inversion:
     pooled_dim: int = 0
     """Width of the pooled embedding, the last row of every embedding; 0 in families that have none."""
 
+    def metrics(self) -> dict[str, float]:
+        """PSNR of the reconstruction, its distance below the VAE bound, both in dB, and updates of the embedding."""
+        return {
+            "psnr": self.psnr,
+            "psnr_below_vae": self.psnr_vae - self.psnr,
+            "inner_steps": sum(self.inner_steps),
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class EndOfUnit:
-    """A work unit has been read to its end: `committed` records were there before, and `read` were handed on."""
+    """The end of a work unit: `committed` records were there before, and `read` records followed."""
 
     unit: WorkUnit
     committed: int
@@ -180,6 +214,10 @@ class EditedImage:
     mse_unedited: float | None
     seconds: float
     """From the first timestep to the last; rows in one batch share a device."""
+
+    def metrics(self) -> dict[str, float]:
+        """PSNR of the unedited part in dB, if it is known."""
+        return {} if self.psnr_unedited is None else {"psnr_unedited": self.psnr_unedited}
 
 
 Outcome = Inversion | EditedImage | Failure | EndOfUnit

@@ -1,4 +1,4 @@
-"""Imports run one way."""
+"""Imports run one way: a package imports only from packages above it in the list, and no files import each other."""
 
 import ast
 import subprocess
@@ -10,57 +10,37 @@ import pytest
 import nti_batch
 
 PACKAGE = Path(nti_batch.__file__).parent
-LAYERS = [
-    {"diffusion.schedule"},
-    {"diffusion.guidance"},
-    {
-        "diffusion.alignment",
-        "diffusion.ddim",
-        "diffusion.metrics",
-        "diffusion.pooled",
-        "diffusion.rounding",
-        "diffusion.batch_size",
-        "diffusion.solvers",
-    },
-    {"diffusion.edits", "diffusion.null_text"},
-    {"diffusion.pool", "diffusion.prompt_to_prompt"},
-    {"diffusion.controlled_attention"},
-    {"records", "archive", "folder", "tables"},
-    {"transfer"},
-    {"model_source", "text_encoders"},
-    {"weights"},
-    {"stable_diffusion", "stream", "images", "manifest", "masks", "lock", "signals", "lpips"},
-    {"packing", "parts", "pie_bench", "learned_scores", "image_list"},
-    {"shard_writer", "inversions", "edit_run", "editing", "edit_requests", "edit_scores"},
-    {"module", "edit_module", "writer", "status", "run_numbers", "dataset", "export"},
-    {"edit_status", "charts"},
-    {"failure_limit", "page"},
-    {"datamodule"},
-    {"edit_datamodule"},
-    {"job_log", "progress", "preview", "benchmarks.inverted", "benchmarks.stopwatch"},
-    {"plan", "verify", "edit_preview", "report"},
-    {"edit_verify"},
-    {"job", "score_run", "edit_report"},
-    {"edit_command", "pack_command", "run_commands", "completion"},
-    {"benchmarks.reference_loop", "benchmarks.job_loop"},
-    {
-        "benchmarks.side_by_side",
-        "benchmarks.solvers",
-        "benchmarks.inner_step",
-        "benchmarks.ranks",
-        "benchmarks.ablations",
-        "benchmarks.edits",
-    },
-    {"benchmarks.storage", "benchmarks.step_memory"},
-    {"cli"},
-    {"__main__"},
+PACKAGES = [
+    "files",
+    "text",
+    "durations",
+    "exit_codes",
+    "json_object",
+    "lock",
+    "diffusion",
+    "records",
+    "models",
+    "data",
+    "settings",
+    "scores",
+    "output",
+    "editing",
+    "plans",
+    "report",
+    "jobs",
+    "benchmarks",
+    "commands",
+    "cli",
+    "__main__",
 ]
-"""Files of one set do not know each other; the package's own `__init__` imports lazily, and `demo` is no part of it."""
+"""Each imports only from those before it. `demo` is not listed: no package imports it."""
+
+SEPARATE = [("jobs", "report"), ("models", "data"), ("diffusion", "files")]
+"""Pairs that do not import each other in either direction."""
 
 
 def imports_of(path: Path) -> set[str]:
-    """Full names of modules imported anywhere in a file, in functions too, but for type checking only."""
-    names: set[str] = set()
+    """Full names of modules imported anywhere in a file, in functions too, but not for type checking only."""
     tree = ast.parse(path.read_text())
     skipped = {
         child
@@ -68,49 +48,82 @@ def imports_of(path: Path) -> set[str]:
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
         for child in ast.walk(node)
     }
+    names: set[str] = set()
     for node in ast.walk(tree):
-        if node in skipped:
-            continue
-        if isinstance(node, ast.Import):
+        if isinstance(node, ast.Import) and node not in skipped:
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module}
+        elif isinstance(node, ast.ImportFrom) and node.module and node not in skipped:
+            # `from package import module` names a module, too
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return names
 
 
 def modules() -> dict[str, Path]:
-    """Module names below the package, without the demo."""
-    files = [p for p in PACKAGE.rglob("*.py") if "demo" not in p.relative_to(PACKAGE).parts and p.name != "__init__.py"]
-    return {".".join(p.relative_to(PACKAGE).with_suffix("").parts): p for p in files}
+    """Files of the package by their module names below it, without the demo and the packages' own files."""
+    files = (p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py")
+    named = {".".join(p.relative_to(PACKAGE).with_suffix("").parts): p for p in files}
+    return {name: path for name, path in named.items() if not name.startswith("demo.")}
 
 
-def test_every_module_has_a_layer():
-    assert set(modules()) == set().union(*LAYERS)
+MODULES = modules()
+IMPORTS = {
+    name: {m.removeprefix("nti_batch.") for m in imports_of(path)} & set(MODULES) for name, path in MODULES.items()
+}
 
 
-@pytest.mark.parametrize("name", sorted(modules()))
-def test_a_module_imports_only_from_layers_below(name: str):
-    own = next(i for i, layer in enumerate(LAYERS) if name in layer)
-    below = set().union(*LAYERS[:own])
-    ours = {m.removeprefix("nti_batch.") for m in imports_of(modules()[name]) if m.startswith("nti_batch.")}
-    assert ours <= below, f"{name} imports {ours - below}"
+def package_of(module: str) -> str:
+    return module.partition(".")[0]
 
 
-@pytest.mark.parametrize("name", sorted(m for m in modules() if m.startswith("diffusion.")))
+def test_every_file_belongs_to_a_package_of_the_list():
+    assert {package_of(name) for name in MODULES} == set(PACKAGES)
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_a_file_imports_only_from_its_own_package_and_those_before_it(name: str):
+    allowed = PACKAGES[: PACKAGES.index(package_of(name)) + 1]
+    if name == "commands.completion":
+        # it describes the whole command line
+        allowed = [*allowed, "cli"]
+    assert {m for m in IMPORTS[name] if package_of(m) not in allowed} == set()
+
+
+@pytest.mark.parametrize(("one", "other"), SEPARATE)
+def test_these_packages_do_not_know_each_other(one: str, other: str):
+    pairs = {(package_of(name), package_of(m)) for name, imported in IMPORTS.items() for m in imported}
+    assert not pairs & {(one, other), (other, one)}
+
+
+def test_no_files_import_each_other_in_a_circle():
+    """Remove files that import no remaining file until none is left; a circle would remain."""
+    left = {name: set(imported) for name, imported in IMPORTS.items()}
+    while free := [name for name, imported in left.items() if not imported]:
+        for name in free:
+            del left[name]
+        for imported in left.values():
+            imported.difference_update(free)
+    assert left == {}
+
+
+@pytest.mark.parametrize("name", sorted(m for m in MODULES if package_of(m) == "diffusion"))
 def test_the_method_imports_torch_and_nothing_else(name: str):
-    roots = {m.split(".")[0] for m in imports_of(modules()[name])}
+    roots = {m.split(".")[0] for m in imports_of(MODULES[name])}
     assert roots - set(sys.stdlib_module_names) <= {"torch", "nti_batch"}
 
 
 @pytest.mark.parametrize(
     ("foreign", "files"),
-    [("diffusers", {"weights"}), ("transformers", {"weights", "learned_scores"})],
+    [
+        ("diffusers", {"models.weights", "benchmarks.full_size"}),
+        ("transformers", {"models.weights", "scores.learned"}),
+        ("lightning", {m for m in MODULES if package_of(m) == "jobs"}),
+    ],
 )
-def test_networks_of_others_come_in_through_one_file_for_each_purpose(foreign: str, files: set[str]):
-    assert {n for n, p in modules().items() if foreign in {m.split(".")[0] for m in imports_of(p)}} == files
+def test_a_foreign_library_is_imported_in_few_places(foreign: str, files: set[str]):
+    assert {name for name, path in MODULES.items() if foreign in {m.split(".")[0] for m in imports_of(path)}} <= files
 
 
 def test_asking_for_help_imports_no_torch():
     check = "import sys; sys.argv[1:] = ['--help']\ntry: import nti_batch.__main__\nexcept SystemExit: pass\n"
-    check += "sys.exit(any(m in sys.modules for m in ('torch', 'lightning', 'diffusers', 'PIL')))"
+    check += "sys.exit(any(m in sys.modules for m in ('torch', 'lightning', 'diffusers', 'PIL', 'jsonargparse')))"
     assert subprocess.run([sys.executable, "-c", check], stdout=subprocess.DEVNULL).returncode == 0

@@ -18,11 +18,11 @@ from pathlib import Path
 from statistics import fmean
 
 from nti_batch.editing.editor import edit_image
-from nti_batch.jobs.edit_datamodule import EditDataModule
 from nti_batch.models.load import load_model
 from nti_batch.models.stable_diffusion import StableDiffusion
-from nti_batch.output.inversions import InversionRun, read_inversions
+from nti_batch.output.inversions import open_inversions, read_inversions
 from nti_batch.output.serialization import StoredInversion
+from nti_batch.plans.open import open_plan
 
 
 def job_per_hour(inversions: Path, images: Sequence[StoredInversion], edits: int, rows: int) -> float:
@@ -38,8 +38,8 @@ def job_per_hour(inversions: Path, images: Sequence[StoredInversion], edits: int
         command = [sys.executable, "-m", "nti_batch", "edit", f"--data.inversions={inversions}", f"--output.dir={out}"]
         command += [f"--data.edits={listed}", f"--model.batch_size={rows}", "--trainer.devices=1"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        data = EditDataModule.of_run(out, allow_pipe=True)
-        rate = data.status(data.units).edits_per_hour
+        plan = open_plan(out)
+        rate = plan.status(plan.units).per_hour
     assert rate is not None
     return rate
 
@@ -65,7 +65,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     arguments = parser.parse_args()
     images = list(islice(read_inversions(arguments.inversions), arguments.images))
-    networks = load_model(InversionRun(arguments.inversions).settings())
+    settings = open_inversions(arguments.inversions).settings
+    networks = load_model(settings.source, settings.precision)
     job, loop = [], []
     for _ in range(arguments.rounds):
         job.append(job_per_hour(arguments.inversions, images, arguments.edits, arguments.rows))

@@ -13,7 +13,7 @@ from nti_batch.benchmarks.inverted import Score, score
 from nti_batch.benchmarks.job_loop import job_loop, load_images
 from nti_batch.diffusion.rounding import Storage
 from nti_batch.diffusion.settings import InversionSettings
-from nti_batch.jobs.invert_datamodule import SAMPLES, InversionDataModule
+from nti_batch.jobs.flags import SAMPLES, shard_addresses
 from nti_batch.models.source import ModelDescription, ModelSource
 from nti_batch.models.stable_diffusion import StableDiffusion
 from nti_batch.records import CaptionedImage
@@ -73,7 +73,7 @@ def measure(networks: StableDiffusion, settings: InversionSettings, case: Case, 
     """Invert the images of a case."""
     schedule = networks.schedule(case.num_steps)
     settings = replace(settings, guidance_scale=case.guidance_scale)
-    found = job_loop(networks, networks.predict_noise, case.images, schedule, settings, 16, storage)
+    found = job_loop(networks, networks.predict, case.images, schedule, settings, 16, storage)
     return [score(networks, image, inverted) for image, inverted in zip(case.images, found, strict=True)]
 
 
@@ -87,8 +87,8 @@ def main() -> None:
     parser.add_argument("--storage", default="compact", choices=("float32", "float16", "compact"))
     arguments = parser.parse_args()
     networks, size = StableDiffusion.load(ModelSource("demo")), ModelDescription.of(ModelSource("demo")).size
-    scenes = load_images(InversionDataModule(arguments.scenes), size, arguments.count)
-    photographs = load_images(InversionDataModule(str(SAMPLES / "photographs-000000.tar")), size, 8)
+    scenes = load_images(shard_addresses(arguments.scenes), "txt", size, arguments.count)
+    photographs = load_images(shard_addresses(str(SAMPLES / "photographs-000000.tar")), "txt", size, 8)
     cases = [Case(name="scenes", images=scenes), Case(name="photographs", images=photographs)]
     quarter = scenes[: len(scenes) // 4]
     cases += [Case(name="scenes", images=quarter, guidance_scale=w, num_steps=steps) for w, steps in CASES]

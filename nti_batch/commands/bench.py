@@ -1,62 +1,83 @@
 """`nti-batch bench`: the job beside the reference loop."""
 
-import argparse
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
-from nti_batch.jobs.run import DONE, silence_warnings, usage_error
+import torch
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
-if TYPE_CHECKING:
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+from nti_batch.benchmarks.compare import Setup, compare
+from nti_batch.benchmarks.job_loop import load_images
+from nti_batch.diffusion.rounding import Storage
+from nti_batch.exit_codes import DONE, usage_error
+from nti_batch.jobs.flags import InvertModelFlags, shard_addresses
+from nti_batch.jobs.parser import silence_warnings
+from nti_batch.models.source import ModelDescription
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BenchDataFlags:
+    """Input of the comparison."""
+
+    shards: str = "demo"
+    """Shards, as for invert."""
+
+    caption: str = "txt"
+    """Place of the prompts, as for invert."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BenchOutputFlags:
+    """Output of the comparison."""
+
+    storage: Storage = "float32"
+    """Storage of the job, as for invert."""
 
 
 def bench(argv: Sequence[str]) -> int:
-    """Print the comparison of the job with the authors' loop."""
-    import torch
-    from jsonargparse import ArgumentError, ArgumentParser
-
-    from nti_batch.benchmarks.compare import Setup, compare
-    from nti_batch.benchmarks.job_loop import load_images
-    from nti_batch.diffusion.rounding import Storage
-    from nti_batch.jobs.invert_datamodule import InversionDataModule
-    from nti_batch.jobs.invert_module import InversionModule
-    from nti_batch.models.source import ModelDescription
-
+    """Print the comparison of the job with the reference loop."""
     silence_warnings()
+    parser = bench_parser()
+    try:
+        flags = parser.instantiate(parser.parse_args(list(argv)))
+        model: InvertModelFlags = flags.model
+        setup = Setup(
+            source=model.source,
+            device=flags.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+            precision=model.precision,
+            compile_backend=model.compile,
+            num_steps=model.num_steps,
+            settings=model.inversion,
+            batch_size=model.batch_size,
+            storage=flags.output.storage,
+            optimize_pooled=model.optimize_pooled,
+        )
+        size = ModelDescription.of(setup.source).size
+        images = load_images(shard_addresses(flags.data.shards), flags.data.caption, size, flags.images)
+        comparison = compare(setup, images, flags.rounds)
+    except (ValueError, ArgumentError) as error:
+        return usage_error(error)
+    print(json.dumps(comparison.to_json()) if flags.json else "\n".join(comparison.lines()))
+    return DONE
+
+
+def bench_parser() -> ArgumentParser:
+    """The parser of the command; it takes the YAML files of `nti-batch invert`."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
         prog="nti-batch bench",
-        description="Invert the same images by the job and by the authors' loop (one image at a time, weights not "
-        "frozen, float32, their constants), in turns, and compare speed, UNet work, quality, memory and bytes.",
+        description="Invert the same images with the job and with the reference loop, which is the authors' (one image "
+        "at a time, weights not frozen, float32, their constants), in alternating rounds. Compare speed, UNet "
+        "evaluations, quality, memory and bytes.",
         exit_on_error=False,
     )
     parser.add_argument("--config", action="config", help="a YAML file as for invert, such as configs/fast.yaml")
-    parser.add_class_arguments(InversionModule, "model")
-    parser.add_argument("--data.shards", type=str, default="demo", help="as for invert")
-    parser.add_argument("--data.caption", type=str, default="txt", help="as for invert")
-    parser.add_argument("--output.storage", type=Storage, default="float32", help="of the job, as for invert")
+    parser.add_class_arguments(InvertModelFlags, "model")
+    parser.add_class_arguments(BenchDataFlags, "data")
+    parser.add_class_arguments(BenchOutputFlags, "output")
     parser.add_argument("--images", type=int, default=16, help="number of images")
-    parser.add_argument("--rounds", type=int, default=2, help="turns of each side, which take a share of the images")
+    parser.add_argument("--rounds", type=int, default=2, help="rounds of each side, which share the images")
     parser.add_argument("--device", type=str, default=None, help="such as 'cuda'; a GPU if there is one")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    try:
-        arguments = parser.parse_args(list(argv))
-        module = InversionModule(**arguments.model)
-        data = InversionDataModule(arguments.data.shards, arguments.data.caption, units_per_shard=1)
-        setup = Setup(
-            source=module.source,
-            device=arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"),
-            precision=module.precision,
-            compile_backend=module.compile_backend,
-            num_steps=module.num_steps,
-            settings=module.null_text,
-            batch_size=module.batch_size,
-            storage=arguments.output.storage,
-            optimize_pooled=module.optimize_pooled,
-        )
-        images = load_images(data, ModelDescription.of(module.source).size, arguments.images)
-        comparison = compare(setup, images, arguments.rounds)
-    except (ValueError, ArgumentError) as error:
-        return usage_error(error)
-    print(json.dumps(comparison.as_json()) if arguments.json else "\n".join(comparison.lines()))
-    return DONE
+    return parser

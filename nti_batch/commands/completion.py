@@ -1,47 +1,67 @@
-"""Completion in the shell: `nti-batch completion bash` prints a script that knows every command and flag.
+"""`nti-batch completion`: a script for the shell that knows every command and flag.
 
-The script is made once, and asks no Python while somebody types: to import torch takes seconds.
+The shell reads the script and starts no Python while somebody types: to import torch takes seconds.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Literal, get_args, get_origin
 
-SHELLS = ("bash", "zsh")
+from nti_batch import cli
+from nti_batch.commands import bench, edit, invert
+from nti_batch.commands.parser import function_parser
+from nti_batch.exit_codes import DONE
+from nti_batch.jobs.parser import job_parser, silence_warnings
 
 
-def completion_script(
-    parser: argparse.ArgumentParser,
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
-    flags: Mapping[str, Sequence[argparse.ArgumentParser]],
-    shell: str,
-) -> str:
-    """The script for one of `SHELLS`.
+def completion(shell: Literal["bash", "zsh"]) -> int:
+    """Print a script that completes commands and flags in the shell.
 
     Args:
-        parser: Of the command line.
-        commands: Of the parser; those that read their arguments by themselves have no flags there, and get them.
-        flags: The parsers of each of those.
-        shell: What is to complete.
-
-    Raises:
-        ValueError: If the package that writes such scripts is not installed.
+        shell: The shell.
     """
+    silence_warnings()
     try:
         import shtab
     except ImportError as error:
         raise ValueError("completion needs shtab: pip install 'nti-batch[completion]'") from error
-
-    for name, parsers in flags.items():
-        commands.choices[name] = _plain(parsers)
+    parser = cli.command_parser()
+    commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    for name in commands.choices:
+        commands.choices[name] = _plain(_parsers(name))
     script: str = shtab.complete(parser, shell)
-    return script
+    print(script)
+    return DONE
+
+
+def _parsers(name: str) -> Sequence[argparse.ArgumentParser]:
+    """The parsers of a command."""
+    match name:
+        case "invert":
+            return [job_parser(name, invert.SECTIONS, invert.TRAINER_DEFAULTS)]
+        case "edit":
+            return [job_parser(name, edit.SECTIONS), function_parser(edit.edit_one, name, as_positional=False)]
+        case "bench":
+            return [bench.bench_parser()]
+    module = import_module(f"nti_batch.commands.{cli.COMMANDS[name].module}")
+    return [function_parser(getattr(module, name), name)]
 
 
 def _plain(parsers: Sequence[argparse.ArgumentParser]) -> argparse.ArgumentParser:
-    """A parser of nothing but the flags: those of jsonargparse are more than shtab understands."""
+    """A parser with the same flags for shtab, which does not understand those of jsonargparse."""
     plain = argparse.ArgumentParser(conflict_handler="resolve")
     for action in (action for parser in parsers for action in parser._actions):
-        if action.option_strings and action.help != argparse.SUPPRESS:
+        if action.help != argparse.SUPPRESS:
             about = " ".join(str(action.help or "").split()).replace("%", "%%")
-            plain.add_argument(*action.option_strings, choices=action.choices, help=about)
+            if action.option_strings:
+                plain.add_argument(*action.option_strings, choices=_choices(action), help=about)
+            elif action.dest != "help":
+                plain.add_argument(action.dest, choices=_choices(action), help=about)
     return plain
+
+
+def _choices(action: argparse.Action) -> Sequence[str] | None:
+    """Allowed values of a flag, if they are listed."""
+    annotation = getattr(action, "_typehint", None)
+    return list(get_args(annotation)) if get_origin(annotation) is Literal else None

@@ -1,105 +1,115 @@
-"""`nti-batch edit`: the job, or with `--inversions` one picture."""
+"""`nti-batch edit`: the job, or with `--inversions` one image."""
 
-import argparse
-import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from nti_batch.jobs.run import DONE, Job, assemble, read_settings, run_job, silence_warnings, usage_error, writer_of
+from nti_batch.commands.parser import function_parser, run_function
+from nti_batch.diffusion.edits import EditSettings
+from nti_batch.editing.editor import edit_image
+from nti_batch.exit_codes import DONE
+from nti_batch.jobs.edit_module import EditModule
+from nti_batch.jobs.flags import EditDataFlags, EditModelFlags, OutputFlags
+from nti_batch.jobs.parser import parse_flags, silence_warnings
+from nti_batch.jobs.ranks import JobPart
+from nti_batch.jobs.run import Job, build_job, run_job
+from nti_batch.jobs.signals import StopSignals
+from nti_batch.models.source import ModelDescription
+from nti_batch.output.edits import EDIT
+from nti_batch.output.inversions import open_inversions, read_inversions
+from nti_batch.output.run import OutputRun
+from nti_batch.output.serialization import StoredInversion
+from nti_batch.plans.edits import EditPlan, check_pipes, read_edit_list
+from nti_batch.plans.images import ImagePlan
+from nti_batch.report.preview import draw_preview
+from nti_batch.settings import EditRunSettings
 
-if TYPE_CHECKING:
-    from nti_batch.jobs.signals import StopSignals
-    from nti_batch.output.serialization import StoredInversion
+SECTIONS: dict[str, type] = {
+    "model": EditModelFlags,
+    "data": EditDataFlags,
+    "output": OutputFlags,
+    "edit": EditSettings,
+}
 
 
 def edit(argv: Sequence[str]) -> int:
-    """Make the edits that are not committed yet, or one picture."""
-    is_one_picture = any(argument.partition("=")[0] == "--inversions" for argument in argv)
-    return edit_one(argv) if is_one_picture else run_job(prepare_edits, argv)
+    """Make the edits that are not committed yet, or edit one image."""
+    if not any(argument.partition("=")[0] == "--inversions" for argument in argv):
+        return run_job(build_edit_job, argv)
+    return run_function(edit_one, argv, function_parser(edit_one, "nti-batch edit", as_positional=False))
 
 
-def prepare_edits(argv: Sequence[str], stop: "StopSignals") -> Job:
-    """Everything that can be refused, before any weights are loaded.
+def build_edit_job(argv: Sequence[str], stop: StopSignals) -> Job:
+    """Build the job from its flags, before any weights are loaded.
 
     Raises:
         ValueError: If the user's settings are wrong.
     """
-    from nti_batch.diffusion.edits import EditSettings
-    from nti_batch.jobs.edit_datamodule import EditDataModule
-    from nti_batch.jobs.edit_module import EditModule
-    from nti_batch.jobs.writer import EditWriter
-    from nti_batch.models.source import ModelDescription
-    from nti_batch.report.edit_preview import draw_edits
-
-    cli = read_settings("edit", EditModule, EditDataModule, EditWriter, argv, sections={"edit": EditSettings})
-    module, data, writer = cli.model, cli.datamodule, writer_of(cli)
-    defaults = cli.config_init["edit"]
-    module.attach(data.inverted_with)
-    module.stop = stop
-    ModelDescription.of(module.source)
-    data.attach(writer.run, defaults)
-    told = {f"edit.{name}": value for name, value in dataclasses.asdict(defaults).items()}
-    told["edit.blend_words"] = defaults.blend_words and list(defaults.blend_words)
-    writer.run.create({**module.result_settings, **data.result_settings, **told}, data.urls, cli.config.dry_run)
-    data.refuse_other_edits(data.units_of(cli.trainer.global_rank, cli.trainer.world_size))
-    return assemble(cli, stop, lambda: draw_edits(data.run, data, module.networks), lambda: None)
-
-
-def one_picture_parser() -> argparse.ArgumentParser:
-    """The flags of `edit_one`."""
-    from nti_batch.diffusion.edits import EditSettings
-
-    parser = argparse.ArgumentParser(
-        prog="nti-batch edit",
-        description="Edit one inverted image. Without --inversions, `nti-batch edit` is a job: see "
-        "`nti-batch edit --help`.",
+    flags = parse_flags("edit", SECTIONS, argv)
+    model: EditModelFlags = flags.model
+    data: EditDataFlags = flags.data
+    inversions = open_inversions(data.inversions)
+    source = model.source(inversions.settings.source)
+    ModelDescription.of(source)
+    settings = EditRunSettings(
+        model_name=model.name,
+        model_config=model.config,
+        inversions=str(inversions.out.resolve()),
+        edits=None if data.edits is None else str(Path(data.edits).resolve()),
+        edit_prompt=data.edit_prompt,
+        units_per_shard=data.units_per_shard,
+        edit=flags.edit,
     )
-    parser.add_argument("--inversions", required=True, metavar="OUT", help="output folder of `nti-batch invert`")
-    parser.add_argument("--key", required=True, help="of the image")
-    parser.add_argument("--shard", help="of the image, where several shards have the key")
-    parser.add_argument("--prompt", help="of the edit; left out, the source is rebuilt")
-    parser.add_argument("--output", required=True, metavar="FILE", help="the picture to write, such as x.png")
-    for field in dataclasses.fields(EditSettings):
-        default = getattr(EditSettings(), field.name) or "none"
-        parser.add_argument(f"--{field.name}", help=f"as --edit.{field.name} of the job; default: {default}")
-    return parser
+    requests = read_edit_list(settings, inversions)
+    check_pipes(requests or (), inversions, data.allow_pipe)
+    run = OutputRun.create(EDIT, Path(flags.output.dir), settings, inversions.shards, flags.dry_run)
+    plan = EditPlan(run, inversions, requests, data.retry_failed)
+    inverted = inversions.settings
+    scale = inverted.inversion.guidance_scale
+    module = EditModule(source, inverted.precision, scale, model.batch_size, stop)
+    job = build_job(flags, plan, module, stop, lambda: draw_preview(plan, module.networks))
+    rank, ranks = job.trainer.global_rank, job.trainer.world_size
+    plan.refuse_changed_requests(JobPart.parse(data.part).units(plan.units, rank, ranks))
+    return job
 
 
-def edit_one(argv: Sequence[str]) -> int:
-    """Edit one image into a file."""
+def edit_one(
+    inversions: Path,
+    key: str,
+    output: Path,
+    shard: str | None = None,
+    prompt: str | None = None,
+    edit: EditSettings = EditSettings(),
+) -> int:
+    """Edit one inverted image. Without --inversions, `nti-batch edit` is a job: see `nti-batch edit --help`.
+
+    Args:
+        inversions: Output folder of `nti-batch invert`.
+        key: Key of the image.
+        output: Image file to write, such as x.png.
+        shard: Shard of the image, if several shards have the key.
+        prompt: Prompt of the edit; left out, the source is reconstructed.
+        edit: Settings of the edit.
+    """
     started = time.monotonic()
-    chosen = one_picture_parser().parse_args(argv)
-
-    from nti_batch.diffusion.edits import EditSettings
-    from nti_batch.editing.editor import edit_image
-    from nti_batch.editing.requests import read_settings as read_edit_settings
-
     silence_warnings()
+    image = edit_image(find_inversion(inversions, key, shard), prompt, edit)
     try:
-        names = (field.name for field in dataclasses.fields(EditSettings))
-        settings = read_edit_settings({name: getattr(chosen, name) for name in names}, EditSettings())
-        inversion = find_inversion(Path(chosen.inversions), chosen.key, chosen.shard)
-        picture = edit_image(inversion, chosen.prompt, settings)
-        picture.save(chosen.output)
-    except (ValueError, OSError) as error:
-        return usage_error(error)
-    print(f"{chosen.output}: {time.monotonic() - started:.1f} s")
+        image.save(output)
+    except OSError as error:
+        raise ValueError(f"{output} cannot be written: {error}; give another --output") from error
+    print(f"{output}: {time.monotonic() - started:.1f} s")
     return DONE
 
 
-def find_inversion(out: Path, key: str, shard: str | None) -> "StoredInversion":
+def find_inversion(out: Path, key: str, shard: str | None) -> StoredInversion:
     """The inversion of a key.
 
     Raises:
         ValueError: If there is none, or more than one.
     """
-    from nti_batch.output.inversions import InversionRun, read_inversions
-    from nti_batch.output.status import units_of
-
-    run = InversionRun(out)
-    rows = [row for unit in units_of(run, allow_pipe=True) if shard in (None, unit.shard) for row in run.rows(unit)]
+    plan = ImagePlan.of_run(open_inversions(out), allow_pipe=True)
+    rows = [row for unit in plan.units if shard in (None, unit.shard) for row in plan.run.rows(unit)]
     found = [row for row in rows if row.key == key]
     where = f"{str(out)!r}" if shard is None else f"shard {shard!r} of {str(out)!r}"
     if not found:

@@ -1,6 +1,6 @@
 """`nti-batch env`: what a bug report needs to say of a machine."""
 
-import json as json_format
+import json as jsonlib
 import os
 import platform
 import re
@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from nti_batch.jobs.run import DONE, usage_error
+from nti_batch.exit_codes import DONE
 
 PACKAGES = (
     "nti-batch",
@@ -33,21 +33,18 @@ def env(model: str | None = None, json: bool = False) -> int:
             fetched.
         json: Print one JSON object.
 
-    Returns:
-        Exit code: 0, or 2 if there is no such model. A package that is missing or broken is no error.
+    Raises:
+        ValueError: If there is no such model. A package that is missing or broken is no error.
     """
     found = environment()
     if model is not None:
         from nti_batch.models.fingerprint import model_fingerprint
         from nti_batch.models.source import ModelSource
 
-        try:
-            fingerprint = model_fingerprint(ModelSource(model))
-        except ValueError as error:
-            return usage_error(error)
+        fingerprint = model_fingerprint(ModelSource(model))
         found |= {"model": model, "fingerprint": fingerprint or "unknown (no such folder, and not in the local cache)"}
     if json:
-        print(json_format.dumps(found))
+        print(jsonlib.dumps(found))
     else:
         for name, value in found.items():
             print(f"{name}: {', '.join(value) if isinstance(value, list) else value}")

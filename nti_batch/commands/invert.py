@@ -1,58 +1,85 @@
 """`nti-batch invert`: the main job."""
 
-import argparse
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-from nti_batch.jobs.run import Job, assemble, read_settings, run_job, writer_of
+from nti_batch.data.folder import fingerprint, list_folder
+from nti_batch.data.samples import caption_source
+from nti_batch.data.shards import work_units
+from nti_batch.jobs.flags import InvertDataFlags, InvertModelFlags, InvertOutputFlags
+from nti_batch.jobs.invert_module import NEEDS_GRADIENTS, InversionModule
+from nti_batch.jobs.parser import parse_flags
+from nti_batch.jobs.run import Job, build_job, run_job
+from nti_batch.jobs.signals import StopSignals
+from nti_batch.models.source import ModelDescription, embedding_shape
+from nti_batch.output.inversions import INVERT
+from nti_batch.output.run import OutputRun
+from nti_batch.output.serialization import StoredSize, stored_size
+from nti_batch.plans.images import ImagePlan
+from nti_batch.report.preview import draw_preview
+from nti_batch.settings import InversionRunSettings
 
-if TYPE_CHECKING:
-    from nti_batch.jobs.signals import StopSignals
-
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+SECTIONS: dict[str, type] = {"model": InvertModelFlags, "data": InvertDataFlags, "output": InvertOutputFlags}
+TRAINER_DEFAULTS = {"inference_mode": False}
 
 
 def invert(argv: Sequence[str]) -> int:
-    """Invert what is not committed yet: the main job."""
-    return run_job(prepare_inversion, argv)
+    """Invert the images that are not committed yet."""
+    return run_job(build_invert_job, argv)
 
 
-def prepare_inversion(argv: Sequence[str], stop: "StopSignals") -> Job:
-    """Everything that can be refused, before any weights are loaded.
+def build_invert_job(argv: Sequence[str], stop: StopSignals) -> Job:
+    """Build the job from its flags, before any weights are loaded.
 
     Raises:
         ValueError: If the user's settings are wrong.
     """
-    from nti_batch.jobs.invert_datamodule import InversionDataModule
-    from nti_batch.jobs.invert_module import NEEDS_GRADIENTS, InversionModule
-    from nti_batch.jobs.writer import InversionWriter
-    from nti_batch.models.source import ModelDescription, embedding_shape
-    from nti_batch.output.serialization import StoredSize, stored_size
-    from nti_batch.report import preview
-
-    cli = read_settings(
-        "invert",
-        InversionModule,
-        InversionDataModule,
-        InversionWriter,
-        argv,
-        trainer_defaults={"inference_mode": False},
-    )
-    if cli.config.trainer.inference_mode:
+    flags = parse_flags("invert", SECTIONS, argv, TRAINER_DEFAULTS)
+    if flags.trainer.inference_mode:
         raise ValueError(NEEDS_GRADIENTS)
-    module, data, writer = cli.model, cli.datamodule, writer_of(cli)
-    assert isinstance(writer, InversionWriter)
-    description = ModelDescription.of(module.source)
-    data.attach(writer.run, description.size)
-    description.check_size(data.height, data.width)
-    module.storage, module.stop = writer.storage, stop
-    settings = {**module.result_settings, **data.result_settings, "output.storage": writer.storage}
-    writer.run.create(settings, data.urls, cli.config.dry_run)
+    model: InvertModelFlags = flags.model
+    data: InvertDataFlags = flags.data
+    output: InvertOutputFlags = flags.output
+    shards, description = data.addresses(), ModelDescription.of(model.source)
+    settings = run_settings(model, data, output, description)
+    units = work_units(shards, data.units_per_shard)
+    run = OutputRun.create(INVERT, Path(output.dir), settings, shards, flags.dry_run)
+    plan = ImagePlan(run, units, data.retry_failed)
+    module = InversionModule(settings, model.batch_size, stop, model.compile)
+    return build_job(
+        flags, plan, module, stop, lambda: draw_preview(plan, module.networks), new_size(settings, description)
+    )
 
-    def new_size() -> StoredSize:
-        assert data.height and data.width
-        latents = description.latents(data.height, data.width)
-        embeddings = module.num_steps, *embedding_shape(module.source, description.is_xl)
-        return stored_size(writer.storage, latents, embeddings, module.null_text.method == "direct")
 
-    return assemble(cli, stop, lambda: preview.draw_preview(data.run, data, module.networks), new_size)
+def run_settings(
+    model: InvertModelFlags, data: InvertDataFlags, output: InvertOutputFlags, description: ModelDescription
+) -> InversionRunSettings:
+    """Settings of the run.
+
+    Raises:
+        ValueError: If the caption or the size is wrong.
+    """
+    caption_source(data.caption)
+    height, width = data.height or description.size, data.width or description.size
+    description.check_size(height, width)
+    return InversionRunSettings(
+        source=model.source,
+        precision=model.precision,
+        num_steps=model.num_steps,
+        optimize_pooled=model.optimize_pooled,
+        inversion=model.inversion,
+        caption=data.caption,
+        height=height,
+        width=width,
+        units_per_shard=data.units_per_shard,
+        # work units are slices by position: one image more, and others would be inverted twice or never
+        images=None if data.images is None else fingerprint(list_folder(data.images)[0]),
+        storage=output.storage,
+    )
+
+
+def new_size(settings: InversionRunSettings, description: ModelDescription) -> StoredSize:
+    """Size of an inversion on disk before there is one."""
+    latents = description.latents(settings.height, settings.width)
+    embeddings = settings.num_steps, *embedding_shape(settings.source, description.is_xl)
+    return stored_size(settings.storage, latents, embeddings, settings.inversion.method == "direct")

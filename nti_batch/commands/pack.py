@@ -1,88 +1,64 @@
 """`nti-batch pack`: images and captions become input shards."""
 
-import argparse
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from nti_batch.jobs.run import DONE, ERROR, SOME_FAILED, STOPPED, usage_error
+from rich.console import Console
+from rich.progress import track
 
-if TYPE_CHECKING:
-    from nti_batch.data.pack import ShardWriter
-    from nti_batch.jobs.signals import StopSignals
-
-ABOUT = """\
-Pack images with their captions into WebDataset shards, for `nti-batch invert --data.shards='OUT/*.tar'`.
-
-SOURCE is a folder, in which cats/tom.jpg goes with cats/tom.txt, or a .csv, .jsonl or .parquet with a column of
-paths and one of captions. Relative paths are below the folder, or the table's folder. Images are copied as they are:
-whether one can be decoded is for `nti-batch invert` to see and to record."""
+from nti_batch.data.image_list import Columns, list_images
+from nti_batch.data.pack import ShardWriter, StoppedError
+from nti_batch.data.pack_plan import ShardLimits
+from nti_batch.exit_codes import DONE, SOME_FAILED, STOPPED
+from nti_batch.jobs.signals import StopSignals
 
 
-OUTCOME = """\
-OUT/00000.tar, 00001.tar, ... hold 000000000.jpg, .json (caption, key, path) and .txt of each image, as img2dataset
-names them. The same source gives the same bytes. What was stopped or killed goes on with the same command.
+def pack(
+    source: Path,
+    out: Path,
+    shard_images: int = 1_000,
+    shard_bytes: int = 1_000_000_000,
+    workers: int = 4,
+    path_column: str = "path",
+    caption_column: str = "caption",
+) -> int:
+    """Pack images with their captions into WebDataset shards, for `nti-batch invert --data.shards='OUT/*.tar'`.
 
-What cannot be packed is told, a line each: no caption, no image, several of one name, no reading. Exit code 0: all is
-packed; 3: all but what is told; 75: stopped by a signal; 2: the settings are wrong, or OUT is of another source;
-1: anything else."""
+    SOURCE is a folder, in which cats/tom.jpg goes with cats/tom.txt, or a .csv, .jsonl or .parquet with a column of
+    paths and one of captions. Relative paths are below the folder, or the table's folder. The command copies images
+    unchanged: `nti-batch invert` decodes them, and records those that it cannot decode.
 
+    OUT/00000.tar, 00001.tar, ... hold 000000000.jpg, .json (caption, key, path) and .txt of each image, as img2dataset
+    names them. The same source gives the same bytes. After a stop or a kill, the same command resumes.
 
-def add_pack(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Describe the command."""
-    parser = commands.add_parser(
-        "pack",
-        help="make shards of a folder or a table of images",
-        description=ABOUT,
-        epilog=OUTCOME,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("source", metavar="SOURCE", type=Path, help="a folder of images, or a table of them")
-    parser.add_argument("out", metavar="OUT", type=Path, help="folder of the shards")
-    for flag, default, about in (
-        ("--shard-images", 1_000, "most images in a shard, up to 10000"),
-        ("--shard-bytes", 1_000_000_000, "most bytes of images in a shard; a larger image is alone in its own"),
-        ("--workers", 4, "shards that are written at a time"),
-    ):
-        parser.add_argument(flag, metavar="N", type=int, default=default, help=f"{about} (default: {default})")
-    for what in ("path", "caption"):
-        about = f"column of a table that has the {what} (default: {what})"
-        parser.add_argument(f"--{what}-column", metavar="NAME", default=what, help=about)
-    parser.set_defaults(run=pack, takes_rest=False)
+    The command reports each image that it cannot pack: no caption, no image, several images of one name, unreadable
+    files. Exit codes: 0 all images are packed; 3 some are not; 75 a signal stopped the command; 2 the settings are
+    wrong, or OUT holds shards of another source; 1 another error.
 
-
-def pack(chosen: argparse.Namespace) -> int:
-    """Write the shards that are not finished; return the exit code."""
-    from nti_batch.data.image_list import Columns, list_images
-    from nti_batch.data.pack import ShardWriter, StoppedError
-    from nti_batch.data.pack_plan import ShardLimits
-    from nti_batch.files import OutputError
-    from nti_batch.jobs.signals import StopSignals
-    from nti_batch.lock import UnitInUseError
-
+    Args:
+        source: A folder of images, or a table of them.
+        out: Folder of the shards.
+        shard_images: Maximum number of images in a shard, up to 10000.
+        shard_bytes: Maximum size of the images of a shard in bytes; a larger image has a shard of its own.
+        workers: Number of shards that are written at the same time.
+        path_column: Column of a table that has the paths.
+        caption_column: Column of a table that has the captions.
+    """
+    limits = ShardLimits(images=shard_images, bytes=shard_bytes)
     with StopSignals() as stop:
-        stop.take_all()
+        stop.handle_all()
+        images = list_images(source, Columns(path=path_column, caption=caption_column))
+        writer = ShardWriter(images, out, limits, workers)
         try:
-            limits = ShardLimits(images=chosen.shard_images, bytes=chosen.shard_bytes)
-            source = list_images(chosen.source, Columns(path=chosen.path_column, caption=chosen.caption_column))
-            writer = ShardWriter(source, chosen.out, limits, chosen.workers)
             with writer.opened():
                 return _write(writer, stop)
-        except ValueError as error:
-            return usage_error(error)
-        except (OutputError, UnitInUseError) as error:
-            print(f"nti-batch: {error}", file=sys.stderr)
-            return ERROR
         except StoppedError:
-            print(f"stopped early; run the same command again to continue {chosen.out}", file=sys.stderr)
+            print(f"stopped early; run the same command again to resume {out}", file=sys.stderr)
             return STOPPED
 
 
-def _write(writer: "ShardWriter", stop: "StopSignals") -> int:
-    from rich.console import Console
-    from rich.progress import track
-
+def _write(writer: ShardWriter, stop: StopSignals) -> int:
     console = Console(stderr=True)
     finished = track(
         writer.write(lambda: stop.requested),

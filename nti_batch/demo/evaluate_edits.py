@@ -25,7 +25,7 @@ from nti_batch.demo.edits import KINDS, EditVerdict, Kind, blend_words, judge_ed
 from nti_batch.demo.scenes import Scene, draw, unseen_scenes
 from nti_batch.diffusion.edits import EditSettings
 from nti_batch.diffusion.settings import InversionSettings
-from nti_batch.editing.editor import ControlledEdit, edit_pictures
+from nti_batch.editing.editor import ControlledEdit, edit_images
 from nti_batch.models.source import ModelSource
 from nti_batch.models.stable_diffusion import StableDiffusion
 from nti_batch.output.serialization import StoredInversion
@@ -98,10 +98,9 @@ def invert(networks: StableDiffusion, scenes: Sequence[Scene], settings: Inversi
     ]
     schedule = networks.schedule(NUM_STEPS)
     with torch.enable_grad():
-        found = job_loop(networks, networks.predict_noise, images, schedule, settings, 16, "compact")
-    metadata = {"settings": {"model.guidance_scale": settings.guidance_scale}}
+        found = job_loop(networks, networks.predict, images, schedule, settings, 16, "compact")
     return [
-        StoredInversion("scenes", i.key, i.prompt, f.noise_latents, f.null_embeddings, metadata, f.pivot)  # type: ignore[arg-type]
+        StoredInversion("scenes", i.key, i.prompt, f.noise_latents, f.null_embeddings, {}, f.pivot)
         for i, f in zip(images, found, strict=True)
     ]
 
@@ -110,9 +109,10 @@ def perform(
     networks: StableDiffusion,
     inversions: Sequence[StoredInversion],
     edits: Sequence[Sequence[SceneEdit]],
+    guidance_scale: float,
     controlled: bool,
 ) -> Iterator[Edited]:
-    """Edit every image in batches, and judge."""
+    """Edit every image in batches, and judge the edits."""
     images = iter(zip(inversions, edits, strict=True))
     per_call = max(1, ROWS // (1 + max(map(len, edits))))
     while batch := list(islice(images, per_call)):
@@ -120,7 +120,7 @@ def perform(
             (stored, [ControlledEdit.of(networks, stored.prompt, e.edited.caption, e.settings(controlled)) for e in of])
             for stored, of in batch
         ]
-        for (_, of), pictures in zip(batch, edit_pictures(networks, groups), strict=True):
+        for (_, of), pictures in zip(batch, edit_images(networks, groups, guidance_scale), strict=True):
             for edit, picture in zip(of, pictures[1:], strict=True):
                 yield Edited(edit, picture, judge_edit(picture, edit.source, edit.edited))
 
@@ -227,7 +227,7 @@ def main() -> None:
         inversions = invert(networks, scenes, settings)
         for controlled in (False, True):
             start = time.monotonic()
-            edited = columns[method] = list(perform(networks, inversions, edits, controlled))
+            edited = columns[method] = list(perform(networks, inversions, edits, arguments.guidance_scale, controlled))
             seconds = time.monotonic() - start
             for kind in arguments.kinds:
                 found.append(Summary.of(method, controlled, kind, edited, seconds))

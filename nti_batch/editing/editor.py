@@ -39,16 +39,18 @@ class StopRequestedError(Exception):
 
 
 @torch.no_grad()
-def edit_pictures(
+def edit_images(
     networks: StableDiffusion,
     images: Sequence[tuple[StoredInversion, Sequence[ControlledEdit]]],
+    guidance_scale: float,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> list[Tensor]:
     """Rebuild images and edit them in one batch.
 
     Args:
         networks: Those of the run.
-        images: Inversions of one run, each with its edits, of which there may be none.
+        images: Inversions of one run, each with its edits, if any.
+        guidance_scale: Guidance scale of the inversions.
         stop_requested: Asked before each evaluation of the network.
 
     Returns:
@@ -58,38 +60,36 @@ def edit_pictures(
         StopRequestedError: If a stop is requested before they are made.
     """
 
-    def predict_noise(latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
+    def predict(latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
         if stop_requested():
             raise StopRequestedError
-        return networks.predict_noise(latents, timesteps, embeddings)
+        return networks.predict(latents, timesteps, embeddings)
 
     stored = [inversion for inversion, _ in images]
-    settings = stored[0].metadata["settings"]
-    assert isinstance(settings, dict)
     prompts = [prompt for s, edits in images for prompt in (s.prompt, *(edit.prompt for edit in edits))]
     null_embeddings = torch.stack([s.null_embeddings for s in stored], 1).to(networks.device)
     noise_latents = torch.stack([s.noise_latents for s in stored]).to(networks.device)
     pivots = [s.pivot for s in stored if s.pivot is not None]
     pivot = list(torch.stack(pivots, 1).to(networks.device)) if pivots else None
     height, width = noise_latents.shape[-2:]
-    control = AttentionControl(
+    control = AttentionControl.of(
         [[edit.control for edit in edits] for _, edits in images],
         len(null_embeddings),
         (height, width),
         networks.cross_attention_sizes(height, width),
         networks.device,
     )
-    with networks.controlled(control):
-        latents = edit_sample(
-            predict_noise,
-            networks.schedule(len(null_embeddings)),
-            noise_latents,
-            networks.embed_prompts(prompts),
-            list(null_embeddings),
-            float(settings["model.guidance_scale"]),  # type: ignore[arg-type]
-            control,
-            pivot,
-        )
+    latents = edit_sample(
+        predict,
+        networks.controlled,
+        networks.schedule(len(null_embeddings)),
+        noise_latents,
+        networks.embed_prompts(prompts),
+        list(null_embeddings),
+        guidance_scale,
+        control,
+        pivot,
+    )
     # one at a time: in Stable Diffusion's size the VAE needs more memory for a picture than the UNet
     pictures = torch.cat([networks.decode_latents(row[None]).cpu() for row in latents])
     return list(pictures.split([1 + len(edits) for _, edits in images]))
@@ -113,11 +113,9 @@ def edit_image(
         ValueError: If a word is not in its prompt, the prompts cannot be aligned, or the picture is not finite.
     """
     if networks is None:
-        made_with = inversion.metadata["settings"]
-        assert isinstance(made_with, dict)
-        networks = load_model(made_with)
+        networks = load_model(inversion.settings.source, inversion.settings.precision)
     edits = [] if prompt is None else [ControlledEdit.of(networks, inversion.prompt, prompt, settings)]
-    (pictures,) = edit_pictures(networks, [(inversion, edits)])
+    (pictures,) = edit_images(networks, [(inversion, edits)], inversion.settings.inversion.guidance_scale)
     if not pictures[-1].isfinite().all():
         raise ValueError(f"the edited picture of {inversion.key!r} is not finite")
     return to_image(to_bytes(pictures[-1]))

@@ -1,102 +1,92 @@
-"""What a job would do: `--dry_run`. No weights are loaded, nothing is written, and no remote shard is read."""
+"""`--dry_run`: the work of a job before it starts. It loads no weights, writes nothing and reads no remote shard."""
 
 import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Self
 
+from nti_batch.durations import format_duration
 from nti_batch.files import existing_ancestor
-from nti_batch.jobs.datamodule import UnitDataModule
-from nti_batch.jobs.progress import duration
-from nti_batch.output.run import OutputRun
+from nti_batch.jobs.ranks import JobPart
 from nti_batch.output.serialization import StoredSize
 from nti_batch.output.throughput import Throughput
+from nti_batch.plans.plan import AnyPlan
 from nti_batch.records import WorkUnit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """The work of a job before it starts."""
+class DryRun:
+    """The work of a job."""
 
     record_noun: str
-    """What people call the records."""
-
     shards: int
     units: tuple[int, ...]
-    """Work units of each rank."""
+    """Number of work units of each rank."""
 
     done: int
     """Committed records."""
 
     failed: int
     left: int | None
-    """Records that the job has before it, about; None if nobody knows."""
+    """Approximate number of missing records; None if it is unknown."""
 
     per_hour: float | None
-    """At the pace of what is committed; None before the first."""
+    """Rate of the committed records; None before the first."""
 
     size: StoredSize | None
-    """Of a record on disk; None if nobody knows."""
+    """Size of a record on disk; None if it is unknown."""
 
     folder: Path
-    """Where the output will be, or what there is of the way to it."""
+    """The output folder, or the part of its path that exists."""
 
     free: int
-    """Bytes there."""
+    """Free bytes there."""
 
     @classmethod
-    def of(
-        cls,
-        data: UnitDataModule[Any],
-        run: OutputRun[Any, Any],
-        record_noun: str,
-        ranks: int,
-        new_size: StoredSize | None,
-    ) -> "Plan":
-        """Look at the input and at what is committed.
+    def of(cls, plan: AnyPlan, part: JobPart, ranks: int, new_size: StoredSize | None) -> Self:
+        """Read the input and what is committed.
 
         Args:
-            data: With the run attached.
-            run: The output, which need not be there.
-            record_noun: What people call the records.
-            ranks: Of the job.
-            new_size: Of a record on disk, for a run in which none is committed.
+            plan: Work of the run, whose output folder need not exist.
+            part: This job's part of it.
+            ranks: Number of ranks.
+            new_size: Size of a record on disk, for a run without records.
 
         Raises:
             ValueError: If a manifest is damaged, or a shard cannot be read.
         """
-        units = data.units_of(0, 1)
-        rows, pace, stored = Counter[str](), Throughput(), 0
+        units = part.units(plan.units, 0, 1)
+        rows, throughput, stored = Counter[str](), Throughput(), 0
         for unit in units:
-            for row in run.rows(unit):
+            for row in plan.run.rows(unit):
                 if row.key:
                     rows[row.status] += 1
                     if row.status == "done":
-                        pace.add(row)
-            stored += _stored_bytes(run, unit)
-        folder = existing_ancestor(run.folder)
+                        throughput.add(row)
+            stored += _stored_bytes(plan, unit)
+        folder = existing_ancestor(plan.run.folder)
         return cls(
-            record_noun=record_noun,
+            record_noun=plan.run.kind.record_noun,
             shards=len({unit.url for unit in units}),
-            units=tuple(len(data.units_of(rank, ranks)) for rank in range(ranks)),
+            units=tuple(len(part.units(plan.units, rank, ranks)) for rank in range(ranks)),
             done=rows["done"],
             failed=rows["failed"],
-            left=data.estimate([unit for unit in units if data.is_waiting(unit)]),
-            per_hour=pace.per_hour(),
+            left=plan.estimate([unit for unit in units if plan.is_waiting(unit)]),
+            per_hour=throughput.per_hour(),
             size=StoredSize(stored // rows["done"], "so far") if rows["done"] else new_size,
             folder=folder,
             free=shutil.disk_usage(folder).free,
         )
 
     def lines(self) -> Sequence[str]:
-        """For a person."""
+        """The work as text."""
         least, most = min(self.units), max(self.units)
         each = f"{most}" if least == most else f"{least} to {most}"
         ranks = "1 rank" if len(self.units) == 1 else f"{each} for each of {len(self.units)} ranks"
         left = "an unknown number" if self.left is None else f"about {self.left:,}"
-        unknown = ", since remote shards are not read for this" if self.left is None else ""
+        unknown = " (a dry run reads no remote shard)" if self.left is None else ""
         return [
             f"input: {self.shards:,} shards, {sum(self.units):,} work units, {ranks}",
             f"{self.record_noun}: {self.done:,} done and {self.failed:,} failed are committed, {left} left{unknown}",
@@ -109,20 +99,24 @@ class Plan:
         if self.left == 0:
             return "none"
         if self.per_hour is None:
-            return "unknown until something is committed"
-        pace = f"{self.per_hour:,.0f} {self.record_noun} an hour so far"
-        return f"unknown, {pace}" if self.left is None else f"{duration(self.left / self.per_hour)} at {pace}"
+            return "unknown until a record is committed"
+        rate = f"{self.per_hour:,.0f} {self.record_noun} an hour so far"
+        return (
+            f"unknown, {rate}"
+            if self.left is None
+            else f"{format_duration(3600 * self.left / self.per_hour)} at {rate}"
+        )
 
     def _disk(self) -> str:
         if self.size is None:
-            return "unknown until something is committed"
+            return "unknown until a record is committed"
         each = f"{_bytes(self.size.bytes)} for each of the {self.record_noun} {self.size.basis}"
-        return each if self.left is None else f"{_bytes(self.left * self.size.bytes)} to come, {each}"
+        return each if self.left is None else f"{_bytes(self.left * self.size.bytes)} to write, {each}"
 
 
-def _stored_bytes(run: OutputRun[Any, Any], unit: WorkUnit) -> int:
-    """Of the committed parts of a work unit."""
-    parts = (manifest.with_suffix(".tar") for manifest in run.manifests(unit))
+def _stored_bytes(plan: AnyPlan, unit: WorkUnit) -> int:
+    """Size of the committed parts of a work unit."""
+    parts = (manifest.with_suffix(".tar") for manifest in plan.run.manifests(unit))
     return sum(part.stat().st_size for part in parts if part.exists())
 
 

@@ -1,21 +1,18 @@
 """The LightningModule of the edit job: puts sources and their edits into batches for the UNet."""
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from nti_batch.data.images import to_bytes
-from nti_batch.editing.editor import ControlledEdit, StopRequestedError, edit_pictures
+from nti_batch.editing.editor import ControlledEdit, StopRequestedError, edit_images
 from nti_batch.editing.masks import mask_pixels
 from nti_batch.editing.requests import ImageEdits, request_sha256
 from nti_batch.jobs.signals import StopSignals
-from nti_batch.models.load import model_of
 from nti_batch.models.source import ModelSource, Precision
 from nti_batch.models.stable_diffusion import StableDiffusion
-from nti_batch.output.manifest import Json
 from nti_batch.records import EditedImage, EditRequest, EndOfUnit, Failure, Outcome
 from nti_batch.scores.metrics import mse, psnr, ssim
 
@@ -42,51 +39,36 @@ class _Group:
 
 
 class EditModule(LightningModule):
-    """Edits images as their inversions stream in; several share a batch."""
+    """Edits images as their inversions arrive; several images share a batch."""
 
     networks: StableDiffusion
-    source: ModelSource
-    precision: Precision
 
-    def __init__(self, name: str | None = None, config: str | None = None, batch_size: int = 8) -> None:
-        """Settings that do not come from the inversions.
+    def __init__(
+        self,
+        source: ModelSource,
+        precision: Precision,
+        guidance_scale: float,
+        batch_size: int,
+        stop: StopSignals,
+    ) -> None:
+        """Load no weights yet.
 
         Args:
-            name: Where the inversions' model is now, if not where it was: a folder, a hub id or a file, as for invert.
-            config: Its JSON files and tokenizers, if `name` is a .safetensors file, as for invert.
-            batch_size: Pictures in one UNet call, at most: an image takes one for its source and one for each edit.
+            source: Place of the model.
+            precision: Precision of the UNet, which is that of the inversions.
+            guidance_scale: Guidance scale of the inversions.
+            batch_size: Maximum number of images in one UNet call; sources count.
+            stop: Stop signals: no UNet call follows a request.
         """
         super().__init__()
-        if batch_size < 2:
-            raise ValueError(f"model.batch_size is {batch_size}, allowed: at least 2, a source and its edit")
-        self.name, self.config, self.batch_size = name, config, batch_size
-        self.stop = StopSignals()
+        self.source, self.precision, self.guidance_scale = source, precision, guidance_scale
+        self.batch_size, self.stop = batch_size, stop
         self._waiting: list[_Group] = []
-
-    def attach(self, inverted_with: Mapping[str, Json]) -> None:
-        """Take the model from the settings of the inversions.
-
-        Raises:
-            ValueError: If they do not name one.
-        """
-        source, self.precision = model_of(inverted_with)
-        if self.name is not None:
-            source = ModelSource(self.name, variant=source.variant, config=self.config)
-        self.source = source
-
-    @property
-    def result_settings(self) -> dict[str, str | None]:
-        """The settings that change results, for `run.json`."""
-        return {"model.name": self.name, "model.config": self.config}
 
     def setup(self, stage: str) -> None:
         """Load the networks, once."""
         if not hasattr(self, "networks"):
             self.networks = StableDiffusion.load(self.source, self.precision)
-
-    def on_predict_start(self) -> None:
-        """Mind the signals."""
-        self.stop.take_all()
 
     def predict_step(self, batch: ImageEdits | Failure | EndOfUnit, batch_idx: int) -> list[Outcome]:
         """Take one image in; return what was finished to make room for it, or all at the end."""
@@ -148,7 +130,7 @@ class EditModule(LightningModule):
         started = time.monotonic()
         edits = [(group.image.stored, [w.edit for w in group.edited if w.edit]) for group in groups]
         try:
-            made = edit_pictures(self.networks, edits, lambda: self.stop.requested)
+            made = edit_images(self.networks, edits, self.guidance_scale, lambda: self.stop.requested)
         except StopRequestedError:
             return []
         seconds = time.monotonic() - started

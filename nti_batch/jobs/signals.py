@@ -1,59 +1,77 @@
-"""Stopping when the scheduler asks: a flag that the job looks at, and nothing that could hang."""
+"""Stop signals: a flag that the job reads between two UNet evaluations. Nothing here can hang."""
 
 import signal
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, Self
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from nti_batch.jobs.ranks import started_ranks
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class StopSignals:
-    """Notes that a stop was asked for; the pool then drops what is in flight and finished images are committed.
+    """Records that a stop was requested: the job then drops the images in flight and commits the finished ones.
 
-    In a `with` block, from the first moment: a signal while the weights are loaded is not lost. SIGINT is left to
-    Python until `take_all`, so that Ctrl-C ends a download.
+    The `with` block covers the whole command, so that a signal during the loading of weights is not lost. SIGINT keeps
+    Python's handler until `handle_all`, so that Ctrl-C ends a download.
     """
 
     def __init__(self) -> None:
         """Leave all handlers as they are."""
         self.requested = False
-        self.children: Callable[[], Iterable[subprocess.Popen[bytes]]] = lambda: ()
-        """Ranks that this process started: they do not get what a scheduler sends to it."""
+        self._previous: dict[int, Any] = {}
+        self._ranks: Sequence[subprocess.Popen[bytes]] = ()
 
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "StopSignals":
-        """Take over what schedulers send."""
-        self._before = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
-        self._take(signum for signum in STOP_SIGNALS if signum != signal.SIGINT)
+    def __enter__(self) -> Self:
+        """Install handlers for the signals that schedulers send."""
+        self._previous = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
+        self._handle(signum for signum in STOP_SIGNALS if signum != signal.SIGINT)
         return self
 
-    def take_all(self) -> None:
-        """Take over the signals (again): to be called once the prediction has started.
+    def handle_all(self, ranks: Sequence[subprocess.Popen[bytes]] = ()) -> None:
+        """Install all handlers (again), once the prediction has started.
 
-        Lightning's own handlers, which it sets shortly before, save a checkpoint of the model, wait for other ranks
-        that may be anywhere, or swallow the signal. For SIGUSR1 it sets none where it finds one.
+        Shortly before, Lightning installs handlers that save a checkpoint of the model, wait for other ranks that may
+        be anywhere, or ignore the signal. For SIGUSR1 it installs none if there is one.
+
+        Args:
+            ranks: Processes that this one has started; they get the signals that a scheduler sends to this one.
         """
-        if self._before:
-            self._take(STOP_SIGNALS)
+        self._ranks = ranks
+        if self._previous:
+            self._handle(STOP_SIGNALS)
 
-    def leave_interrupt(self) -> None:
-        """Give SIGINT back: all is committed, Ctrl-C may end what follows; what a scheduler sends must not."""
-        signal.signal(signal.SIGINT, self._before[signal.SIGINT])
+    def release_interrupt(self) -> None:
+        """Give SIGINT back to Python. All records are committed: Ctrl-C may end what follows, a scheduler may not."""
+        signal.signal(signal.SIGINT, self._previous[signal.SIGINT])
 
     def __exit__(self, *error: object) -> None:
-        """Give the signals back."""
-        for signum, handler in self._before.items():
+        """Restore the handlers."""
+        for signum, handler in self._previous.items():
             signal.signal(signum, handler)
-        self._before = {}
+        self._previous = {}
 
-    def _take(self, signals: Iterable[int]) -> None:
+    def _handle(self, signals: Iterable[int]) -> None:
         for signum in signals:
-            signal.signal(signum, self._note)
+            signal.signal(signum, self._request)
 
-    def _note(self, signum: int, frame: FrameType | None) -> None:
+    def _request(self, signum: int, frame: FrameType | None) -> None:
         self.requested = True
-        for process in self.children():
+        for process in self._ranks:
             process.send_signal(signum)
+
+
+class SignalCallback(Callback):
+    """Installs the signal handlers after Lightning has installed its own."""
+
+    def __init__(self, stop: StopSignals) -> None:
+        """Take the signals of the job."""
+        self.stop = stop
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Install the handlers."""
+        self.stop.handle_all(started_ranks(trainer))

@@ -1,44 +1,78 @@
-"""Counts of what a job has written."""
+"""Counts of the records that a job has written."""
 
-from dataclasses import astuple, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
+from nti_batch.json_object import Json, JsonObject
 from nti_batch.records import EditedImage, Failure, Inversion
 
 
 @dataclass(frozen=True, slots=True)
+class Total:
+    """Sum of a metric over the records that have it."""
+
+    sum: float = 0.0
+    count: int = 0
+
+    @property
+    def mean(self) -> float:
+        """Mean of the metric; there must be a record with it."""
+        return self.sum / self.count
+
+    def __add__(self, other: "Total") -> "Total":
+        """The sum over both sets of records."""
+        return Total(self.sum + other.sum, self.count + other.count)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tally:
-    """What has been written since the start of a job, by one rank or by several together."""
+    """Records written since the start of a job, by one rank or by several together."""
 
     done: int = 0
     failed: int = 0
-    scored: int = 0
-    """Of those that are done, how many have a PSNR."""
-
-    psnr_sum: float = 0.0
-    """In dB."""
-
-    gaps: int = 0
-    """Of those that are done, how many have a PSNR of the VAE's round trip."""
-
-    gap_sum: float = 0.0
-    """By how much the PSNR is below that, in dB."""
+    totals: Mapping[str, Total] = field(default_factory=dict)
+    """Sums of the metrics of the finished records, by name."""
 
     @property
     def processed(self) -> int:
         """Records that are done or failed."""
         return self.done + self.failed
 
+    def mean(self, metric: str) -> float | None:
+        """Mean of a metric over the finished records that have it; None if none has."""
+        return self.totals[metric].mean if metric in self.totals else None
+
     def __add__(self, other: "Tally") -> "Tally":
-        """What two have written."""
-        return Tally(*(one + more for one, more in zip(astuple(self), astuple(other), strict=True)))
+        """The counts of two sets of records."""
+        names = {**self.totals, **other.totals}
+        totals = {name: self.totals.get(name, Total()) + other.totals.get(name, Total()) for name in names}
+        return Tally(done=self.done + other.done, failed=self.failed + other.failed, totals=totals)
 
     @classmethod
-    def of(cls, outcome: Inversion | EditedImage | Failure) -> "Tally":
-        """One record."""
-        match outcome:
-            case Inversion():
-                return cls(1, 0, 1, outcome.psnr, 1, outcome.psnr_vae - outcome.psnr)
-            case EditedImage():
-                return cls(1) if outcome.psnr_unedited is None else cls(1, 0, 1, outcome.psnr_unedited)
-            case Failure():
-                return cls(failed=1)
+    def of(cls, record: Inversion | EditedImage | Failure) -> "Tally":
+        """The count of one record."""
+        if isinstance(record, Failure):
+            return cls(failed=1)
+        return cls(done=1, totals={name: Total(score, 1) for name, score in record.metrics().items()})
+
+    def to_json(self) -> dict[str, Json]:
+        """The counts as a rank publishes them."""
+        totals: dict[str, Json] = {name: [total.sum, total.count] for name, total in self.totals.items()}
+        return {"done": self.done, "failed": self.failed, "totals": totals}
+
+    @classmethod
+    def from_json(cls, values: JsonObject) -> "Tally":
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: If it is damaged.
+        """
+        totals = values.value("totals")
+        if not isinstance(totals, dict):
+            values.reject("totals", "an object")
+        try:
+            sums = {name: Total(float(total), int(count)) for name, (total, count) in totals.items()}
+        except TypeError as error:
+            raise ValueError(f"{values.file}: totals are damaged: {error}") from error
+        counts = (values.integer(name, 0, 1 << 62) for name in ("done", "failed"))
+        return cls(**dict(zip(("done", "failed"), counts, strict=True)), totals=sums)

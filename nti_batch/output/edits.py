@@ -1,13 +1,13 @@
-"""The output of an edit job, and reading it back. `parts` has what is common to all jobs.
+"""Runs of edits, and reading them back.
 
 OUT/edits/<shard>.<k>of<n>.<part>.tar      members <key>+<name>.png and <key>+<name>.json
 """
 
-import dataclasses
 import hashlib
 import io
 import time
 from collections.abc import Collection, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,43 +15,81 @@ from PIL import Image
 from torch import Tensor
 
 from nti_batch.data.images import to_image
-from nti_batch.output.manifest import EditRow, Json, Manifest
+from nti_batch.output.format import format_versions
+from nti_batch.output.kind import RunKind
+from nti_batch.output.manifest import EditRow, Manifest, Metadata
 from nti_batch.output.part import read_members
 from nti_batch.output.run import OutputRun
 from nti_batch.records import EditedImage, WorkUnit
+from nti_batch.settings import EditRunSettings
 
 
-class EditRun(OutputRun[EditedImage, EditRow]):
-    """An output folder of `nti-batch edit`."""
+def encode_edit(edit: EditedImage, settings: EditRunSettings) -> tuple[bytes, Metadata]:
+    """The two members of an edit: a PNG, and metadata with its checksum and the run's settings."""
+    stream = io.BytesIO()
+    to_image(edit.pixels).save(stream, "PNG")
+    payload = stream.getvalue()
+    metadata: Metadata = {
+        **format_versions(),
+        "shard": edit.unit.shard,
+        "key": edit.key,
+        "name": edit.name,
+        "edit_prompt": edit.edit_prompt,
+        "request_sha256": edit.request_sha256,
+        "psnr_unedited": edit.psnr_unedited,
+        "ssim_unedited": edit.ssim_unedited,
+        "mse_unedited": edit.mse_unedited,
+        "seconds": edit.seconds,
+        "settings": settings.to_json(),
+        "finished": time.time(),
+        "sha256": hashlib.sha256(payload).hexdigest(),
+    }
+    return payload, metadata
 
-    command, folder_name, ending, row_type = "edit", "edits", ".png", EditRow
 
-    def pack(self, record: EditedImage) -> tuple[bytes, dict[str, Json]]:
-        """A PNG and metadata."""
-        stream = io.BytesIO()
-        to_image(record.pixels).save(stream, "PNG")
-        payload = stream.getvalue()
-        kept = {field.name for field in dataclasses.fields(record)} - {"unit", "pixels"}
-        metadata: dict[str, Json] = {"shard": record.unit.shard, "settings": self.settings()}
-        metadata.update({name: getattr(record, name) for name in sorted(kept)})
-        metadata.update(finished=time.time(), sha256=hashlib.sha256(payload).hexdigest())
-        return payload, metadata
+EDIT: RunKind[EditedImage, EditRow, EditRunSettings] = RunKind(
+    command="edit",
+    record_noun="edits",
+    folder="edits",
+    suffix=".png",
+    psnr="psnr_unedited",
+    is_closed=False,
+    row_type=EditRow,
+    encode=encode_edit,
+    read_settings=EditRunSettings.from_json,
+)
+EditRun = OutputRun[EditedImage, EditRow, EditRunSettings]
 
-    def finish(self, unit: WorkUnit, records: int) -> None:
-        """Leave no note: which edits there are is known without reading a shard, and more may be asked for."""
 
-    def read(self, unit: WorkUnit, only: Collection[str]) -> Iterator[tuple[EditRow, Tensor]]:
-        """The edits of a work unit with these ids: rows and pictures, uint8 [3, height, width].
+def open_edits(out: str | Path) -> EditRun:
+    """Open a run of `nti-batch edit`.
 
-        Raises:
-            ValueError: If a part is not the one that its manifest names; the text names the file.
-        """
-        for path in self.manifests(unit):
-            manifest = Manifest.read(path, EditRow)
-            if any(row.id in only and row.status == "done" for row in manifest.rows):
-                manifest.check_part(path.with_suffix(".tar"))
-                for payload, metadata in read_members(path.with_suffix(".tar")):
-                    row = EditRow.of_metadata(metadata)
-                    if row.id in only:
-                        picture = np.array(Image.open(io.BytesIO(payload)))
-                        yield row, torch.from_numpy(picture).permute(2, 0, 1)
+    Raises:
+        ValueError: If the folder is no such run.
+    """
+    return OutputRun.open(EDIT, Path(out))
+
+
+def read_edited_images(run: EditRun, unit: WorkUnit, only: Collection[str]) -> Iterator[tuple[EditRow, Tensor]]:
+    """Read the edits of a work unit.
+
+    Args:
+        run: The run.
+        unit: Work unit of the edits.
+        only: Ids of the rows to read.
+
+    Returns:
+        Rows with their images, uint8 [3, height, width].
+
+    Raises:
+        ValueError: If a part is not the one that its manifest names; the text names the file.
+    """
+    for path in run.manifests(unit):
+        manifest = Manifest.read(path, EditRow)
+        rows = {row.id: row for row in manifest.rows if row.id in only and row.status == "done"}
+        if rows:
+            manifest.check_part(path.with_suffix(".tar"))
+            for payload, metadata in read_members(path.with_suffix(".tar")):
+                if row := rows.get(EditRow.of_metadata(metadata, "").id):
+                    pixels = np.array(Image.open(io.BytesIO(payload)))
+                    yield row, torch.from_numpy(pixels).permute(2, 0, 1)

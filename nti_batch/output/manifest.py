@@ -1,93 +1,175 @@
-"""The manifest of a part: a row of JSON for each record, done or failed. A record is committed when one names it."""
+"""The manifest of a part: a row of JSON for each record, done or failed. A record is committed when a row names it.
 
-import dataclasses
+The last but one line holds the versions that wrote the part and the checksum of the tar; the last line holds the
+checksum of all lines before it.
+"""
+
 import hashlib
 import json
 import time
 import urllib.parse
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
+from nti_batch.json_object import Json, JsonObject
+from nti_batch.output.format import check_format_version, format_versions
 from nti_batch.records import Failure
 
-if TYPE_CHECKING:
-    from typing import Self
+Metadata = dict[str, Json]
+"""Content of the `.json` member of a record."""
 
-Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
+_Types = tuple[type, ...]
+_TEXT: _Types = (str,)
+_FLAG: _Types = (bool,)
+_NUMBER: _Types = (int, float)
+_OPTIONAL_TEXT: _Types = (str, type(None))
+_OPTIONAL_COUNT: _Types = (int, type(None))
+_OPTIONAL_NUMBER: _Types = (int, float, type(None))
+_COMMON: Mapping[str, _Types] = {
+    "shard": _TEXT,
+    "key": _TEXT,
+    "status": _TEXT,
+    "stage": _TEXT,
+    "error": _TEXT,
+    "seconds": _OPTIONAL_NUMBER,
+    "finished": _NUMBER,
+    "sha256": _TEXT,
+    "json_sha256": _TEXT,
+}
+"""JSON keys of every row, with the types of their values."""
 
 
 def member_name(key: str, name: str = "") -> str:
-    """What the image of this key, or an edit of it, is called in a tar.
+    """Stem of the members of a record in a tar.
 
-    It stays in its folder: everything special, the dot and the plus too, becomes %XX.
+    Every special character, the dot and the plus sign included, becomes %XX: no name leaves its folder.
+
+    Args:
+        key: Key of the image.
+        name: Name of the edit; empty for an inversion.
     """
     parts = (urllib.parse.quote(part, safe="").replace(".", "%2E") for part in (key, name))
     return "+".join(parts) if name else next(parts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """What became of one record."""
+class Row(ABC):
+    """Outcome of one record."""
+
+    columns: ClassVar[Mapping[str, _Types]]
 
     shard: str
     key: str
-    """Empty for what is wrong with the shard as a whole."""
+    """Empty for an error of the shard as a whole."""
 
     status: Literal["done", "failed"]
     stage: str = ""
     error: str = ""
     seconds: float | None = None
     finished: float
-    """When, in seconds since 1970."""
+    """Time of the outcome, in seconds since 1970."""
 
     sha256: str = ""
-    """Of the member beside the `.json`."""
+    """Checksum of the member beside the `.json`."""
 
     json_sha256: str = ""
-    """Of the `.json`; empty in manifests that were written before there was one."""
+    """Checksum of the `.json`."""
 
     @property
+    @abstractmethod
     def id(self) -> str:
-        """What the record is called among those of its shard."""
-        return member_name(self.key)
+        """Stem of the record's members, unique within its shard."""
+
+    @property
+    def has_truncated_prompt(self) -> bool:
+        """Whether the text encoder reads only the beginning of the prompt."""
+        return False
+
+    @abstractmethod
+    def metrics(self) -> dict[str, float]:
+        """Scores of the record by name."""
+
+    @abstractmethod
+    def to_json(self) -> dict[str, Json]:
+        """The row as the manifest holds it."""
 
     @classmethod
-    def of_metadata(cls, metadata: Mapping[str, Json]) -> "Self":
-        """The row of a record that is done, from its `.json` member.
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """Read what `to_json` wrote.
 
         Raises:
-            ValueError: If something is missing there.
+            ValueError: If a key is missing or unknown, or a value has the wrong type.
         """
+        if values.keys() != cls.columns.keys():
+            raise ValueError(f"a row has the keys {sorted(values)}, not {sorted(cls.columns)}")
+        for key, types in cls.columns.items():
+            if type(values[key]) not in types:
+                raise ValueError(f"{key} of a row is {values[key]!r}")
+        return cls._of_columns(values)
+
+    @classmethod
+    @abstractmethod
+    def _of_columns(cls, values: dict[str, Any]) -> Self:
+        """A row from the values of its columns, which have the right types."""
+
+    @classmethod
+    def of_metadata(cls, metadata: Metadata, json_sha256: str) -> Self:
+        """The row of a finished record.
+
+        Args:
+            metadata: Content of its `.json` member.
+            json_sha256: Checksum of that member.
+
+        Raises:
+            ValueError: If something is missing in the metadata, or has the wrong type.
+        """
+        known = {"status": "done", "stage": "", "error": "", "json_sha256": json_sha256}
         try:
-            return cls(status="done", **cls._of_done(metadata))
-        except (KeyError, TypeError) as error:
+            values: dict[str, Any] = {**{key: metadata[key] for key in cls.columns if key not in known}, **known}
+            if isinstance(steps := values.get("inner_steps"), list):
+                values["inner_steps"] = sum(steps)
+            return cls.from_json({key: values[key] for key in cls.columns})
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"the .json of {metadata.get('key')!r} is damaged: {error}") from error
 
     @classmethod
-    def of_failure(cls, failure: Failure) -> "Self":
-        """The row of a record that has failed."""
-        told = {name: getattr(failure, name) for name in ("key", "name", "stage", "error")}
-        return cls(shard=failure.unit.shard, status="failed", finished=time.time(), **cls._known(told))
+    @abstractmethod
+    def of_failure(cls, failure: Failure) -> Self:
+        """The row of a failed record."""
 
-    @classmethod
-    def _of_done(cls, metadata: Mapping[str, Any]) -> dict[str, Any]:
-        """What a row takes from metadata."""
-        return cls._known(metadata)
-
-    @classmethod
-    def _known(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Those that a row has."""
-        return {field.name: values[field.name] for field in dataclasses.fields(cls) if field.name in values}
+    def _common(self) -> dict[str, Json]:
+        return {
+            "shard": self.shard,
+            "key": self.key,
+            "status": self.status,
+            "stage": self.stage,
+            "error": self.error,
+            "seconds": self.seconds,
+            "finished": self.finished,
+            "sha256": self.sha256,
+            "json_sha256": self.json_sha256,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ManifestRow(Row):
-    """What became of one image."""
+class InversionRow(Row):
+    """Outcome of one image."""
+
+    columns: ClassVar[Mapping[str, _Types]] = {
+        **_COMMON,
+        "prompt_truncated": _FLAG,
+        "psnr": _OPTIONAL_NUMBER,
+        "psnr_vae": _OPTIONAL_NUMBER,
+        "inner_steps": _OPTIONAL_COUNT,
+        "forwards": _OPTIONAL_COUNT,
+        "backwards": _OPTIONAL_COUNT,
+    }
 
     prompt_truncated: bool = False
-    """Whether the end of the prompt was beyond what the text encoder reads."""
+    """Whether the text encoder reads only the beginning of the prompt."""
 
     psnr: float | None = None
     psnr_vae: float | None = None
@@ -97,34 +179,148 @@ class ManifestRow(Row):
     forwards: int | None = None
     backwards: int | None = None
 
+    @property
+    def has_truncated_prompt(self) -> bool:
+        """Whether the text encoder reads only the beginning of the prompt."""
+        return self.prompt_truncated
+
+    @property
+    def id(self) -> str:
+        """Stem of the image's members, unique within its shard."""
+        return member_name(self.key)
+
+    def metrics(self) -> dict[str, float]:
+        """PSNR of the reconstruction and of the VAE round trip, in dB."""
+        return _given(psnr=self.psnr, psnr_vae=self.psnr_vae)
+
+    def to_json(self) -> dict[str, Json]:
+        """The row as the manifest holds it."""
+        return {
+            **self._common(),
+            "prompt_truncated": self.prompt_truncated,
+            "psnr": self.psnr,
+            "psnr_vae": self.psnr_vae,
+            "inner_steps": self.inner_steps,
+            "forwards": self.forwards,
+            "backwards": self.backwards,
+        }
+
     @classmethod
-    def _of_done(cls, metadata: Mapping[str, Any]) -> dict[str, Any]:
-        return {**cls._known(metadata), "inner_steps": sum(metadata["inner_steps"])}
+    def _of_columns(cls, values: dict[str, Any]) -> Self:
+        return cls(
+            **_common_columns(values),
+            prompt_truncated=values["prompt_truncated"],
+            psnr=values["psnr"],
+            psnr_vae=values["psnr_vae"],
+            inner_steps=values["inner_steps"],
+            forwards=values["forwards"],
+            backwards=values["backwards"],
+        )
+
+    @classmethod
+    def of_failure(cls, failure: Failure) -> Self:
+        """The row of a failed image."""
+        return cls(**_failure_columns(failure))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EditRow(Row):
-    """What became of one edit."""
+    """Outcome of one edit."""
+
+    columns: ClassVar[Mapping[str, _Types]] = {
+        **_COMMON,
+        "name": _TEXT,
+        "edit_prompt": _OPTIONAL_TEXT,
+        "request_sha256": _TEXT,
+        "psnr_unedited": _OPTIONAL_NUMBER,
+        "ssim_unedited": _OPTIONAL_NUMBER,
+        "mse_unedited": _OPTIONAL_NUMBER,
+    }
 
     name: str
-    """Of the edit, once among those of its image."""
+    """Name of the edit, unique among the edits of its image."""
 
     edit_prompt: str | None = None
-    """None where the source was rebuilt, or the edit has failed."""
+    """None for a reconstruction of the source, and for an edit that failed."""
 
     request_sha256: str = ""
-    """Of what was asked for."""
+    """Checksum of the request."""
 
     psnr_unedited: float | None = None
-    """Outside the mask against the input, in dB; None without a mask or without the input."""
+    """PSNR outside the mask against the input, in dB; None without a mask or without the input."""
 
     ssim_unedited: float | None = None
     mse_unedited: float | None = None
 
     @property
     def id(self) -> str:
-        """What the edit is called among those of its shard."""
+        """Stem of the edit's members, unique within its shard."""
         return member_name(self.key, self.name)
+
+    def metrics(self) -> dict[str, float]:
+        """Scores of the unedited part."""
+        return _given(
+            psnr_unedited=self.psnr_unedited, ssim_unedited=self.ssim_unedited, mse_unedited=self.mse_unedited
+        )
+
+    def to_json(self) -> dict[str, Json]:
+        """The row as the manifest holds it."""
+        return {
+            **self._common(),
+            "name": self.name,
+            "edit_prompt": self.edit_prompt,
+            "request_sha256": self.request_sha256,
+            "psnr_unedited": self.psnr_unedited,
+            "ssim_unedited": self.ssim_unedited,
+            "mse_unedited": self.mse_unedited,
+        }
+
+    @classmethod
+    def _of_columns(cls, values: dict[str, Any]) -> Self:
+        return cls(
+            **_common_columns(values),
+            name=values["name"],
+            edit_prompt=values["edit_prompt"],
+            request_sha256=values["request_sha256"],
+            psnr_unedited=values["psnr_unedited"],
+            ssim_unedited=values["ssim_unedited"],
+            mse_unedited=values["mse_unedited"],
+        )
+
+    @classmethod
+    def of_failure(cls, failure: Failure) -> Self:
+        """The row of a failed edit."""
+        return cls(**_failure_columns(failure), name=failure.name)
+
+
+def _common_columns(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "shard": values["shard"],
+        "key": values["key"],
+        "status": values["status"],
+        "stage": values["stage"],
+        "error": values["error"],
+        "seconds": values["seconds"],
+        "finished": values["finished"],
+        "sha256": values["sha256"],
+        "json_sha256": values["json_sha256"],
+    }
+
+
+def _failure_columns(failure: Failure) -> dict[str, Any]:
+    return {
+        "shard": failure.unit.shard,
+        "key": failure.key,
+        "status": "failed",
+        "stage": failure.stage,
+        "error": failure.error,
+        "finished": time.time(),
+    }
+
+
+def _given(**scores: float | None) -> dict[str, float]:
+    """The scores that there are."""
+    return {name: score for name, score in scores.items() if score is not None}
 
 
 AnyRow = TypeVar("AnyRow", bound=Row)
@@ -132,47 +328,48 @@ AnyRow = TypeVar("AnyRow", bound=Row)
 
 @dataclass(frozen=True, slots=True)
 class Manifest(Generic[AnyRow]):
-    """The rows of a part; in the file, a last line has the checksums of the rows and of the tar."""
+    """The rows of a part and the checksum of its tar."""
 
     rows: list[AnyRow]
     part_sha256: str
-    """Empty where no record is done, and so there is no tar."""
+    """Empty if no record is done: then there is no tar."""
 
     def text(self) -> str:
-        """The file's content."""
-        rows = "".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in self.rows)
-        return rows + json.dumps({"rows_sha256": _sha256(rows), "part_sha256": self.part_sha256}) + "\n"
+        """Content of the file."""
+        rows = "".join(json.dumps(row.to_json()) + "\n" for row in self.rows)
+        footer = json.dumps({**format_versions(), "part_sha256": self.part_sha256})
+        checksum = json.dumps({"sha256": _sha256(rows + footer)})
+        return f"{rows}{footer}\n{checksum}\n"
 
     @classmethod
     def read(cls, path: Path, row_type: type[AnyRow]) -> "Manifest[AnyRow]":
-        """The opposite of `text`.
+        """Read what `text` gave.
 
         Raises:
-            ValueError: If the file is damaged, naming it.
+            ValueError: If the file is damaged or a newer nti_batch wrote it, naming the file.
         """
         try:
-            *lines, last = path.read_bytes().decode().splitlines(keepends=True)
-            checksums = json.loads(last)
-            if last != json.dumps(checksums) + "\n" or _sha256("".join(lines)) != checksums["rows_sha256"]:
-                raise ValueError("the rows do not have the checksum in the last line")
-            return cls([row_type(**json.loads(line)) for line in lines], checksums["part_sha256"])
-        except (ValueError, TypeError, KeyError) as error:
+            *lines, last, checksum = path.read_bytes().decode().splitlines(keepends=True)
+            footer = JsonObject(json.loads(last), path)
+            check_format_version(footer)
+            if checksum != json.dumps({"sha256": _sha256("".join(lines) + last.removesuffix("\n"))}) + "\n":
+                raise ValueError("its content does not have the checksum in its last line")
+            return cls([row_type.from_json(json.loads(line)) for line in lines], footer.text("part_sha256"))
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path} is damaged: {error}") from error
 
     def check_part(self, part: Path) -> None:
         """Compare the checksum of a tar.
 
         Raises:
-            ValueError: If it is not that of this manifest's part, naming the tar.
+            ValueError: If the tar is not the one that this manifest names; the text names the tar.
         """
-        checksum = hashlib.sha256()
         try:
             with open(part, "rb") as file:
-                while chunk := file.read(1 << 20):
-                    checksum.update(chunk)
+                checksum = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise ValueError(f"{part} is damaged: {error}") from error
-        if checksum.hexdigest() != self.part_sha256:
+        if checksum != self.part_sha256:
             raise ValueError(f"{part} is damaged: it does not have the checksum in its manifest")
 
 

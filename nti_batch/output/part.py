@@ -1,6 +1,5 @@
 """One output part: writing and reading a tar of records."""
 
-import dataclasses
 import hashlib
 import io
 import json
@@ -9,51 +8,50 @@ import tarfile
 import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic
 
 from nti_batch.data.tar import Header
-from nti_batch.files import _sync_folder, atomic_write, translate_os_errors
-from nti_batch.output.manifest import AnyRow, Json, Manifest, member_name
+from nti_batch.files import atomic_write, sync_folder, translate_os_errors
+from nti_batch.output.kind import AnyRecord, AnySettings, RunKind
+from nti_batch.output.manifest import AnyRow, Manifest, Metadata, member_name
 from nti_batch.records import Failure
-
-Record = TypeVar("Record")
-
 
 DAMAGE = (tarfile.TarError, OSError, KeyError, TypeError, ValueError, RecursionError)
 """What reading a damaged part raises."""
 
 
-class PartWriter(Generic[Record, AnyRow]):
+class PartWriter(Generic[AnyRecord, AnyRow, AnySettings]):
     """One output part of a work unit, from its first record to its commit."""
 
-    def __init__(self, run: "OutputRun[Record, AnyRow]", part: Path) -> None:
-        """Write nothing yet; the file is made with the first record.
+    def __init__(self, kind: RunKind[AnyRecord, AnyRow, AnySettings], settings: AnySettings, part: Path) -> None:
+        """Write nothing yet: the first record makes the file.
 
         Args:
-            run: The part's.
-            part: The tar to be.
+            kind: Kind of the run.
+            settings: Settings of the run.
+            part: Path of the finished tar.
         """
-        self.run = run
-        self.part = part
+        self.kind, self.part = kind, part
         self.started = time.monotonic()
         self.rows: list[AnyRow] = []
+        self._settings = settings
         self._checksum = hashlib.sha256()
         self._unfinished = part.with_name(part.name + ".tmp")
         self._file: io.FileIO | None = None
 
-    def add(self, record: Record) -> None:
-        """Append the two members and hand them to the operating system.
+    def add(self, record: AnyRecord) -> None:
+        """Append the two members of a record and hand them to the operating system.
 
         Raises:
-            OutputError: If they cannot be written; the part holds what it held before.
+            OutputError: If they cannot be written; the part then holds what it held before.
         """
-        self.add_packed(*self.run.pack(record))
+        self.add_encoded(*self.kind.encode(record, self._settings))
 
-    def add_packed(self, payload: bytes, metadata: dict[str, Json]) -> None:
+    def add_encoded(self, payload: bytes, metadata: Metadata) -> None:
         """Append a record in its stored form, as `add` does."""
         text = json.dumps(metadata).encode()
-        row = dataclasses.replace(self.run.row_type.of_metadata(metadata), json_sha256=hashlib.sha256(text).hexdigest())
-        members = (f"{row.id}{self.run.ending}", payload), (f"{row.id}.json", text)
+        row = self.kind.row_type.of_metadata(metadata, hashlib.sha256(text).hexdigest())
+        members = (f"{row.id}{self.kind.suffix}", payload), (f"{row.id}.json", text)
         with translate_os_errors(self.part):
             if self._file is None:
                 self._file = open(self._unfinished, "wb", buffering=0)  # noqa: SIM115 (it lives until the commit)
@@ -61,14 +59,14 @@ class PartWriter(Generic[Record, AnyRow]):
         self.rows.append(row)
 
     def add_failure(self, failure: Failure) -> None:
-        """Note a failed record; it has a row and no members."""
-        self.rows.append(self.run.row_type.of_failure(failure))
+        """Append the row of a failed record, which has no members."""
+        self.rows.append(self.kind.row_type.of_failure(failure))
 
     def commit(self) -> None:
-        """Make the part whole and name its records in a manifest.
+        """Finish the tar and write the manifest that names its records.
 
         Raises:
-            OutputError: If it cannot be written; the part is not committed, and a later job salvages it.
+            OutputError: If they cannot be written; the part is then not committed, and a later job salvages it.
         """
         if not self.rows:
             self.close()
@@ -79,17 +77,17 @@ class PartWriter(Generic[Record, AnyRow]):
                     self._write(bytes(2 * tarfile.BLOCKSIZE))
                     os.fsync(self._file.fileno())
                 os.replace(self._unfinished, self.part)
-                _sync_folder(self.part.parent)
+                sync_folder(self.part.parent)
             part_sha256 = self._checksum.hexdigest() if self._file else ""
             atomic_write(self.part.with_suffix(".jsonl"), Manifest(self.rows, part_sha256).text())
 
     def close(self) -> None:
-        """Leave it uncommitted: a later job salvages it."""
+        """Leave the part uncommitted: a later job salvages it."""
         if self._file is not None:
             self._file.close()
 
     def _write(self, content: bytes) -> None:
-        """Write all of it or, on a full disk, nothing."""
+        """Write all of the content or, on a full disk, nothing."""
         assert self._file is not None
         end, rest = self._file.tell(), memoryview(content)
         try:
@@ -108,20 +106,7 @@ def _tar_member(name: str, content: bytes) -> bytes:
     return info.tobuf(tarfile.PAX_FORMAT) + content + bytes(-len(content) % tarfile.BLOCKSIZE)
 
 
-def locate_members(part: Path) -> dict[str, tuple[int, int]]:
-    """Offset and size in bytes of each member's content, by name; of the part the headers are read.
-
-    Raises:
-        ValueError: If they are damaged, naming the part.
-    """
-    try:
-        with tarfile.open(part, "r:", tarinfo=Header) as tar:
-            return {member.name: (member.offset_data, member.size) for member in tar}
-    except (tarfile.TarError, OSError, ValueError) as error:
-        raise ValueError(f"{part} is damaged: {error}") from error
-
-
-def read_members(part: Path) -> Iterator[tuple[bytes, dict[str, Json]]]:
+def read_members(part: Path) -> Iterator[tuple[bytes, Metadata]]:
     """The records of a part in order, in their stored form, each checked against its checksum.
 
     Raises:
@@ -151,7 +136,7 @@ def read_members(part: Path) -> Iterator[tuple[bytes, dict[str, Json]]]:
         raise ValueError(f"{part} is damaged: no .json for {', '.join(payloads)}")
 
 
-def read_metadata(part: Path, names: Collection[str]) -> Iterator[dict[str, Json]]:
+def read_metadata(part: Path, names: Collection[str]) -> Iterator[Metadata]:
     """The `.json` members of these records; nothing else is read, so no checksum is compared.
 
     Raises:

@@ -1,14 +1,15 @@
-"""The output of a job: the only file that writes there. A part holds inversions, or edited pictures.
+"""An output folder: its `run.json`, and which records of each work unit are committed.
 
-    OUT/run.json                               settings that change results
-    OUT/<folder>/<shard>.<k>of<n>.<part>.tar   two members for each record, <name>.<ending> and <name>.json
-    OUT/<folder>/<shard>.<k>of<n>.<part>.jsonl the manifest: a row for each record, done or failed
-    OUT/<folder>/<shard>.<k>of<n>.lock         who is at it
-    OUT/log/                                   for people: see `job_log` and `progress`
+    OUT/run.json                                settings that change results, and the input shards
+    OUT/<folder>/<shard>.<k>of<n>.<part>.tar    two members for each record: <name>.<suffix> and <name>.json
+    OUT/<folder>/<shard>.<k>of<n>.<part>.jsonl  the manifest: a row for each record, done or failed
+    OUT/<folder>/<shard>.<k>of<n>.complete      number of rows, once no image of the work unit is missing
+    OUT/<folder>/<shard>.<k>of<n>.lock          the process that works on the unit
+    OUT/log/                                    log files and numbers of each rank
 
-A record is committed when a manifest names it. A part grows as `.tar.tmp`; to commit it, it is synced and renamed,
-and then its manifest is written beside it and renamed: so a manifest never names what is not on disk. What a dead
-job left behind is salvaged record by record, since each carries its checksum.
+A record is committed when a manifest names it. A part grows as `.tar.tmp`. Its commit syncs and renames the tar, then
+writes the manifest beside it in the same way: a manifest never names what is not on disk. A later job salvages what a
+killed job left behind record by record, since each carries its checksum.
 """
 
 import itertools
@@ -16,145 +17,165 @@ import json
 import logging
 import os
 import socket
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar, Generic
+from typing import Any, Generic, Self
 
-from nti_batch.files import _check_writable, atomic_write, translate_os_errors
+from nti_batch.files import atomic_write, check_writable, translate_os_errors
+from nti_batch.json_object import Json, JsonObject
 from nti_batch.lock import UnitLock
-from nti_batch.output.manifest import AnyRow, Json, Manifest
-from nti_batch.output.part import PartWriter, Record, read_members
+from nti_batch.output.format import check_format_version, format_versions
+from nti_batch.output.kind import AnyRecord, AnySettings, RunKind
+from nti_batch.output.manifest import AnyRow, Manifest
+from nti_batch.output.part import PartWriter, read_members
 from nti_batch.records import WorkUnit
+from nti_batch.settings import flatten
+
+logger = logging.getLogger(__name__)
+RUN_FILE = "run.json"
 
 
-class OutputRun(ABC, Generic[Record, AnyRow]):
-    """An output folder."""
+class OutputRun(Generic[AnyRecord, AnyRow, AnySettings]):
+    """An output folder with its settings."""
 
-    command: ClassVar[str]
-    """That makes such a run."""
-
-    folder_name: ClassVar[str]
-    ending: ClassVar[str]
-    """Of the member beside each record's `.json`."""
-
-    row_type: type[AnyRow]
-
-    def __init__(self, out: Path) -> None:
-        """Look at the folder; nothing is read or written yet."""
-        self.out = out
-        self.folder = out / self.folder_name
-        self.run_file = out / "run.json"
-        self._settings: dict[str, Json] | None = None
-        self._locks: dict[WorkUnit, UnitLock] = {}
-
-    @abstractmethod
-    def pack(self, record: Record) -> tuple[bytes, dict[str, Json]]:
-        """The two members of a record: the content of one, and metadata with its checksum and what made it."""
-
-    @abstractmethod
-    def finish(self, unit: WorkUnit, records: int) -> None:
-        """Take note that all records of a work unit are committed, so many."""
-
-    def create(self, settings: dict[str, Json], shards: list[str], dry_run: bool = False) -> None:
-        """Start the run, or continue it with the same settings; shards may be added.
+    def __init__(
+        self,
+        kind: RunKind[AnyRecord, AnyRow, AnySettings],
+        out: Path,
+        settings: AnySettings,
+        shards: Sequence[str],
+    ) -> None:
+        """Take what `run.json` holds; `create` and `open` make such an object.
 
         Args:
-            settings: That change results.
-            shards: The input.
-            dry_run: Write nothing, and refuse what would be refused.
+            kind: Kind of the run.
+            out: The output folder.
+            settings: Settings that change results.
+            shards: Addresses of all input shards that the run was given.
+        """
+        self.kind, self.out, self.settings, self.shards = kind, out, settings, list(shards)
+        self.folder = out / kind.folder
+        self._locks: dict[WorkUnit, UnitLock] = {}
+
+    @classmethod
+    def create(
+        cls,
+        kind: RunKind[AnyRecord, AnyRow, AnySettings],
+        out: Path,
+        settings: AnySettings,
+        shards: Sequence[str],
+        dry_run: bool = False,
+    ) -> Self:
+        """Start a run, or resume it with the same settings; shards may be added.
+
+        Args:
+            kind: Kind of the run.
+            out: The output folder.
+            settings: Settings that change results.
+            shards: Addresses of the input shards.
+            dry_run: Write nothing, and raise what a real start would raise.
 
         Raises:
             ValueError: If the folder cannot be written, or holds a run with other settings.
         """
+        run = cls(kind, out, settings, shards)
         try:
-            if self.run_file.exists():
-                known_settings, known = self._run()
-                _refuse_other_settings(self.out, known_settings, settings)
-                shards = list(dict.fromkeys([*known, *shards]))
-                if shards == known:
-                    return
+            if (out / RUN_FILE).exists():
+                known = cls.open(kind, out)
+                _refuse_other_settings(out, known.settings.to_json(), settings.to_json())
+                run = cls(kind, out, settings, list(dict.fromkeys([*known.shards, *shards])))
+                if run.shards == known.shards:
+                    return run
             if dry_run:
-                _check_writable(self.folder)
-                return
-            self.folder.mkdir(parents=True, exist_ok=True)
-            text = json.dumps({"settings": settings, "shards": shards}, indent=2) + "\n"
-            # every rank writes it; all else belongs to one process
-            atomic_write(self.run_file, text, f".{socket.gethostname()}.{os.getpid()}.tmp")
+                check_writable(run.folder)
+            else:
+                run._write()
         except OSError as error:
             raise ValueError(
-                f"output folder {str(self.out)!r} cannot be written: {error.strerror}; give another --output.dir"
+                f"output folder {str(out)!r} cannot be written: {error.strerror}; give another --output.dir"
             ) from error
+        return run
 
-    def _run(self) -> tuple[dict[str, Json], list[str]]:
-        for needed in (self.run_file, self.folder):
-            if not needed.exists():
-                raise ValueError(
-                    f"{str(self.out)!r} is no run of `nti-batch {self.command}`: it has no {needed.name!r}; "
-                    "give the --output.dir of one"
-                )
-        try:
-            run = json.loads(self.run_file.read_text(encoding="utf-8"))
-            settings, shards = run["settings"], run["shards"]
-            if type(settings["data.units_per_shard"]) is not int or not all(isinstance(url, str) for url in shards):
-                raise ValueError("data.units_per_shard is no whole number, or a shard no text")
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{self.run_file} is damaged: {error}") from error
-        return settings, shards
+    @classmethod
+    def open(cls, kind: RunKind[AnyRecord, AnyRow, AnySettings], out: Path) -> Self:
+        """Read an existing run.
 
-    def settings(self) -> dict[str, Json]:
-        """What the run was created with."""
-        if self._settings is None:
-            self._settings, _ = self._run()
-        return self._settings
+        Raises:
+            ValueError: If the folder is no run of this kind, or `run.json` is damaged or of a newer version.
+        """
+        if not (out / kind.folder).exists():
+            raise ValueError(
+                f"{str(out)!r} is no run of `nti-batch {kind.command}`: it has no {kind.folder!r} folder; "
+                "give the --output.dir of one"
+            )
+        content = read_run_file(out, kind.command)
+        command = content.choice("command", ("invert", "edit"))
+        settings, shards = content.section("settings"), content.texts("shards")
+        if command != kind.command:
+            raise ValueError(
+                f"{str(out)!r} is a run of `nti-batch {command}`: give the --output.dir of `nti-batch {kind.command}`"
+            )
+        content.expect_all_read()
+        return cls(kind, out, kind.read_settings(settings), shards)
 
-    def shards(self) -> list[str]:
-        """The input shards that the run has been given."""
-        _, shards = self._run()
-        return shards
+    def _write(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = {
+            **format_versions(),
+            "command": self.kind.command,
+            "settings": self.settings.to_json(),
+            "shards": self.shards,
+        }
+        # every rank writes this file; each other file belongs to one process
+        suffix = f".{socket.gethostname()}.{os.getpid()}.tmp"
+        atomic_write(self.out / RUN_FILE, json.dumps(content, indent=2) + "\n", suffix)
 
     def _part(self, unit: WorkUnit, number: int) -> Path:
         return self.folder / f"{unit.name}.{number:05d}.tar"
 
     def manifests(self, unit: WorkUnit) -> list[Path]:
-        """Those of a work unit, which are numbered without a gap: to list a folder of millions would take long."""
+        """Manifests of a work unit. Their numbers have no gap: listing a folder of millions of files takes long."""
         numbered = (self._part(unit, number).with_suffix(".jsonl") for number in itertools.count())
         return list(itertools.takewhile(Path.exists, numbered))
 
     def located_rows(self, unit: WorkUnit) -> Iterator[tuple[Path, AnyRow]]:
-        """What is committed of a work unit, each row with its manifest; the rows of one are in memory at a time."""
+        """Committed rows of a work unit, each with its manifest; one manifest at a time is in memory."""
         for path in self.manifests(unit):
-            yield from ((path, row) for row in Manifest.read(path, self.row_type).rows)
+            yield from ((path, row) for row in Manifest.read(path, self.kind.row_type).rows)
 
     def rows(self, unit: WorkUnit) -> list[AnyRow]:
-        """What is committed of a work unit."""
+        """Committed rows of a work unit."""
         return [row for _, row in self.located_rows(unit)]
 
-    def new_part(self, unit: WorkUnit) -> PartWriter[Record, AnyRow]:
-        """Start the unit's next part."""
-        return PartWriter(self, self._part(unit, len(self.manifests(unit))))
+    def all_manifests(self) -> list[Path]:
+        """Manifests of the run, in the order of their names."""
+        return sorted(self.folder.glob("*.jsonl"))
+
+    def new_part(self, unit: WorkUnit) -> PartWriter[AnyRecord, AnyRow, AnySettings]:
+        """Start the next part of a work unit."""
+        return PartWriter(self.kind, self.settings, self._part(unit, len(self.manifests(unit))))
 
     def lock(self, unit: WorkUnit) -> None:
         """Claim a work unit until `release` or the end of this process.
 
         Raises:
-            UnitInUseError: If another process is at it.
+            UnitInUseError: If another process holds it.
         """
         path = self.folder / f"{unit.name}.lock"
         with translate_os_errors(path):
             self._locks[unit] = UnitLock(path)
 
     def release(self, unit: WorkUnit) -> None:
-        """Give a claimed work unit back; its open part must be committed."""
+        """Release a claimed work unit, whose open part must be committed."""
         self._locks.pop(unit).release()
 
     def release_all(self) -> None:
-        """Give back what is still claimed."""
+        """Release all claimed work units."""
         for unit in list(self._locks):
             self.release(unit)
 
     def salvage(self, unit: WorkUnit) -> int:
-        """Commit what a dead job finished but did not commit; return the number of records."""
+        """Commit what a killed job finished but did not commit; return the number of records."""
         number = len(self.manifests(unit))
         part = self._part(unit, number)
         unfinished, rescued = part.with_suffix(".tar.tmp"), part.with_suffix(".tar.salvage")
@@ -166,7 +187,7 @@ class OutputRun(ABC, Generic[Record, AnyRow]):
                     saved += self._commit_members(rescued, unit)
                     rescued.unlink()
             if number:
-                # its job died between the commit and this
+                # the job that salvaged it died between the commit and the removal
                 self._part(unit, number - 1).with_suffix(".tar.salvage").unlink(missing_ok=True)
         return saved
 
@@ -175,13 +196,13 @@ class OutputRun(ABC, Generic[Record, AnyRow]):
         part = self.new_part(unit)
         try:
             for payload, metadata in read_members(left):
-                name = self.row_type.of_metadata(metadata).id
-                if name not in committed:
-                    part.add_packed(payload, metadata)
-                    committed.add(name)
+                record_id = self.kind.row_type.of_metadata(metadata, "").id
+                if record_id not in committed:
+                    part.add_encoded(payload, metadata)
+                    committed.add(record_id)
         except ValueError:
-            # the cut is where the job died; what stands before it is whole
-            logging.getLogger(__name__).info("%s ends where its job died; %d records saved", left, len(part.rows))
+            # the killed job stopped writing here; all records before this place are whole
+            logger.info("%s is cut; %d records were salvaged", left, len(part.rows))
         part.commit()
         return len(part.rows)
 
@@ -190,20 +211,81 @@ class OutputRun(ABC, Generic[Record, AnyRow]):
         return any(row.status == "failed" for row in self.rows(unit))
 
     def forget_failures(self, unit: WorkUnit) -> None:
-        """Take the rows of failed records out of the manifests, so that these are missing again."""
+        """Remove the rows of failed records from the manifests, so that these records are missing again."""
         with translate_os_errors(self.folder):
+            self._complete(unit).unlink(missing_ok=True)
             for path in self.manifests(unit):
-                manifest = Manifest.read(path, self.row_type)
+                manifest = Manifest.read(path, self.kind.row_type)
                 done = [row for row in manifest.rows if row.status == "done"]
                 if len(done) < len(manifest.rows):
                     atomic_write(path, Manifest(done, manifest.part_sha256).text())
 
+    def finish(self, unit: WorkUnit, records: int) -> None:
+        """Mark a work unit of a closed kind as complete, so that its input need not be read again.
+
+        Args:
+            unit: Work unit without missing records.
+            records: Number of its rows.
+        """
+        if self.kind.is_closed:
+            path = self._complete(unit)
+            with translate_os_errors(path):
+                atomic_write(path, json.dumps({"images": records}) + "\n")
+
+    def is_complete(self, unit: WorkUnit) -> bool:
+        """Whether the unit is marked as complete."""
+        return self._complete(unit).exists()
+
+    def rows_when_complete(self, unit: WorkUnit) -> int:
+        """Number of rows that `finish` recorded.
+
+        Raises:
+            ValueError: If the mark is damaged.
+        """
+        path = self._complete(unit)
+        try:
+            return JsonObject(json.loads(path.read_bytes()), path).integer("images", 0, 1 << 62)
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
+
+    def _complete(self, unit: WorkUnit) -> Path:
+        return self.folder / f"{unit.name}.complete"
+
+
+AnyRun = OutputRun[Any, Any, Any]
+
+
+def read_run_file(out: Path, command: str = "invert") -> JsonObject:
+    """Content of `run.json`, checked for its version.
+
+    Args:
+        out: The output folder.
+        command: Command whose run is expected, for the error message.
+
+    Raises:
+        ValueError: If the folder has no `run.json`, or it is damaged or of a newer version.
+    """
+    path = out / RUN_FILE
+    try:
+        content = JsonObject(json.loads(path.read_bytes()), path)
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{str(out)!r} is no run of `nti-batch {command}`: it has no {RUN_FILE!r}; give the --output.dir of one"
+        ) from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    check_format_version(content)
+    return content
+
 
 def _refuse_other_settings(out: Path, known: dict[str, Json], asked: dict[str, Json]) -> None:
+    there, now = flatten(known), flatten(asked)
     differences = [
-        f"{name}: {json.dumps(known.get(name))} there, {json.dumps(asked.get(name))} now"
-        for name in sorted({*known, *asked})
-        if known.get(name) != asked.get(name)
+        f"{flag}: {json.dumps(there[flag])} there, {json.dumps(now[flag])} now"
+        for flag in there
+        if there[flag] != now[flag]
     ]
     if differences:
         raise ValueError(

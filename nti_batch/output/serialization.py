@@ -12,7 +12,6 @@ The tensors' layout is named in the header of the safetensors, under `layout`:
 Direct inversion adds pivot [T, channels, height, width] to each: float32 in the first, float16 in the others.
 """
 
-import dataclasses
 import hashlib
 import json
 import time
@@ -20,7 +19,6 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import cast, get_args
 
 import numpy as np
 import torch
@@ -29,8 +27,11 @@ from torch import Tensor
 
 from nti_batch.diffusion.pooled import split_pooled
 from nti_batch.diffusion.rounding import Storage, split_change
-from nti_batch.output.manifest import Json
+from nti_batch.json_object import JsonObject
+from nti_batch.output.format import format_versions
+from nti_batch.output.manifest import Metadata
 from nti_batch.records import Inversion
+from nti_batch.settings import InversionRunSettings
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,7 +48,7 @@ class StoredInversion:
     """[T, tokens, dim] float32; row 0 belongs to the noisiest timestep. Stable Diffusion XL's have one row more for
     each timestep, the pooled embedding: `split_null_embeddings`."""
 
-    metadata: dict[str, Json]
+    metadata: Metadata
     """The `.json` member: sizes, model, settings, losses, PSNR, work."""
 
     pivot: Tensor | None = None
@@ -56,6 +57,17 @@ class StoredInversion:
     pixels: Tensor | None = None
     """The input, uint8 [3, height, width], cropped and resized as it was inverted, where `InversionDataset` was asked
     for it."""
+
+    @property
+    def settings(self) -> InversionRunSettings:
+        """Settings of the run that made the inversion.
+
+        Raises:
+            ValueError: If the metadata is damaged.
+        """
+        return InversionRunSettings.from_json(
+            JsonObject(self.metadata, f"the .json of {self.key!r}").section("settings")
+        )
 
     def split_null_embeddings(self) -> tuple[Tensor, Tensor | None]:
         """[T, tokens, dim] of the tokens alone, and the pooled ones, [T, pooled dim], None in families without."""
@@ -108,16 +120,36 @@ def stored_size(storage: Storage, latents: Sequence[int], embeddings: Sequence[i
     return StoredSize(total + prod(embeddings) * value, f"in {storage}")
 
 
-def pack(inversion: Inversion, settings: dict[str, Json]) -> tuple[bytes, dict[str, Json]]:
-    """The two members of an inversion: safetensors bytes, and metadata with their checksum and what made them."""
-    storage = cast(Storage, settings["output.storage"])
-    assert storage in get_args(Storage), storage
-    names = ("noise_latents", "start_embedding", "null_embeddings", "pivot")
-    payload = pack_tensors(storage, *(getattr(inversion, name) for name in names))
-    kept = {f.name for f in dataclasses.fields(inversion)} - {"unit", *names}
-    metadata: dict[str, Json] = {"shard": inversion.unit.shard, "settings": settings}
-    metadata.update({name: getattr(inversion, name) for name in sorted(kept)})
-    metadata.update(finished=time.time(), sha256=hashlib.sha256(payload).hexdigest())
+def encode_inversion(inversion: Inversion, settings: InversionRunSettings) -> tuple[bytes, Metadata]:
+    """The two members of an inversion: safetensors bytes, and metadata with their checksum and the run's settings."""
+    payload = pack_tensors(
+        settings.storage,
+        inversion.noise_latents,
+        inversion.start_embedding,
+        inversion.null_embeddings,
+        inversion.pivot,
+    )
+    metadata: Metadata = {
+        **format_versions(),
+        "shard": inversion.unit.shard,
+        "key": inversion.key,
+        "prompt": inversion.prompt,
+        "prompt_truncated": inversion.prompt_truncated,
+        "width": inversion.width,
+        "height": inversion.height,
+        "timesteps": list(inversion.timesteps),
+        "inner_steps": list(inversion.inner_steps),
+        "losses": list(inversion.losses),
+        "psnr_vae": inversion.psnr_vae,
+        "psnr": inversion.psnr,
+        "forwards": inversion.forwards,
+        "backwards": inversion.backwards,
+        "seconds": inversion.seconds,
+        "pooled_dim": inversion.pooled_dim,
+        "settings": settings.to_json(),
+        "finished": time.time(),
+        "sha256": hashlib.sha256(payload).hexdigest(),
+    }
     return payload, metadata
 
 
@@ -138,8 +170,8 @@ def unpack_tensors(payload: bytes, num_steps: int) -> tuple[Tensor, Tensor, Tens
     return tensors["noise_latents"], null_embeddings, tensors["pivot"].float() if "pivot" in tensors else None
 
 
-def unpack(payload: bytes, metadata: dict[str, Json]) -> StoredInversion:
-    """The opposite of `pack`.
+def decode_inversion(payload: bytes, metadata: Metadata) -> StoredInversion:
+    """Read what `encode_inversion` wrote.
 
     Raises:
         ValueError: If the layout is not known here, or the metadata is damaged.

@@ -1,177 +1,138 @@
 """How far a run is."""
 
-import dataclasses
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import groupby
-from pathlib import Path
-from typing import Protocol
+from typing import Any
 
-from nti_batch.data.shard_reader import count_images
-from nti_batch.data.shards import refuse_pipes, work_units
-from nti_batch.output.inversions import InversionRun
-from nti_batch.output.manifest import ManifestRow
+from nti_batch.json_object import Json
+from nti_batch.output.kind import RunKind
+from nti_batch.output.manifest import AnyRow, Row
 from nti_batch.output.throughput import Throughput
-from nti_batch.records import WorkUnit
-
-
-class Status(Protocol):
-    """How far any run is."""
-
-    @property
-    def missing(self) -> int:
-        """Records of which there is no row."""
-
-    @property
-    def has_failures(self) -> bool:
-        """Whether something ended as failed."""
-
-    def lines(self) -> list[str]:
-        """For a person."""
-
-    def as_json(self) -> dict[str, object]:
-        """The fields by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStatus:
-    """What became of the input images of a run."""
+    """Outcomes of the records of a run."""
 
+    record_noun: str
     done: int
     failed: int
     damaged_shards: int
-    """Input shards that could not be read to their end, or hold what belongs to no image."""
+    """Input shards that could not be read to their end, or hold files that belong to no image."""
 
     missing: int
-    """Images of the input that no manifest names."""
+    """Records without a row."""
 
-    images_per_hour: float | None
-    """Over the images of the last hour of work; None before the first."""
-
-    hours_left: float | None
-    psnr: float | None
-    """Mean reconstruction against the input, in dB."""
-
-    psnr_vae: float | None
-    """Mean VAE round trip against the input, in dB."""
+    per_hour: float | None
+    """Records an hour over the last hour of work; None before the first."""
 
     prompts_truncated: int
-    """Inversions whose prompt the text encoder read only in part."""
+    """Inversions whose prompt the text encoder reads only in part."""
 
-    failures: tuple[tuple[str, int], ...]
-    """Number of failures of each stage."""
+    scored: int
+    """Records with scores."""
+
+    metrics: Mapping[str, float]
+    """Means of the scores by name, each over the records that have it."""
+
+    failures: Mapping[str, int]
+    """Number of failures at each stage."""
 
     @property
     def has_failures(self) -> bool:
-        """Whether an input ended as failed, an image or a shard."""
+        """Whether a record or a shard is committed as failed."""
         return bool(self.failed or self.damaged_shards)
 
+    @property
+    def hours_left(self) -> float | None:
+        """Hours that the missing records take at the present rate; None before the first."""
+        return self.missing / self.per_hour if self.per_hour else None
+
     def lines(self) -> list[str]:
-        """For a person."""
+        """The status as text."""
         total = self.done + self.failed + self.missing
-        lines = [f"{self.done} done, {self.failed} failed, {self.missing} missing of {total} images"]
-        if self.images_per_hour is not None:
+        lines = [f"{self.done} done, {self.failed} failed, {self.missing} missing of {total} {self.record_noun}"]
+        if self.per_hour is not None:
             left = f", {self.hours_left:.1f} hours left at this rate" if self.missing and self.hours_left else ""
-            lines.append(f"{self.images_per_hour:.0f} images an hour{left}")
-        if self.psnr is not None and self.psnr_vae is not None:
-            gap = f"{abs(self.psnr_vae - self.psnr):.2f} dB {'above' if self.psnr > self.psnr_vae else 'below'}"
-            lines.append(f"PSNR {self.psnr:.2f} dB against the input, {gap} the VAE's own {self.psnr_vae:.2f} dB")
+            lines.append(f"{self.per_hour:.0f} {self.record_noun} an hour{left}")
+        lines += describe_metrics(self.metrics, self.scored)
         if self.damaged_shards:
-            lines.append(f"{self.damaged_shards} of the shards damaged: what may lie behind the damage is not counted")
+            lines.append(f"{self.damaged_shards} shards are damaged; images behind the damage are not counted")
         if self.prompts_truncated:
-            lines.append(f"{self.prompts_truncated} of the prompts longer than the text encoder reads, and cut")
-        lines += [f"{count} failed at stage {stage!r}" for stage, count in self.failures]
+            lines.append(f"{self.prompts_truncated} prompts are longer than the text encoder reads, and were truncated")
+        lines += [f"{count} failed at stage {stage!r}" for stage, count in self.failures.items()]
         return lines
 
-    def as_json(self) -> dict[str, object]:
-        """The fields by name."""
-        return dataclasses.asdict(self)
+    def to_json(self) -> dict[str, Json]:
+        """The status as `nti-batch status --json` prints it."""
+        return {
+            "done": self.done,
+            "failed": self.failed,
+            "damaged_shards": self.damaged_shards,
+            "missing": self.missing,
+            f"{self.record_noun}_per_hour": self.per_hour,
+            "hours_left": self.hours_left,
+            "prompts_truncated": self.prompts_truncated,
+            "scored": self.scored,
+            **self.metrics,
+            "failures": dict(self.failures),
+        }
 
 
-def units_of(run: InversionRun, shards: list[str] | None = None, allow_pipe: bool = False) -> list[WorkUnit]:
-    """All work units of a run, in its own shards or in those at other addresses.
-
-    Raises:
-        ValueError: If it is no run, or if reading a shard would run a command and that is not allowed.
-    """
-    units_per_shard = run.settings()["data.units_per_shard"]
-    assert isinstance(units_per_shard, int)
-    urls = run.shards() if shards is None else shards
-    if not allow_pipe:
-        refuse_pipes(urls)
-    return work_units(urls, units_per_shard)
-
-
-def run_status(
-    run: InversionRun, units: Sequence[WorkUnit], on_row: Callable[[Path, ManifestRow], None] = lambda path, row: None
-) -> RunStatus:
-    """Read the manifests of work units, and the headers of those input shards that are not finished.
-
-    The rows of one manifest are in memory at a time.
-
-    Args:
-        run: The output folder.
-        units: Those of whole shards, one after the other.
-        note: Told of each manifest and row.
-
-    Raises:
-        ValueError: If a manifest is damaged, or an unfinished shard cannot be read.
-    """
-    rows, missing = _Rows(), 0
-    for url, of_shard in groupby(units, key=lambda unit: unit.url):
-        committed_of_open: dict[WorkUnit, int] = {}
-        for unit in of_shard:
-            committed = 0
-            for path, row in run.located_rows(unit):
-                rows.add(row)
-                on_row(path, row)
-                committed += bool(row.key)
-            if not run.is_complete(unit):
-                committed_of_open[unit] = committed
-        if committed_of_open:
-            images = count_images(url)
-            expected = sum(len(range(unit.index, images, unit.count)) for unit in committed_of_open)
-            missing += max(0, expected - sum(committed_of_open.values()))
-    return rows.status(missing)
+def describe_metrics(metrics: Mapping[str, float], scored: int) -> list[str]:
+    """Mean scores as text."""
+    if "psnr" in metrics:
+        below = metrics["psnr_vae"] - metrics["psnr"]
+        side = "above" if below < 0 else "below"
+        vae = metrics["psnr_vae"]
+        psnr = f"PSNR {metrics['psnr']:.2f} dB against the input"
+        return [f"{psnr}, {abs(below):.2f} dB {side} the VAE bound of {vae:.2f} dB"]
+    if "psnr_unedited" in metrics:
+        return [
+            f"unedited part of {scored} against the input: PSNR {metrics['psnr_unedited']:.2f} dB, "
+            f"SSIM {metrics['ssim_unedited']:.3f}, MSE {metrics['mse_unedited']:.5f}"
+        ]
+    return []
 
 
 @dataclass(slots=True)
-class _Rows:
-    """Sums over rows."""
+class RowCounts:
+    """Sums over rows, of which there may be millions."""
 
     done: int = 0
     damaged_shards: set[str] = field(default_factory=set)
-    psnr: float = 0.0
-    psnr_vae: float = 0.0
     prompts_truncated: int = 0
     failures: Counter[str] = field(default_factory=Counter)
-    pace: Throughput = field(default_factory=Throughput)
+    totals: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    scored: Counter[str] = field(default_factory=Counter)
+    throughput: Throughput = field(default_factory=Throughput)
 
-    def add(self, row: ManifestRow) -> None:
+    def add(self, row: Row) -> None:
+        """Count a row."""
         if not row.key:
             self.damaged_shards.add(row.shard)
-            return
-        if row.status == "failed":
+        elif row.status == "failed":
             self.failures[row.stage] += 1
-            return
-        self.done += 1
-        self.psnr += row.psnr or 0.0
-        self.psnr_vae += row.psnr_vae or 0.0
-        self.prompts_truncated += row.prompt_truncated
-        self.pace.add(row)
+        else:
+            self.done += 1
+            self.throughput.add(row)
+            self.prompts_truncated += row.has_truncated_prompt
+            for name, score in row.metrics().items():
+                self.totals[name] += score
+                self.scored[name] += 1
 
-    def status(self, missing: int) -> RunStatus:
-        rate = self.pace.per_hour()
+    def status(self, kind: RunKind[Any, AnyRow, Any], missing: int) -> RunStatus:
+        """The status, given the number of missing records."""
         return RunStatus(
+            record_noun=kind.record_noun,
             done=self.done,
             failed=self.failures.total(),
             damaged_shards=len(self.damaged_shards),
             missing=missing,
-            images_per_hour=rate,
-            hours_left=missing / rate if rate else None,
-            psnr=self.psnr / self.done if self.done else None,
-            psnr_vae=self.psnr_vae / self.done if self.done else None,
+            per_hour=self.throughput.per_hour(),
             prompts_truncated=self.prompts_truncated,
-            failures=tuple(self.failures.items()),
+            scored=self.scored[kind.psnr],
+            metrics={name: total / self.scored[name] for name, total in self.totals.items()},
+            failures=dict(self.failures),
         )

@@ -1,4 +1,4 @@
-"""How fast records are finished."""
+"""Records an hour, from the rows of manifests."""
 
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -9,30 +9,30 @@ from nti_batch.output.manifest import Row
 
 @dataclass(slots=True)
 class _Minute:
-    """The records that finished in one minute."""
+    """Records that finished in one minute."""
 
     records: int = 0
     begin: float = inf
-    """When the first of them was begun, in seconds since 1970."""
+    """Start of the first of them, in seconds since 1970."""
 
     latest: float = 0.0
 
 
 @dataclass(slots=True)
 class Throughput:
-    """How fast records are finished, from their rows, of which there may be millions."""
+    """Records an hour, from rows of which there may be millions: minutes are kept, not rows."""
 
     minutes: defaultdict[int, _Minute] = field(default_factory=lambda: defaultdict(_Minute))
 
     def add(self, row: Row) -> None:
-        """Take note of a record that is done."""
+        """Count a finished record."""
         minute = self.minutes[int(row.finished // 60)]
         minute.records += 1
         minute.begin = min(minute.begin, row.finished - (row.seconds or 0.0))
         minute.latest = max(minute.latest, row.finished)
 
     def per_hour(self) -> float | None:
-        """Records of the last hour before the latest one, over the time since the first of them was begun."""
+        """Records of the hour before the latest one, over the time since the first of them started."""
         if not self.minutes:
             return None
         latest = self.minutes[max(self.minutes)].latest

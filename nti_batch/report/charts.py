@@ -15,13 +15,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
+from nti_batch.durations import format_duration
 from nti_batch.report.statistics import Curve, Numbers, histogram, throughput
 
 INK, LINE, ACCENT = "#000001", "#000002", "#000003"
 
 
 _OF_THE_PAGE = {INK: "currentColor", LINE: "var(--line)", ACCENT: "var(--accent)"}
-"""matplotlib knows no CSS: it draws in colours that stand for the page's."""
+"""matplotlib knows no CSS: it draws in colours that are replaced by those of the page."""
 
 
 _STYLE = {
@@ -49,24 +50,24 @@ _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A drawing and its words."""
+    """A drawing with its title and summary."""
 
     title: str
     summary: str
-    """What it shows, for those who do not see it, too."""
+    """Content of the drawing in words, also for people who cannot see it."""
 
     svg: Markup
 
 
 def histogram_chart(title: str, values: Numbers, unit: str, digits: int, records: str) -> Chart:
-    """How often which value comes.
+    """A histogram.
 
     Args:
-        title: Of the chart.
-        values: At least one, all finite.
-        unit: Of the values, such as 'dB'.
-        digits: Behind the point, where a value is told.
-        records: What has the values, such as 'images'.
+        title: Title of the chart.
+        values: Values, at least one, all finite.
+        unit: Unit of the values, such as 'dB'.
+        digits: Decimal places in the summary.
+        records: Plural noun for what has the values, such as 'images'.
     """
     numbers = histogram(values)
     low, median, high = np.quantile(values, [0.05, 0.5, 0.95])
@@ -75,7 +76,7 @@ def histogram_chart(title: str, values: Numbers, unit: str, digits: int, records
         f"all between {values.min():.{digits}f} and {values.max():.{digits}f}."
     )
     if values.min() < numbers.edges[0] or values.max() > numbers.edges[-1]:
-        summary += " The outer bars hold what lies beyond them, too."
+        summary += " The outer bars include the values beyond them."
 
     def paint(axes: Axes) -> None:
         _bars(axes, numbers.edges, numbers.counts)
@@ -98,20 +99,20 @@ def throughput_chart(finished: Numbers, seconds: Numbers, records: str) -> Chart
 
     summary = (
         f"{len(finished):,} {records} from {times[0]:%Y-%m-%d %H:%M} to {times[-1]:%Y-%m-%d %H:%M} UTC; "
-        f"a bar is {in_words(width)} wide."
+        f"a bar is {format_duration(width)} wide."
     )
     return Chart("Throughput", summary, _draw("throughput", "time, UTC", f"{records} an hour", paint))
 
 
 def timestep_chart(title: str, about: str, curve: Curve, records: str, ylabel: str) -> Chart:
-    """The median and the band around it, from noise to image.
+    """A median with a band around it, from noise to image.
 
     Args:
-        title: Of the chart.
-        about: What is drawn, for the summary.
-        curve: By timestep.
-        records: Of what, such as '8 images'.
-        ylabel: Of the axis, which is logarithmic unless a median is 0.
+        title: Title of the chart.
+        about: Name of the value, for the summary.
+        curve: Distribution at each timestep.
+        records: The sample, such as '8 images'.
+        ylabel: Label of the axis, which is logarithmic unless a median is 0.
     """
 
     def paint(axes: Axes) -> None:
@@ -131,20 +132,12 @@ def timestep_chart(title: str, about: str, curve: Curve, records: str, ylabel: s
     return Chart(title, summary, _draw(title, "timestep of the network, from noise to image", ylabel, paint))
 
 
-def in_words(seconds: float) -> str:
-    """A length of time."""
-    for limit, size, unit in ((90, 1, "s"), (5400, 60, "min"), (172800, 3600, "h")):
-        if seconds < limit:
-            return f"{round(seconds / size, 1):g} {unit}"
-    return f"{round(seconds / 86400, 1):g} days"
-
-
 def _bars(axes: Axes, edges: Numbers, heights: NDArray[np.float64] | NDArray[np.int64]) -> None:
     axes.bar(edges[:-1], heights, 0.9 * np.diff(edges), align="edge", color=ACCENT)
 
 
 def _draw(name: str, xlabel: str, ylabel: str, paint: Callable[[Axes], None]) -> Markup:
-    """A drawing without a size and a background; its ids are its own among drawings of other names."""
+    """A drawing without size and background; its ids differ from those of drawings with other names."""
     file = io.StringIO()
     with matplotlib.style.context({**_STYLE, "svg.hashsalt": name}, after_reset=True):
         figure = Figure(figsize=(4.4, 2.7), layout="constrained")

@@ -1,4 +1,4 @@
-"""The page that a person opens: what it says of a run, and its HTML. Nothing on it is fetched from anywhere."""
+"""The page about a run as HTML in one file, which fetches nothing."""
 
 import base64
 import io
@@ -15,25 +15,26 @@ from nti_batch.data.images import to_bytes, to_image
 from nti_batch.output.run import OutputRun
 from nti_batch.report.charts import Chart
 from nti_batch.report.statistics import Reason
+from nti_batch.settings import flatten
 
 LOSSLESS_SIZE = 128
 
 
 LARGEST_SIZE = 384
-"""Sizes of embedded pictures, in pixels: up to the first as they are, from there on as JPEG, shrunk to the second."""
+"""Sizes of embedded images in pixels: up to the first they are PNG, larger ones are JPEG and shrunk to the second."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """A number that stands large."""
+    """A number in large print."""
 
     value: str
     label: str
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A picture inside the page."""
+class EmbeddedImage:
+    """An image inside the page."""
 
     title: str
     source: str
@@ -41,46 +42,46 @@ class Picture:
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
-    """Pictures of one record."""
+class PageExample:
+    """A record beside its source."""
 
     name: str
     captions: Sequence[str]
     numbers: str
-    pictures: Sequence[Picture]
+    images: Sequence[EmbeddedImage]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """What the template shows."""
+    """Content of the page."""
 
     title: str
-    what: str
-    """What run it is, in a line."""
+    description: str
+    """The run in one line."""
 
     done: int
     failed: int
     missing: int
     facts: list[Fact]
-    """Beside these numbers."""
+    """Numbers beside these counts."""
 
     charts: Sequence[Chart]
     reasons: Sequence[Reason]
-    examples: Sequence[tuple[str, Sequence[Example]]]
-    """Under their headings."""
+    examples: Sequence[tuple[str, Sequence[PageExample]]]
+    """Records under their headings."""
 
     notes: Sequence[str]
-    """What could not be had for this page."""
+    """What could not be shown, and why."""
 
     settings: Sequence[tuple[str, str]]
 
     @property
     def counts(self) -> list[Fact]:
-        """What became of the records."""
+        """Outcomes of the records."""
         return [Fact(f"{getattr(self, name):,}", name) for name in ("done", "failed", "missing")]
 
     def html(self) -> str:
-        """The whole file."""
+        """Content of the file."""
         environment = jinja2.Environment(
             loader=jinja2.FileSystemLoader(Path(__file__).parent),
             autoescape=True,
@@ -90,21 +91,22 @@ class Page:
             keep_trailing_newline=True,
         )
         html = environment.get_template("page.html").render(page=self)
-        # a path may hold half a surrogate pair, which no file could
+        # a path may hold half a surrogate pair, which UTF-8 cannot encode
         return html.encode(errors="backslashreplace").decode()
 
 
-def settings_of(run: OutputRun[Any, Any]) -> list[tuple[str, str]]:
-    """The content of run.json, as a table."""
-    shards = run.shards()
-    told = {**run.settings(), "shards": f"{len(shards):,}, from {shards[0]} to {shards[-1]}"}
-    return [(name, value if isinstance(value, str) else json.dumps(value)) for name, value in told.items()]
+def settings_of(run: OutputRun[Any, Any, Any]) -> list[tuple[str, str]]:
+    """Settings and shards of a run, as rows of a table."""
+    shards = run.shards
+    summary = f"{len(shards):,}, from {shards[0]} to {shards[-1]}"
+    settings = flatten(run.settings.to_json()) | {"shards": summary}
+    return [(name, value if isinstance(value, str) else json.dumps(value)) for name, value in settings.items()]
 
 
-def embed(title: str, pixels: Tensor) -> Picture:
-    """A picture, [3, height, width], uint8 or in [0, 1]."""
-    image, file = to_image(to_bytes(pixels) if pixels.is_floating_point() else pixels), io.BytesIO()
+def embed(title: str, pixels: Tensor) -> EmbeddedImage:
+    """An image, [3, height, width] in [0, 1], for the page."""
+    image, file = to_image(to_bytes(pixels)), io.BytesIO()
     kind = "png" if max(image.size) <= LOSSLESS_SIZE else "jpeg"
     image.thumbnail((LARGEST_SIZE, LARGEST_SIZE))
     image.save(file, kind, quality=90, subsampling=0)
-    return Picture(title, f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}")
+    return EmbeddedImage(title, f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}")

@@ -1,4 +1,4 @@
-"""A picture that shows a run: input, VAE, DDIM and the run's method side by side, replayed from the files."""
+"""The preview of a run: some records beside their sources, in one image file."""
 
 from collections.abc import Sequence
 from itertools import islice, zip_longest
@@ -10,72 +10,65 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from nti_batch.data.images import to_bytes, to_image
-from nti_batch.data.samples import read_inputs
-from nti_batch.editing.reconstruct import replay
-from nti_batch.jobs.invert_datamodule import InversionDataModule
 from nti_batch.models.stable_diffusion import StableDiffusion
-from nti_batch.output.inversions import InversionRun, read_inversions
-from nti_batch.output.manifest import AnyRow
-from nti_batch.output.run import OutputRun
+from nti_batch.output.manifest import Row
+from nti_batch.output.run import AnyRun
+from nti_batch.plans.edits import EditPlan
+from nti_batch.plans.images import ImagePlan
 from nti_batch.records import WorkUnit
+from nti_batch.report.examples import Example, examples_of
 from nti_batch.scores.metrics import psnr
 
 MARGIN = 12
-
-
 LABEL = 18
 
 
-def choose_rows(run: OutputRun[Any, AnyRow], units: Sequence[WorkUnit], count: int) -> list[AnyRow]:
-    """At most `count` records that are done, evenly over the work units; few manifests are read."""
+def choose_rows(run: AnyRun, units: Sequence[WorkUnit], count: int) -> list[tuple[Path, Row]]:
+    """At most `count` finished rows with their manifests, evenly over the work units; few manifests are read."""
     stride = max(1, len(units) // count)
     evenly = (unit for first in range(stride) for unit in units[first::stride])
-    done = ([row for row in run.rows(unit) if row.status == "done"] for unit in evenly)
+    done = ([found for found in run.located_rows(unit) if found[1].status == "done"] for unit in evenly)
     of_units = islice(filter(None, done), count)
-    by_turns = (found for turn in zip_longest(*of_units) for found in turn if found)
-    return sorted(islice(by_turns, count), key=lambda row: (row.shard, row.id))
+    in_turn = (found for turn in zip_longest(*of_units) for found in turn if found)
+    return sorted(islice(in_turn, count), key=lambda found: (found[1].shard, found[1].id))
 
 
-def draw_preview(
-    run: InversionRun, data: InversionDataModule, networks: StableDiffusion, count: int = 8
-) -> Path | None:
-    """Write OUT/preview.png: a row for each of some images; None if their inputs are not to be had any more.
+def draw_preview(plan: ImagePlan | EditPlan, networks: StableDiffusion, count: int = 8) -> Path | None:
+    """Write OUT/preview.png, with a row for each of some records; None if their inputs cannot be read any more.
 
     Args:
-        run: With at least one image done.
-        data: Its input.
-        networks: Its model.
-        count: Rows, at most.
+        plan: Work of a run with at least one finished record.
+        networks: The model of the run.
+        count: Maximum number of rows.
     """
-    ids = [(row.shard, row.key) for row in choose_rows(run, data.units, count)]
-    assert data.height is not None and data.width is not None
-    inputs = read_inputs(data.units, data.caption, data.height, data.width, ids)
-    stored = sorted(read_inversions(run.out, inputs), key=lambda s: ids.index((s.shard, s.key)))
-    if not stored:
+    located = choose_rows(plan.run, plan.units, count)
+    examples = [e for e in examples_of(plan, located, networks, [], with_ddim=True) if len(e.images) > 1]
+    shown = [e for e in examples if isinstance(plan, EditPlan) or "input" in e.images]
+    if not shown:
         return None
-    pixels = torch.stack([inputs[s.shard, s.key].pixels for s in stored]).to(networks.device)
-    columns = {
-        "input": pixels / 255,
-        "VAE": networks.decode_latents(networks.encode_pictures(pixels)),
-        "ddim": replay(networks, stored, False),
-        str(run.settings()["model.method"]): replay(networks, stored, True),
-    }
-    pictures, titles = torch.stack(list(columns.values()), 1).cpu(), tuple(columns)
-    captions = ([f"{s.shard}/{s.key}: {s.prompt}"] for s in stored)
-    rows = [(caption, row, _scored(row, titles)) for caption, row in zip(captions, pictures, strict=True)]
-    path = run.out / "preview.png"
-    draw_rows(rows).save(path)
+    path = plan.run.out / "preview.png"
+    draw_rows([_strip(example) for example in shown]).save(path)
     return path
 
 
-def _scored(pictures: Tensor, titles: tuple[str, ...]) -> list[str]:
-    """Titles with the PSNR against the first picture."""
-    scores = psnr(pictures, pictures[:1]).tolist()
-    return [titles[0], *(f"{title} {score:.1f} dB" for title, score in zip(titles[1:], scores[1:], strict=True))]
+def _strip(example: Example) -> tuple[list[str], Tensor, list[str]]:
+    """Captions, images and labels of a row of the preview."""
+    titles, images = list(example.images), torch.stack(list(example.images.values()))
+    row = example.row
+    captions = [f"{row.shard}/{row.key}: {example.captions[0]}", *example.captions[1:]]
+    if "input" not in example.images:
+        return captions, images, titles
+    scores = psnr(images, images[:1]).tolist()
+    labels = [f"{title} {score:.1f} dB" for title, score in zip(titles[1:], scores[1:], strict=True)]
+    return captions, images, [titles[0], *labels]
 
 
 def draw_rows(rows: Sequence[tuple[Sequence[str], Tensor, Sequence[str]]]) -> Image.Image:
-    """Two columns of rows: lines of text, pictures, [pictures, 3, height, width] in [0, 1], and what is below each."""
+    """Draw rows in two columns.
+
+    Args:
+        rows: Lines of text, images, [images, 3, height, width] in [0, 1], and a label for each image.
+    """
     height, width = rows[0][1].shape[-2:]
     zoom = max(1, 128 // height)
     cell_width, cell_height = width * zoom + MARGIN, height * zoom + (2 + len(rows[0][0])) * LABEL
@@ -83,17 +76,21 @@ def draw_rows(rows: Sequence[tuple[Sequence[str], Tensor, Sequence[str]]]) -> Im
     strip = len(rows[0][1]) * cell_width + 2 * MARGIN
     sheet = Image.new("RGB", (columns * strip, -(-len(rows) // columns) * cell_height + MARGIN), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
-    for number, (captions, pictures, labels) in enumerate(rows):
+    for number, (captions, images, labels) in enumerate(rows):
         left, top = number % columns * strip + MARGIN, number // columns * cell_height + MARGIN
         for caption in captions:
-            # neither keys nor prompts need be one line
-            caption = " ".join(caption.split())
-            while pen.textlength(caption, font) > strip - 2 * MARGIN:
-                caption = caption[:-5] + "..."
-            pen.text((left, top), caption, "black", font)
+            pen.text((left, top), _fitting(caption, strip - 2 * MARGIN, pen, font), "black", font)
             top += LABEL
-        for i, (label, picture) in enumerate(zip(labels, pictures, strict=True)):
-            tile = to_image(to_bytes(picture)).resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
+        for i, (label, image) in enumerate(zip(labels, images, strict=True)):
+            tile = to_image(to_bytes(image)).resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
             sheet.paste(tile, (left + i * cell_width, top))
             pen.text((left + i * cell_width, top + height * zoom + 1), label, "black", font)
     return sheet
+
+
+def _fitting(caption: str, width: int, pen: ImageDraw.ImageDraw, font: Any) -> str:
+    """A caption on one line, cut to a width in pixels; neither keys nor prompts need be one line."""
+    caption = " ".join(caption.split())
+    while pen.textlength(caption, font) > width:
+        caption = caption[:-5] + "..."
+    return caption

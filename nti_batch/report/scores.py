@@ -1,14 +1,16 @@
 """Scores of a run of edits, from its files: `nti-batch score`."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import get_args
 
 from nti_batch.editing.masks import mask_pixels
 from nti_batch.editing.pie_bench import CATEGORIES, category
 from nti_batch.editing.requests import request_id
-from nti_batch.jobs.edit_datamodule import EditDataModule
+from nti_batch.json_object import Json
+from nti_batch.output.edits import read_edited_images
+from nti_batch.plans.edits import EditPlan
 from nti_batch.records import WorkUnit
 from nti_batch.scores.edits import EditScores, Protocol, score_edits, scores_table
 from nti_batch.scores.learned import LearnedScores
@@ -25,26 +27,30 @@ class ScoredEdit:
     name: str
     scores: dict[Protocol, EditScores]
 
+    def to_json(self) -> dict[str, Json]:
+        """The scores as `nti-batch score --json` prints them."""
+        scores: dict[str, Json] = {protocol: asdict(scores) for protocol, scores in self.scores.items()}
+        return {"shard": self.shard, "key": self.key, "name": self.name, "scores": scores}
 
-def score_run(data: EditDataModule, learned: LearnedScores) -> Iterator[ScoredEdit]:
+
+def score_run(plan: EditPlan, learned: LearnedScores) -> Iterator[ScoredEdit]:
     """Scores of all committed edits that have a mask and an input to be compared with.
 
     Args:
-        data: What the run was asked for.
-        learned: What networks there are.
+        plan: Work of the run.
+        learned: Networks of the learned scores.
 
     Raises:
         ValueError: If a part is damaged.
     """
-    for unit in data.units:
-        yield from _score_unit(data, unit, learned)
+    for unit in plan.units:
+        yield from _score_unit(plan, unit, learned)
 
 
-def _score_unit(data: EditDataModule, unit: WorkUnit, learned: LearnedScores) -> Iterator[ScoredEdit]:
-    assert data.run is not None, "attach() comes first"
-    requests = {request_id(request): request for request in data.requests_of(unit) if request.mask}
-    originals = data.read_originals(unit, requests.values())
-    for row, pixels in data.run.read(unit, requests) if originals else ():
+def _score_unit(plan: EditPlan, unit: WorkUnit, learned: LearnedScores) -> Iterator[ScoredEdit]:
+    requests = {request_id(request): request for request in plan.requests_of(unit) if request.mask}
+    originals = plan.read_originals(unit, requests.values())
+    for row, pixels in read_edited_images(plan.run, unit, requests) if originals else ():
         mask, original = requests[row.id].mask, originals.get((row.shard, row.key))
         if mask and original and row.edit_prompt is not None:
             edited, source = pixels[None] / 255, original.pixels[None] / 255
@@ -56,9 +62,10 @@ def _score_unit(data: EditDataModule, unit: WorkUnit, learned: LearnedScores) ->
             yield ScoredEdit(row.shard, row.key, row.name, scores)
 
 
-def tables(data: EditDataModule, found: Sequence[ScoredEdit]) -> list[str]:
+def tables(plan: EditPlan, found: Sequence[ScoredEdit]) -> list[str]:
     """A table for each protocol, for PIE-Bench with its categories."""
-    is_pie_bench = data.edits is not None and Path(data.edits).is_dir()
+    edits = plan.run.settings.edits
+    is_pie_bench = edits is not None and Path(edits).is_dir()
     groups: dict[str, list[ScoredEdit]] = {name: [] for name in (CATEGORIES if is_pie_bench else ["edits"])}
     for edit in found:
         groups[category(edit.name) if is_pie_bench else "edits"].append(edit)

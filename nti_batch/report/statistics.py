@@ -1,4 +1,4 @@
-"""The numbers of a run's rows: a few floats an image, whatever the rows say, and what is drawn of them."""
+"""Numbers of a run's rows, a few floats a record, and the figures that charts show."""
 
 import re
 from array import array
@@ -25,35 +25,35 @@ MAX_REASONS = 100
 
 
 _DETAILS = re.compile(r"""(?<!\w)'[^']*'|"[^"]*"|\S*/\S*|\w*\d\w*(?:\.\w+)*""")
-"""What differs between errors of one reason: what is quoted, paths, and words with a digit."""
+"""Parts that differ between errors of one reason: quotations, paths, and words with a digit."""
 
 
 @dataclass(slots=True)
 class Reason:
-    """Failures that have the same stage and, but for names and numbers, the same error."""
+    """Failures with the same stage and, apart from names and numbers, the same error."""
 
     stage: str
     reason: str
     """The error, with an ellipsis for each name and number."""
 
     example: str
-    """'shard/key' of the first one, or the shard where that failed as a whole."""
+    """'shard/key' of the first failure, or the shard that failed as a whole."""
 
     error: str
-    """Of that one."""
+    """Error of that failure."""
 
     count: int = 0
 
 
 @dataclass(slots=True)
 class Reasons:
-    """Failures by stage and reason. A shard that is damaged counts once, whatever the number of its rows."""
+    """Failures by stage and reason. A damaged shard counts once, whatever the number of its rows."""
 
     groups: dict[tuple[str, str], Reason] = field(default_factory=dict)
     damaged_shards: set[str] = field(default_factory=set)
 
     def add(self, row: Row) -> None:
-        """Count a row that has failed; reasons beyond the first hundred are one."""
+        """Count a failed row; reasons beyond the first hundred are counted together."""
         if not row.key:
             if row.shard in self.damaged_shards:
                 return
@@ -65,19 +65,19 @@ class Reasons:
         self.groups.setdefault(group, Reason(*group, example, row.error)).count += 1
 
     def sorted(self) -> list[Reason]:
-        """The most frequent first."""
+        """Reasons, the most frequent first."""
         return sorted(self.groups.values(), key=lambda group: -group.count)
 
 
 class RunNumbers(Generic[AnyRow]):
-    """Columns of numbers with an entry for each record that is done, in the order of the manifests."""
+    """Columns of numbers with an entry for each finished record, in the order of the manifests."""
 
     def __init__(self, row_type: type[AnyRow], columns: Sequence[str]) -> None:
-        """Know nothing yet.
+        """Start without records.
 
         Args:
-            row_type: Of the run.
-            columns: Fields of a row; one that is None there is nan here.
+            row_type: Rows of the run.
+            columns: Fields of a row; None becomes nan.
         """
         self.row_type = row_type
         self.reasons = Reasons()
@@ -87,7 +87,7 @@ class RunNumbers(Generic[AnyRow]):
         """Entry of the first record of each manifest."""
 
     def add(self, manifest: Path, row: AnyRow) -> None:
-        """Take note of a row that stands in this manifest."""
+        """Count a row of a manifest."""
         if row.status == "failed":
             self.reasons.add(row)
             return
@@ -99,7 +99,7 @@ class RunNumbers(Generic[AnyRow]):
             column.append(nan if value is None else value)
 
     def __len__(self) -> int:
-        """How many records are done."""
+        """Number of finished records."""
         return len(self._columns["finished"])
 
     def __getitem__(self, name: str) -> Numbers:
@@ -116,23 +116,23 @@ class RunNumbers(Generic[AnyRow]):
         for entry in entries:
             number = bisect_right(self._firsts, entry) - 1
             path = self._manifests[number]
-            # failures may be taken out of a manifest at any time, what is done stays
+            # another process may remove failed rows; finished ones stay
             done = [row for row in Manifest.read(path, self.row_type).rows if row.status == "done"]
             found.append((path, done[entry - self._firsts[number]]))
         return found
 
     def sample(self, count: int) -> list[int]:
-        """At most `count` entries, drawn without replacement; always the same ones of as many records."""
+        """At most `count` entries, drawn without replacement; the same ones for the same number of records."""
         chosen = np.random.default_rng(0).choice(len(self), min(count, len(self)), replace=False)
         return sorted(chosen.tolist())
 
 
 def extremes(values: Numbers, count: int) -> dict[str, list[int]]:
-    """Entries of the lowest values, from the worst on, of those about the median, and of the highest, each once.
+    """Entries of the lowest values, of those about the median, and of the highest, each once.
 
     Args:
-        values: The more the better, all finite.
-        count: Of each kind, at most.
+        values: Higher is better; all finite.
+        count: Maximum number of entries of each kind.
     """
     order = np.argsort(values, kind="stable").tolist()
     middle = max(0, len(order) - count) // 2
@@ -147,7 +147,7 @@ def extremes(values: Numbers, count: int) -> dict[str, list[int]]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Histogram:
-    """Counts between edges; the outer ones take what lies beyond."""
+    """Counts between edges; the outer ones include values beyond the edges."""
 
     edges: Numbers
     """[bins + 1]."""
@@ -174,11 +174,11 @@ def histogram(values: Numbers) -> Histogram:
 
 
 def throughput(finished: Numbers, seconds: Numbers) -> Histogram:
-    """Records by when they were finished, from the begin of the first, in equal stretches of time.
+    """Number of records that finished in equal intervals of time, from the start of the first.
 
     Args:
-        finished: In seconds since 1970.
-        seconds: What each took; nan where that is not known.
+        finished: Times in seconds since 1970.
+        seconds: Duration of each record; nan if it is unknown.
     """
     begin = np.min(finished - np.nan_to_num(seconds))
     bins = min(MAX_BINS, ceil(sqrt(len(finished))))
@@ -188,10 +188,10 @@ def throughput(finished: Numbers, seconds: Numbers) -> Histogram:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Curve:
-    """What a sample of images has at each timestep."""
+    """Distribution of a value over a sample of images at each timestep."""
 
     timesteps: Numbers
-    """Of the network, the noisiest first, [T]."""
+    """Timesteps of the network, the noisiest first, [T]."""
 
     low: Numbers
     """10 % of the images are below it, [T]."""
@@ -202,17 +202,17 @@ class Curve:
 
 
 def by_timestep(timesteps: Numbers, values: Numbers) -> Curve:
-    """From the values of at least one image, [images, T]."""
+    """The distribution of the values of at least one image, [images, T]."""
     low, median, high = np.quantile(values, [0.1, 0.5, 0.9], axis=0)
     return Curve(timesteps, low, median, high)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
-    """What only the `.json` members of inversions hold."""
+    """Values that only the `.json` members of inversions hold."""
 
     timesteps: Numbers
-    """Of the network, the noisiest first, [T]."""
+    """Timesteps of the network, the noisiest first, [T]."""
 
     losses: Numbers
     """[images, T]."""
@@ -220,19 +220,19 @@ class Sample:
     inner_steps: Numbers
     """[images, T]."""
 
-    faults: list[str]
-    """What is wrong with the parts that cannot be read."""
+    errors: list[str]
+    """Errors of the parts that cannot be read."""
 
 
 def read_sample(rows: Iterable[tuple[Path, Row]], num_steps: int) -> Sample:
-    """Read inversions.
+    """Read a sample of inversions.
 
     Args:
-        rows: Each with its manifest.
-        num_steps: T.
+        rows: Rows, each with its manifest.
+        num_steps: Number of timesteps, T.
     """
     found: list[Numbers] = []
-    faults: list[str] = []
+    errors: list[str] = []
     names: dict[Path, set[str]] = {}
     for manifest, row in rows:
         names.setdefault(manifest.with_suffix(".tar"), set()).add(member_name(row.key))
@@ -240,9 +240,9 @@ def read_sample(rows: Iterable[tuple[Path, Row]], num_steps: int) -> Sample:
         try:
             for metadata in read_metadata(part, wanted):
                 lists = [metadata[name] for name in ("timesteps", "losses", "inner_steps")]
-                # there is no checksum of these alone
+                # the checksum covers the whole member
                 found.append(np.array(lists, dtype=np.float64).reshape(3, num_steps))
         except DAMAGE as error:
-            faults.append(f"{part} is damaged: {error!r}")
+            errors.append(f"{part} is damaged: {error!r}")
     timesteps, losses, inner_steps = np.array(found).reshape(-1, 3, num_steps).transpose(1, 0, 2)
-    return Sample(timesteps[:1].ravel(), losses, inner_steps, faults)
+    return Sample(timesteps[:1].ravel(), losses, inner_steps, errors)

@@ -1,38 +1,43 @@
-"""Whether a run is what it says: manifests against parts, against the input, and replayed from the files."""
+"""Checks a run: manifests against parts, against the input or the requests, and against reconstructions."""
 
+import io
 import re
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from nti_batch.data.samples import read_inputs
 from nti_batch.data.shard_reader import read_keys
-from nti_batch.editing.reconstruct import replay
+from nti_batch.editing.reconstruct import reconstruct
 from nti_batch.models.load import load_model
-from nti_batch.output.inversions import InversionRun, read_inversions
-from nti_batch.output.manifest import AnyRow, Json, Manifest
+from nti_batch.output.inversions import read_inversions
+from nti_batch.output.manifest import Manifest, Metadata, Row
 from nti_batch.output.part import read_members
-from nti_batch.output.run import OutputRun
-from nti_batch.output.serialization import StoredInversion, unpack
+from nti_batch.output.serialization import StoredInversion, decode_inversion
+from nti_batch.plans.edits import EditPlan
+from nti_batch.plans.images import ImagePlan
+from nti_batch.plans.plan import AnyPlan
 from nti_batch.records import WorkUnit
 from nti_batch.report.preview import choose_rows
 from nti_batch.scores.metrics import psnr
 
-REPLAY_TOLERANCE = 0.05
-"""In dB; a replay on the same kind of device is closer by far."""
+RECONSTRUCTION_TOLERANCE = 0.05
+"""In dB. A reconstruction on the same kind of device is far closer."""
 
-
-TWICE = "is committed twice"
+CheckRecord = Callable[[bytes, Metadata], Iterator[str]]
+"""Yields what is wrong with a record, given its two members."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that is not as it should be."""
+    """Something wrong in a run."""
 
     where: str
     """A file, or an image as 'shard/key'."""
@@ -40,76 +45,56 @@ class Finding:
     what: str
 
 
-def verify_run(run: InversionRun, units: Sequence[WorkUnit], recompute: int) -> Iterator[Finding]:
+def verify_run(plan: ImagePlan | EditPlan, recompute: int) -> Iterator[Finding]:
     """Everything that is wrong with a run, as it is found.
 
     Args:
-        run: The output folder.
-        units: All its work units, in the shards as they are to be had now.
-        recompute: Inversions to replay and compare with the PSNR that they recorded, with the model of the run.
+        plan: Work of the run, with the shards at their present addresses.
+        recompute: Number of inversions to reconstruct and compare with their recorded PSNR.
 
     Raises:
-        ValueError: If `recompute` needs what is not there.
+        ValueError: If `recompute` needs something that is not there.
     """
-    for _, of_shard in groupby(units, key=lambda unit: unit.shard):
-        yield from _check_shard(run, list(of_shard))
-    yield from unexpected_files(run, units)
-    if recompute:
-        yield from _replayed(run, units, recompute)
+    if recompute and isinstance(plan, EditPlan):
+        raise ValueError(f"{str(plan.run.out)!r} has edits, and --recompute checks inversions: leave it out")
+    for _, of_shard in groupby(plan.units, key=lambda unit: unit.shard):
+        yield from _check_shard(plan, list(of_shard))
+    yield from unexpected_files(plan)
+    if recompute and isinstance(plan, ImagePlan):
+        yield from _compare_reconstructions(plan, recompute)
 
 
-def _check_shard(run: InversionRun, units: list[WorkUnit]) -> Iterator[Finding]:
-    shard, committed = units[0].shard, set[str]()
+def _check_shard(plan: ImagePlan | EditPlan, units: Sequence[WorkUnit]) -> Iterator[Finding]:
+    """Check the work units of one shard."""
+    committed: dict[WorkUnit, list[Row]] = {}
     for unit in units:
-        rows = yield from check_parts(run, unit, lambda payload, data: _wrong(unpack(payload, data), run.settings()))
-        for row in rows:
-            if row.key and row.key in committed:
-                yield Finding(f"{shard}/{row.key}", TWICE)
-            committed.add(row.key)
-        try:
-            if run.is_complete(unit) and run.images_when_complete(unit) != len(rows):
-                yield Finding(unit.name, f"is marked complete, and its manifests hold {len(rows)} images")
-        except ValueError as error:
-            yield Finding(unit.name, str(error))
-    keys, faults = read_keys(units[0].url)
-    for key in keys:
-        if key not in committed:
-            yield Finding(f"{shard}/{key}", "is in the input and not committed")
-    if not faults:
-        for key in sorted(committed - set(keys) - {""}):
-            yield Finding(f"{shard}/{key}", "is committed and not in the input")
-    elif "" not in committed:
-        yield Finding(units[0].url, f"cannot be read to its end: {faults[0]}")
+        committed[unit] = []
+        for path in plan.run.manifests(unit):
+            yield from _check_manifest(plan, unit, path, committed[unit])
+        yield from _check_mark(plan, unit, len(committed[unit]))
+    counts = Counter(row.id for rows in committed.values() for row in rows if row.key)
+    yield from (Finding(f"{units[0].shard}/{name}", "is committed twice") for name, n in counts.items() if n > 1)
+    if isinstance(plan, ImagePlan):
+        yield from _check_input(units[0], {row.key for rows in committed.values() for row in rows})
+    else:
+        yield from _check_requests(plan, committed)
 
 
-def check_parts(
-    run: OutputRun[Any, AnyRow], unit: WorkUnit, wrong: Callable[[bytes, dict[str, Json]], Iterator[str]]
-) -> Generator[Finding, None, list[AnyRow]]:
-    """Findings in the parts of a work unit; its rows are what the generator returns.
-
-    Args:
-        run: The output folder.
-        unit: The work unit.
-        wrong: What is wrong with a record, by its two members.
-    """
-    rows: list[AnyRow] = []
-    for path in run.manifests(unit):
-        try:
-            manifest = Manifest.read(path, run.row_type)
-        except ValueError as error:
-            yield Finding(str(path), str(error))
-            continue
-        yield from _check_part(manifest, path.with_suffix(".tar"), wrong)
-        rows += manifest.rows
-    for row in rows:
+def _check_manifest(plan: AnyPlan, unit: WorkUnit, path: Path, rows: list[Row]) -> Iterator[Finding]:
+    """Check a manifest and its part; append its rows."""
+    try:
+        manifest = Manifest.read(path, plan.run.kind.row_type)
+    except ValueError as error:
+        yield Finding(str(path), str(error))
+        return
+    rows += manifest.rows
+    yield from _check_part(manifest, path.with_suffix(".tar"), _record_check(plan))
+    for row in manifest.rows:
         if row.shard != unit.shard:
             yield Finding(f"{row.shard}/{row.id}", f"is in a manifest of shard {unit.shard!r}")
-    return rows
 
 
-def _check_part(
-    manifest: Manifest[AnyRow], part: Path, wrong: Callable[[bytes, dict[str, Json]], Iterator[str]]
-) -> Iterator[Finding]:
+def _check_part(manifest: Manifest[Any], part: Path, check: CheckRecord) -> Iterator[Finding]:
     done = {row.id: row for row in manifest.rows if row.status == "done"}
     if not done:
         return
@@ -117,78 +102,125 @@ def _check_part(
         manifest.check_part(part)
     except ValueError as error:
         yield Finding(str(part), str(error))
+    row_type = type(manifest.rows[0])
     try:
         for payload, metadata in read_members(part):
-            told = type(manifest.rows[0]).of_metadata(metadata)
-            row = done.pop(told.id, None)
-            if row is None or replace(told, json_sha256=row.json_sha256) != row:
-                yield Finding(str(part), f"holds {told.id!r}, and its manifest says something else of it")
-            for what in wrong(payload, metadata):
-                yield Finding(f"{told.shard}/{told.id}", what)
+            stored = row_type.of_metadata(metadata, "")
+            row = done.pop(stored.id, None)
+            if row is None or replace(stored, json_sha256=row.json_sha256) != row:
+                yield Finding(str(part), f"holds {stored.id!r}, and its manifest does not describe it")
+            for what in check(payload, metadata):
+                yield Finding(f"{stored.shard}/{stored.id}", what)
     except (OSError, ValueError) as error:
         yield Finding(str(part), str(error))
     else:
-        for lacking in done:
-            yield Finding(str(part), f"lacks {lacking!r}, which its manifest names")
+        for missing in done:
+            yield Finding(str(part), f"lacks {missing!r}, which its manifest names")
 
 
-def _wrong(stored: StoredInversion, settings: dict[str, Json]) -> Iterator[str]:
-    if stored.metadata.get("settings") != settings:
-        yield "was made with other settings than the run's"
-    timesteps = stored.metadata["timesteps"]
-    assert isinstance(timesteps, list)
-    if stored.null_embeddings.ndim != 3 or len(stored.null_embeddings) != len(timesteps):
-        shape = tuple(stored.null_embeddings.shape)
-        yield f"null_embeddings have the shape {shape}, not [{len(timesteps)}, tokens, dim]"
-    tensors: dict[str, Tensor] = {
-        "null_embeddings": stored.null_embeddings,
-        "noise_latents": stored.noise_latents,
-    }
-    if stored.pivot is not None:
-        tensors["pivot"] = stored.pivot
-    expected = (len(timesteps), *stored.noise_latents.shape) if settings.get("model.method") == "direct" else None
-    found = tuple(stored.pivot.shape) if stored.pivot is not None else None
+def _check_mark(plan: AnyPlan, unit: WorkUnit, rows: int) -> Iterator[Finding]:
+    """Compare the mark of a complete work unit with its number of rows."""
+    try:
+        if plan.run.is_complete(unit) and plan.run.rows_when_complete(unit) != rows:
+            yield Finding(unit.name, f"is marked complete, and its manifests hold {rows} images")
+    except ValueError as error:
+        yield Finding(unit.name, str(error))
+
+
+def _check_input(unit: WorkUnit, committed: set[str]) -> Iterator[Finding]:
+    """Compare the committed keys of a shard with the keys in its input."""
+    keys, errors = read_keys(unit.url)
+    for key in keys:
+        if key not in committed:
+            yield Finding(f"{unit.shard}/{key}", "is in the input and not committed")
+    if not errors:
+        for key in sorted(committed - set(keys) - {""}):
+            yield Finding(f"{unit.shard}/{key}", "is committed and not in the input")
+    elif "" not in committed:
+        yield Finding(unit.url, f"cannot be read to its end: {errors[0]}")
+
+
+def _check_requests(plan: EditPlan, committed: Mapping[WorkUnit, Sequence[Row]]) -> Iterator[Finding]:
+    """Report the requested edits of a shard that are not committed."""
+    for unit, rows in committed.items():
+        for request in plan.missing(unit, rows):
+            yield Finding(f"{request.shard}/{request.key}", f"lacks the requested edit {request.name!r}")
+
+
+def _record_check(plan: AnyPlan) -> CheckRecord:
+    """The check of a record of the run's kind."""
+    settings = plan.run.settings.to_json()
+    is_inversion = isinstance(plan, ImagePlan)
+
+    def check_record(payload: bytes, metadata: Metadata) -> Iterator[str]:
+        if metadata.get("settings") != settings:
+            yield "was made with other settings than the run's"
+        yield from check_inversion(decode_inversion(payload, metadata)) if is_inversion else _check_png(payload)
+
+    return check_record
+
+
+def check_inversion(stored: StoredInversion) -> Iterator[str]:
+    """What is wrong with the tensors of an inversion."""
+    steps = stored.settings.num_steps
+    if stored.null_embeddings.ndim != 3 or len(stored.null_embeddings) != steps:
+        yield f"null_embeddings have the shape {tuple(stored.null_embeddings.shape)}, not [{steps}, tokens, dim]"
+    is_direct = stored.settings.inversion.method == "direct"
+    expected = (steps, *stored.noise_latents.shape) if is_direct else None
+    found = None if stored.pivot is None else tuple(stored.pivot.shape)
     if found != expected:
         yield f"the pivot has the shape {found}, not {expected}"
+    yield from _check_tensors(stored)
+
+
+def _check_tensors(stored: StoredInversion) -> Iterator[str]:
+    tensors: dict[str, Tensor | None] = {
+        "null_embeddings": stored.null_embeddings,
+        "noise_latents": stored.noise_latents,
+        "pivot": stored.pivot,
+    }
     for name, tensor in tensors.items():
-        if tensor.dtype != torch.float32:
+        if tensor is not None and tensor.dtype != torch.float32:
             yield f"{name} are {tensor.dtype}, not float32"
-        if not tensor.isfinite().all():
+        if tensor is not None and not tensor.isfinite().all():
             yield f"{name} hold numbers that are not finite"
 
 
-def unexpected_files(run: OutputRun[Any, Any], units: Sequence[WorkUnit]) -> Iterator[Finding]:
-    """Files that belong to no work unit, and the leavings of a job that died."""
-    names = {unit.name for unit in units}
-    for path in sorted(run.folder.iterdir()):
+def _check_png(payload: bytes) -> Iterator[str]:
+    try:
+        Image.open(io.BytesIO(payload)).load()
+    except (OSError, SyntaxError) as error:  # what Pillow raises for a broken PNG
+        yield f"is no image: {error}"
+
+
+def unexpected_files(plan: AnyPlan) -> Iterator[Finding]:
+    """Files that belong to no work unit, and files that a killed job has left behind."""
+    names = {unit.name for unit in plan.units}
+    for path in sorted(plan.run.folder.iterdir()):
         found = re.fullmatch(r"(.+?)(?:\.\d{5,}\.(tar|jsonl))?(?:\.(complete|lock|salvage))?(\.tmp)?", path.name)
         if found is None or found[1] not in names:
             yield Finding(str(path), "belongs to no work unit of these shards")
         elif path.suffix == ".salvage" or path.name.endswith(".tar.tmp") or _is_uncommitted(path):
-            yield Finding(str(path), "is not committed: a job is at it, or has died; run the job again")
+            yield Finding(str(path), "is not committed: a job writes it, or was killed; run the job again")
 
 
 def _is_uncommitted(path: Path) -> bool:
     return path.suffix == ".tar" and not path.with_suffix(".jsonl").exists()
 
 
-def _replayed(run: InversionRun, units: Sequence[WorkUnit], count: int) -> Iterator[Finding]:
-    settings = run.settings()
-    if missing := [name for name in ("data.height", "data.width", "data.caption") if name not in settings]:
-        raise ValueError(f"{run.run_file} is damaged: it lacks {', '.join(missing)}")
-    height, width = settings["data.height"], settings["data.width"]
-    assert isinstance(height, int) and isinstance(width, int)
-    networks = load_model(settings)
-    ids = [(row.shard, row.key) for row in choose_rows(run, units, count)]
-    inputs = read_inputs(units, str(settings["data.caption"]), height, width, ids)
+def _compare_reconstructions(plan: ImagePlan, count: int) -> Iterator[Finding]:
+    """Reconstruct some inversions and compare with their recorded PSNR."""
+    settings = plan.run.settings
+    networks = load_model(settings.source, settings.precision)
+    ids = [(row.shard, row.key) for _, row in choose_rows(plan.run, plan.units, count)]
+    inputs = read_inputs(plan.units, settings.caption, settings.height, settings.width, ids)
     for shard, key in sorted(set(ids) - set(inputs)):
         yield Finding(f"{shard}/{key}", "is committed, and its input cannot be read")
-    for stored in read_inversions(run.out, inputs):
-        picture = replay(networks, [stored], guided=True).cpu()
-        reached = psnr(picture, inputs[stored.shard, stored.key].pixels[None] / 255).item()
+    for stored in read_inversions(plan.run.out, inputs):
+        image = reconstruct(networks, [stored], guided=True).cpu()
+        reached = psnr(image, inputs[stored.shard, stored.key].pixels[None] / 255).item()
         recorded = stored.metadata["psnr"]
         assert isinstance(recorded, float)
-        if abs(reached - recorded) > REPLAY_TOLERANCE:
-            yield Finding(
-                f"{stored.shard}/{stored.key}", f"replays to {reached:.3f} dB, and recorded {recorded:.3f} dB"
-            )
+        if abs(reached - recorded) > RECONSTRUCTION_TOLERANCE:
+            what = f"is reconstructed at {reached:.3f} dB, and {recorded:.3f} dB are recorded"
+            yield Finding(f"{stored.shard}/{stored.key}", what)

@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
 from helpers.fakes import rowwise, stable_diffusion_schedule
+from helpers.inversions import SETTINGS
 from helpers.jobs import arguments
 from helpers.pools import EMPTY, HostTraffic, images, invert
 from helpers.tiny import captioned, png, write_shard
@@ -20,12 +22,13 @@ from nti_batch.diffusion.ddim import ddim_sample, ddim_step
 from nti_batch.diffusion.pool import InversionPool
 from nti_batch.diffusion.rounding import Storage
 from nti_batch.diffusion.settings import InversionSettings, Method
-from nti_batch.editing.reconstruct import replay
+from nti_batch.editing.reconstruct import reconstruct
 from nti_batch.models.stable_diffusion import ModelSource, StableDiffusion
-from nti_batch.output.inversions import InversionRun
+from nti_batch.output.inversions import open_inversions
+from nti_batch.output.manifest import Metadata
 from nti_batch.output.serialization import StoredInversion, pack_tensors, unpack_tensors
 from nti_batch.report import preview
-from nti_batch.report.verify import _wrong
+from nti_batch.report.verify import check_inversion
 from nti_batch.scores.metrics import psnr
 
 STORAGES = get_args(Storage)
@@ -89,11 +92,11 @@ def test_the_work_is_counted_no_gradient_is_computed_and_every_call_is_full(
     with HostTraffic() as traffic:
         for key, image in enumerate(inputs):
             while len(pool) == pool.capacity:
-                states += [state for _, state in pool.tick()]
+                states += [state for _, state in pool.advance()]
                 assert pool.work.full_calls == pool.work.calls
             pool.admit(key, *image)
         while len(pool):
-            states += [state for _, state in pool.tick()]
+            states += [state for _, state in pool.advance()]
     assert traffic.reads <= traffic.writes == pool.work.calls, "the device should not be waited for more often"
     assert {(s.forwards, s.backwards, sum(s.inner_steps), len(s.null_embeddings)) for s in states} == {
         (forwards, 0, 0, 50)
@@ -115,10 +118,10 @@ def test_a_pivot_comes_back_from_the_file_bit_for_bit(storage: Storage):
 
 
 def findings_of(pivot: Tensor | None, method: Method) -> Iterator[str]:
-    settings = {"model.method": method}
-    metadata = {"settings": settings, "timesteps": [501, 1]}
+    settings = replace(SETTINGS, inversion=InversionSettings(method=method))
     noise, nulls = torch.zeros(4, 2, 2), torch.zeros(2, 3, 5)
-    return _wrong(StoredInversion("s", "k", "a", noise, nulls, metadata, pivot), settings)
+    metadata: Metadata = {"settings": settings.to_json()}
+    return check_inversion(StoredInversion("s", "k", "a", noise, nulls, metadata, pivot))
 
 
 def test_verify_knows_what_a_pivot_must_be():
@@ -149,21 +152,21 @@ def test_the_job_takes_a_method_and_its_files_replay_to_its_own_pictures(
     monkeypatch.setattr(preview, "draw_rows", lambda rows: [drawn.extend(rows), draw_rows(rows)][1])
     shard, out = write_shard(tmp_path / "s.tar", captioned(3)), tmp_path / "out"
     assert main([*arguments(tiny_model, shard, out), f"--model.method={method}", f"--output.storage={storage}"]) == 0
-    titles = list(dict.fromkeys(["input", "VAE", "ddim", method]))
+    titles = ["input", "VAE", "DDIM", "reconstruction"]
     assert all([label.split()[0] for label in labels] == titles for _, _, labels in drawn)
     assert len(drawn) == 3
     networks = StableDiffusion.load(ModelSource(str(tiny_model)))
     for stored in read_inversions(out):
-        assert stored.metadata["settings"]["model.method"] == method
+        assert stored.settings.inversion.method == method
         assert (stored.pivot is not None) == (method == "direct")
         original = decode_image(png(int(stored.key)), 16, 16)[None] / 255
-        reached = psnr(replay(networks, [stored], guided=True), original).item()
+        reached = psnr(reconstruct(networks, [stored], guided=True), original).item()
         assert reached == pytest.approx(stored.metadata["psnr"], abs=1e-3)
         if method == "direct":
             assert reached == pytest.approx(stored.metadata["psnr_vae"], abs=1e-3)
     capsys.readouterr()
     assert main(["verify", str(out), "--recompute", "3"]) == 0
-    assert capsys.readouterr().out == "all is well\n"
+    assert capsys.readouterr().out == "no findings: the run is intact\n"
     assert main(["status", str(out), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["done"] == 3
 
@@ -171,7 +174,7 @@ def test_the_job_takes_a_method_and_its_files_replay_to_its_own_pictures(
 def test_two_methods_on_one_folder_are_refused(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     shard, out = write_shard(tmp_path / "s.tar", captioned(1)), tmp_path / "out"
     assert main(arguments(tiny_model, shard, out)) == 0
-    assert InversionRun(out).settings()["model.method"] == "null-text"
+    assert open_inversions(out).settings.inversion.method == "null-text"
     assert main([*arguments(tiny_model, shard, out), "--model.method=direct"]) == 2
     assert 'model.method: "null-text" there, "direct" now' in capsys.readouterr().err
 
@@ -185,7 +188,7 @@ def test_the_embedded_model_is_inverted_directly(tmp_path: Path, capsys: pytest.
     ]
     assert main(["invert", "--model.method=direct", "--output.storage=compact", *flags]) == 0
     assert main(["verify", str(out), "--recompute", "2"]) == 0
-    assert capsys.readouterr().out.endswith("all is well\n")
+    assert capsys.readouterr().out.endswith("no findings: the run is intact\n")
     for stored in read_inversions(out):
         assert stored.metadata["psnr"] == pytest.approx(stored.metadata["psnr_vae"], abs=1e-2)
         assert (stored.metadata["forwards"], stored.metadata["backwards"]) == (15, 0)

@@ -2,12 +2,27 @@
 
 import torch
 
+from nti_batch.diffusion.settings import InversionSettings
+from nti_batch.models.source import ModelSource
 from nti_batch.records import Inversion, WorkUnit
+from nti_batch.settings import InversionRunSettings
 
 UNIT = WorkUnit("shard[0]", "shard[0].tar", 1, 3)
 
 
-SETTINGS = {"model.name": "demo", "model.num_steps": 2, "data.units_per_shard": 3, "output.storage": "float32"}
+SETTINGS = InversionRunSettings(
+    source=ModelSource("demo"),
+    precision="float32",
+    num_steps=2,
+    optimize_pooled=False,
+    inversion=InversionSettings(),
+    caption="txt",
+    height=8,
+    width=16,
+    units_per_shard=3,
+    images=None,
+    storage="float32",
+)
 
 
 KEYS = ["000", "a/b", "../../x", "quote ' \" space", "k" * 300, "\udce9 bytes".encode("utf-8", "replace").decode()]

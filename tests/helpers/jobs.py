@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from helpers.runs import units_of
 from nti_batch import read_inversions
-from nti_batch.output.inversions import InversionRun
-from nti_batch.output.manifest import ManifestRow
-from nti_batch.output.status import units_of
+from nti_batch.output.inversions import open_inversions
+from nti_batch.output.manifest import InversionRow
 
 
 def arguments(model: Path, shards: object, out: Path, *more: str) -> list[str]:
@@ -83,9 +83,9 @@ def wait_for(path: Path, timeout: float = 120) -> None:
         time.sleep(0.02)
 
 
-def rows(out: Path) -> dict[str, ManifestRow]:
+def rows(out: Path) -> dict[str, InversionRow]:
     """By key; every key is in one row, but the empty one of a damaged shard."""
-    run = InversionRun(out)
+    run = open_inversions(out)
     found = [row for unit in units_of(run) for row in run.rows(unit)]
     keys = [row.key for row in found if row.key]
     assert len(set(keys)) == len(keys)

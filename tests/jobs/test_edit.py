@@ -13,7 +13,7 @@ from statistics import fmean
 import numpy as np
 import pytest
 import torch
-from helpers.edits import difference, edit, listed, pictures, rows
+from helpers.edits import difference, edit, edited_images, listed, rows
 from helpers.jobs import arguments, held_job, run_console, wait_for
 from helpers.pie_folder import EDITS, write_pie_folder
 from helpers.tiny import captioned, png, write_shard
@@ -23,11 +23,12 @@ from torch import Tensor
 from nti_batch import EditSettings, edit_image, read_inversions
 from nti_batch.cli import main
 from nti_batch.data.images import decode_image
+from nti_batch.editing.columns import SETTINGS_COLUMNS
 from nti_batch.editing.pie_bench import CATEGORIES
 from nti_batch.editing.pie_bench import write_shard as write_pie_shard
 from nti_batch.editing.requests import read_requests
+from nti_batch.json_object import Json
 from nti_batch.models.stable_diffusion import StableDiffusion
-from nti_batch.output.manifest import Json
 from nti_batch.scores.metrics import psnr
 
 PROMPT = "a small red circle, number {}"
@@ -54,7 +55,7 @@ def test_no_edit_rebuilds_every_inversion_to_its_recorded_psnr(
     out = tmp_path / "out"
     assert main(edit(inverted, out)) == 0
     assert "6 done, 0 failed, 0 missing of 6 edits" in capsys.readouterr().out
-    found = pictures(out)
+    found = edited_images(out)
     recorded = {(s.shard, s.key, "reconstruction"): s.metadata["psnr"] for s in read_inversions(inverted)}
     assert found.keys() == recorded.keys()
     for name, picture in found.items():
@@ -68,30 +69,36 @@ def test_no_edit_rebuilds_every_inversion_to_its_recorded_psnr(
 def test_edits_in_one_batch_are_those_made_alone_and_the_sources_own_prompt_changes_nothing(
     inverted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    real, calls = StableDiffusion.predict_noise, set[int]()
+    real, calls = StableDiffusion.predict, set[int]()
 
     def counted(networks: StableDiffusion, latents: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
         calls.add(len(latents))
         return real(networks, latents, *rest)
 
-    monkeypatch.setattr(StableDiffusion, "predict_noise", counted)
+    monkeypatch.setattr(StableDiffusion, "predict", counted)
     own, other, more = PROMPT.format(1), "a small blue circle, number 1", "a small red square with a hat, number 1"
     flag = listed(
         tmp_path / "edits.jsonl",
         {"key": "001", "name": "rebuilt"},
         {"key": "001", "name": "own", "prompt": own, "edit_prompt": own},
         {"key": "001", "name": "blue", "edit_prompt": other, "kind": "replace", "cross_replace_steps": 0.8},
-        {"key": "001", "name": "hat", "edit_prompt": more, "equalizer": {"hat": 3}, "word_shares": {"red": 1}},
+        {
+            "key": "001",
+            "name": "hat",
+            "edit_prompt": more,
+            "equalizer": {"hat": 3},
+            "cross_replace_steps": {"default_": 0.4, "red": 1},
+        },
         {"key": "002", "name": "blend", "edit_prompt": "a green circle", "blend_words": ["circle", "green circle"]},
         {"key": "000", "name": "rebuilt", "shard": "b"},
     )
     for rows_of_call in (2, 3, 7):
         calls.clear()
         job = edit(inverted, tmp_path / str(rows_of_call), flag, f"--model.batch_size={rows_of_call}")
-        monkeypatch.setattr("nti_batch.report.edit_preview.draw_edits", lambda *_: None)
+        monkeypatch.setattr("nti_batch.commands.edit.draw_preview", lambda *_: None)
         assert main(job) == 0
         assert max(calls) == rows_of_call
-    alone, some, together = (pictures(tmp_path / str(n)) for n in (2, 3, 7))
+    alone, some, together = (edited_images(tmp_path / str(n)) for n in (2, 3, 7))
     assert len(alone) == 6
     for name, picture in alone.items():
         assert difference(picture, together[name]) <= 1
@@ -115,7 +122,7 @@ def test_one_picture_from_the_shell_and_from_python_is_the_jobs(
     assert f"{file}: " in capsys.readouterr().out
     (stored,) = read_inversions(inverted, [("a", "003")])
     by_hand = edit_image(stored, prompt, EditSettings(kind="replace", **shares))
-    (job,) = pictures(tmp_path / "out").values()
+    (job,) = edited_images(tmp_path / "out").values()
     assert difference(pixels(file.read_bytes()), job) <= 1
     assert difference(torch.from_numpy(np.array(by_hand)).permute(2, 0, 1), job) <= 1
 
@@ -131,7 +138,7 @@ def test_the_unedited_part_is_what_lies_outside_the_mask_of_the_input(inverted: 
         {**asked, "name": "all", "mask": [0, 256], "mask_size": [16, 16]},
     )
     assert main(edit(inverted, tmp_path / "out", flag)) == 0
-    found, made = rows(tmp_path / "out"), pictures(tmp_path / "out")
+    found, made = rows(tmp_path / "out"), edited_images(tmp_path / "out")
     right = made["a", "002", "masked"][:, :, 8:] / 255 - decode_image(png(2), 16, 16)[:, :, 8:] / 255
     masked = found["a", "002", "masked"]
     assert masked.mse_unedited == pytest.approx(right.square().mean().item(), rel=1e-4)
@@ -193,7 +200,7 @@ def test_what_does_not_fit_an_image_fails_in_words_and_its_neighbours_are_made(
         assert said in found[name].error
     assert main(job) == 3, "a second run has nothing to do, and still says what failed"
     assert {name: row for (_, _, name), row in rows(tmp_path / "out").items()} == found
-    assert main(["status", str(tmp_path / "out"), "--exit-code"]) == 3
+    assert main(["status", str(tmp_path / "out"), "--exit_code"]) == 3
 
 
 def test_a_picture_that_is_not_finite_fails_alone(inverted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -236,7 +243,7 @@ def test_edits_that_are_asked_for_later_are_made_then_and_those_before_stay(
     assert main(job) == 0
     before = rows(tmp_path / "out")
     listed(tmp_path / "e.jsonl", *first, *({"key": key, "edit_prompt": "a cyan star"} for key in ("001", "004")))
-    assert main(["status", str(tmp_path / "out"), "--exit-code"]) == 75
+    assert main(["status", str(tmp_path / "out"), "--exit_code"]) == 75
     assert main(job) == 0
     after = rows(tmp_path / "out")
     assert after.keys() == {("a", "000", "0"), ("a", "001", "0"), ("a", "001", "1"), ("a", "004", "0")}
@@ -274,7 +281,7 @@ def test_two_ranks_make_each_edit_once(inverted: Path, tmp_path: Path):
     job = run_console(edit(inverted, tmp_path / "out", "--trainer.devices=2", "--data.units_per_shard=3"), timeout=500)
     assert job.returncode == 0, job.stderr
     assert "6 done, 0 failed, 0 missing of 6 edits" in job.stdout
-    assert len(pictures(tmp_path / "out")) == 6
+    assert len(edited_images(tmp_path / "out")) == 6
 
 
 def test_a_killed_job_keeps_what_was_finished(inverted: Path, tmp_path: Path):
@@ -293,6 +300,10 @@ def test_a_killed_job_keeps_what_was_finished(inverted: Path, tmp_path: Path):
     assert sum(row.finished <= killed for row in found.values()) >= 8
 
 
+def test_every_setting_of_an_edit_is_a_column():
+    assert list(SETTINGS_COLUMNS) == [field.name for field in dataclasses.fields(EditSettings)]
+
+
 def test_csv_and_jsonl_ask_for_the_same(tmp_path: Path):
     edits: list[dict[str, Json]] = [
         {"key": "a,b", "edit_prompt": 'a "blue" circle', "prompt": "a red circle", "kind": "replace"},
@@ -300,11 +311,18 @@ def test_csv_and_jsonl_ask_for_the_same(tmp_path: Path):
             "key": "a,b",
             "name": "x",
             "cross_replace_steps": 0.5,
-            "self_replace_steps": 0.0,
+            "self_replace_steps": [0.0, 0.5],
             "equalizer": {"blue": 2, "a b": -1},
         },
-        {"key": "c", "word_shares": {"blue": 0.25}, "blend_words": ["red", "blue sky"], "blend_threshold": 0.5},
+        {
+            "key": "c",
+            "cross_replace_steps": {"default_": 0.9, "blue": 0.25},
+            "blend_words": ["red", "blue sky"],
+            "blend_threshold": 0.5,
+        },
         {"key": "d", "mask": [3, 4], "mask_size": [8, 16], "blend_start": 0.1},
+        {"key": "e", "cross_replace_steps": [0.1, 0.5], "self_replace_steps": 0},
+        {"key": "f", "cross_replace_steps": {"default_": [0.1, 0.5], "blue sky": 1}},
     ]
     cells = [
         {"key": "a,b", "edit_prompt": 'a "blue" circle', "prompt": "a red circle", "kind": "replace"},
@@ -312,11 +330,18 @@ def test_csv_and_jsonl_ask_for_the_same(tmp_path: Path):
             "key": "a,b",
             "name": "x",
             "cross_replace_steps": "0.5",
-            "self_replace_steps": "0",
+            "self_replace_steps": "0;0.5",
             "equalizer": "blue=2;a b=-1",
         },
-        {"key": "c", "word_shares": "blue=0.25", "blend_words": "red;blue sky", "blend_threshold": "0.5"},
+        {
+            "key": "c",
+            "cross_replace_steps": "default_=0.9;blue=0.25",
+            "blend_words": "red;blue sky",
+            "blend_threshold": "0.5",
+        },
         {"key": "d", "mask": "[3, 4]", "mask_size": "[8, 16]", "blend_start": "0.1"},
+        {"key": "e", "cross_replace_steps": "0.1;0.5", "self_replace_steps": "0"},
+        {"key": "f", "cross_replace_steps": '{"default_": [0.1, 0.5], "blue sky": 1}'},
     ]
     (tmp_path / "e.jsonl").write_text("\n".join(map(json.dumps, edits)))
     with open(tmp_path / "e.csv", "w", newline="") as file:
@@ -326,8 +351,15 @@ def test_csv_and_jsonl_ask_for_the_same(tmp_path: Path):
     defaults = EditSettings(cross_replace_steps=0.9)
     found = read_requests(tmp_path / "e.jsonl", ["s"], defaults)
     assert found == read_requests(tmp_path / "e.csv", ["s"], defaults)
-    assert [request.name for request in found] == ["0", "x", "0", "0"]
-    assert [request.settings.cross_replace_steps for request in found] == [0.9, 0.5, 0.9, 0.9]
+    assert [request.name for request in found] == ["0", "x", "0", "0", "0", "0"]
+    assert [request.settings.cross_replace_steps for request in found] == [
+        0.9,
+        0.5,
+        {"default_": 0.9, "blue": 0.25},
+        0.9,
+        (0.1, 0.5),
+        {"default_": (0.1, 0.5), "blue sky": 1.0},
+    ]
     assert found[1].settings.equalizer == {"blue": 2.0, "a b": -1.0}
     assert found[2].settings.blend_words == ("red", "blue sky")
 
@@ -336,8 +368,17 @@ def test_csv_and_jsonl_ask_for_the_same(tmp_path: Path):
     ("text", "said"),
     [
         ("key,promt\n000,\n", "e.csv:2: there is no column 'promt'"),
-        ("key,prompt\n000\n", "e.csv:2: the line has not the 2 columns of the first"),
-        ("key,prompt\n000,a,b\n", "e.csv:2: the line has not the 2 columns of the first"),
+        ("key,prompt\n000\n", "e.csv:2: the line does not have the 2 columns of the first"),
+        ("key,prompt\n000,a,b\n", "e.csv:2: the line does not have the 2 columns of the first"),
+        (
+            "key,self_replace_steps\n000,0.1;0.2;1\n",
+            "e.csv:2: self_replace_steps is '0.1;0.2;1', allowed: a number such",
+        ),
+        ("key,self_replace_steps\n000,[]\n", "e.csv:2: self_replace_steps is '[]', allowed: a number such"),
+        (
+            "key,cross_replace_steps\n000,default_=0.1;0.5;a=1\n",
+            "e.csv:2: cross_replace_steps is 'default_=0.1;0.5;a=1'",
+        ),
         ("key,equalizer\n000,blue\n", "e.csv:2: equalizer is 'blue', allowed: words with a number each"),
     ],
 )
@@ -360,7 +401,8 @@ WRONG = {
     '{"edit_prompt": "x"}': "e.jsonl:2: the key of the image is missing",
     '{"key": "000", "shard": "c"}': "e.jsonl:2: shard 'c' is unknown; the inversions are of 2 shards, such as 'a'",
     '{"key": "000", "shard": "a", "promt": "x"}': "e.jsonl:2: there is no column 'promt', allowed: shard, key, name",
-    '{"key": "000", "shard": "a", "cross_replace_steps": "much"}': "e.jsonl:2: cross_replace_steps is 'much', allowed: a number",
+    '{"key": "000", "shard": "a", "cross_replace_steps": "much"}': "e.jsonl:2: "
+    "cross_replace_steps is 'much', allowed: a number",
     '{"key": "000", "shard": "a", "cross_replace_steps": 2}': "e.jsonl:2: cross_replace_steps is 2.0, allowed: 0 to 1",
     '{"key": "000", "shard": "a", "kind": "swap"}': "e.jsonl:2: kind is 'swap', allowed: 'replace' or 'refine'",
     '{"key": "000", "shard": "a", "blend_words": ["red"]}': "e.jsonl:2: blend_words is ['red'], allowed: a word",
@@ -429,17 +471,17 @@ def test_one_picture_that_cannot_be_is_refused_in_one_line(
 def test_a_signal_ends_the_job_within_one_call_of_the_unet_and_the_next_job_goes_on(
     inverted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    predict_noise, calls = StableDiffusion.predict_noise, 0
+    predict, calls = StableDiffusion.predict, 0
 
     def interrupted(self: StableDiffusion, latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
         nonlocal calls
         calls += 1
         if calls == 3:
             os.kill(os.getpid(), signal.SIGTERM)
-        return predict_noise(self, latents, timesteps, embeddings)
+        return predict(self, latents, timesteps, embeddings)
 
     with monkeypatch.context() as patch:
-        patch.setattr(StableDiffusion, "predict_noise", interrupted)
+        patch.setattr(StableDiffusion, "predict", interrupted)
         assert main(edit(inverted, tmp_path / "out")) == 75
     assert calls == 3
     assert rows(tmp_path / "out") == {}

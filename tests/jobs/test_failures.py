@@ -97,7 +97,7 @@ def test_a_prompt_longer_than_the_text_encoder_reads_is_cut_and_marked(
     shard, out = write_shard(tmp_path / "s.tar", members), tmp_path / "out"
     assert main([*arguments(tiny_model, shard, out), "--data.units_per_shard=1"]) == 0
     assert {key: row.prompt_truncated for key, row in rows(out).items()} == {"fits": False, "long": True, "other": True}
-    assert "2 of the prompts longer than the text encoder reads, and cut" in capsys.readouterr().out
+    assert "2 prompts are longer than the text encoder reads, and were truncated" in capsys.readouterr().out
     found = {stored.key: stored for stored in read_inversions(out)}
     assert found["long"].prompt == words["long"], "the caption is kept whole"
     torch.testing.assert_close(found["long"].noise_latents, found["other"].noise_latents)

@@ -17,12 +17,12 @@ from PIL import Image
 from nti_batch import read_inversions
 from nti_batch.cli import main
 from nti_batch.data.images import decode_image
-from nti_batch.editing.reconstruct import replay
+from nti_batch.editing.reconstruct import reconstruct
 from nti_batch.jobs.signals import STOP_SIGNALS
 from nti_batch.lock import UnitLock
 from nti_batch.models.source import ModelSource
 from nti_batch.models.stable_diffusion import StableDiffusion
-from nti_batch.output.manifest import Manifest, ManifestRow
+from nti_batch.output.manifest import InversionRow, Manifest
 from nti_batch.report import preview
 from nti_batch.scores.metrics import psnr
 
@@ -57,7 +57,7 @@ def test_a_replay_from_the_file_reaches_the_recorded_psnr(tiny_model: Path, shar
     for stored in read_inversions(tmp_path / "out", [("a-000000", "003"), ("b-000000", "001")]):
         assert stored.noise_latents.shape == (4, 8, 12)
         assert stored.null_embeddings.shape == (3, 77, 8)
-        picture = replay(networks, [stored], guided=True)
+        picture = reconstruct(networks, [stored], guided=True)
         original = decode_image(png(int(stored.key)), 16, 24)[None] / 255
         assert psnr(picture, original).item() == pytest.approx(stored.metadata["psnr"], abs=1e-3)
 
@@ -82,7 +82,7 @@ def test_every_bad_input_ends_as_a_row_and_its_neighbours_are_inverted(
     rows = {
         r.key: r
         for manifest in sorted((out / "inversions").glob("*.jsonl"))
-        for r in Manifest.read(manifest, ManifestRow).rows
+        for r in Manifest.read(manifest, InversionRow).rows
     }
     done = {key for key, row in rows.items() if row.status == "done"}
     stages = {key: row.stage for key, row in rows.items() if row.status == "failed"}
@@ -90,7 +90,7 @@ def test_every_bad_input_ends_as_a_row_and_its_neighbours_are_inverted(
     assert stages == {"html": "image", "mute": "caption", "blank": "caption", "009": "shard", "": "shard"}
     counts = [status[name] for name in ("done", "failed", "damaged_shards", "missing")]
     assert counts == [len(done), len(stages) - 1, 1, 0]
-    assert main(["status", str(out), "--exit-code"]) == 3
+    assert main(["status", str(out), "--exit_code"]) == 3
     assert main(arguments(tiny_model, shard, out)) == 3, "a second run has nothing to do, and still says what failed"
 
 
@@ -113,7 +113,7 @@ def test_every_storage_replays_to_the_jobs_own_picture(tiny_model: Path, tmp_pat
     assert main([*arguments(tiny_model, shard, tmp_path / "out"), *flags]) == 0
     networks = StableDiffusion.load(ModelSource(str(tiny_model)))
     for stored in read_inversions(tmp_path / "out"):
-        picture = replay(networks, [stored], guided=True)
+        picture = reconstruct(networks, [stored], guided=True)
         original = decode_image(png(int(stored.key)), 16, 16)[None] / 255
         assert psnr(picture, original).item() == pytest.approx(stored.metadata["psnr"], abs=1e-3)
         assert stored.null_embeddings.dtype == torch.float32
@@ -165,7 +165,7 @@ def test_a_stopped_job_commits_what_is_finished_and_goes_on_with_another_number_
     assert "run the same command again" in stderr
     committed = {(stored.shard, stored.key): stored.metadata["finished"] for stored in read_inversions(out)}
     assert 0 < len(committed) < 300
-    assert main(["status", str(out), "--exit-code"]) == 75
+    assert main(["status", str(out), "--exit_code"]) == 75
     assert main(["status", str(out)]) == 0
     again = run_console(arguments(tiny_model, shard, out, "--trainer.devices=2"))
     assert again.returncode == 0, again.stderr

@@ -20,21 +20,22 @@ from safetensors import safe_open
 
 from nti_batch.cli import main
 from nti_batch.data.shards import work_units
+from nti_batch.durations import format_duration
 from nti_batch.jobs import progress
 from nti_batch.jobs.log import job_log, record_line
-from nti_batch.jobs.progress import RankTallies, duration
-from nti_batch.jobs.tally import Tally
+from nti_batch.jobs.meter import RankTallies
+from nti_batch.jobs.tally import Tally, Total
 from nti_batch.models.stable_diffusion import StableDiffusion
-from nti_batch.output.inversions import InversionRun
-from nti_batch.output.manifest import ManifestRow
+from nti_batch.output.inversions import open_inversions
+from nti_batch.output.manifest import InversionRow
 from nti_batch.output.part import read_members
 from nti_batch.records import Failure, WorkUnit
 
 
-def rows(out: Path) -> list[ManifestRow]:
+def rows(out: Path) -> list[InversionRow]:
     """What is committed, of shards in two work units."""
-    run = InversionRun(out)
-    return [row for unit in work_units(run.shards(), 2) for row in run.rows(unit)]
+    run = open_inversions(out)
+    return [row for unit in work_units(run.shards, 2) for row in run.rows(unit)]
 
 
 def status(out: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, float]:
@@ -71,7 +72,7 @@ def test_the_log_has_a_line_for_each_row_and_a_later_start_appends(tiny_model: P
             expected.add(f"failed s/html stage={row.stage} error={row.error}")
             continue
         assert row.psnr is not None and row.psnr_vae is not None and row.seconds is not None
-        numbers = f"psnr={row.psnr:.2f} gap={row.psnr_vae - row.psnr:.2f} inner_steps={row.inner_steps}"
+        numbers = f"psnr={row.psnr:.2f} psnr_below_vae={row.psnr_vae - row.psnr:.2f} inner_steps={row.inner_steps}"
         expected.add(f"done s/{row.key} {numbers} seconds={row.seconds:.1f}")
     told = [line.split(" INFO ")[1] for line in first]
     assert told[0].startswith("started rank=0/1 host=")
@@ -99,7 +100,7 @@ def test_a_log_that_cannot_be_written_is_told_of_once_and_ends_nothing(
     assert main(arguments(tiny_model, shard, out)) == 0
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1
-    assert re.search(r"rank-0.log cannot be written \(.*Not a directory.*\): the job goes on without it", captured.err)
+    assert re.search(r"rank-0.log cannot be written \(.*Not a directory.*\): the job runs without it", captured.err)
 
 
 def test_a_line_of_the_log_costs_little_and_nothing_is_kept(tmp_path: Path):
@@ -150,25 +151,33 @@ def test_without_a_terminal_there_is_a_line_a_minute(
     assert main(arguments(tiny_model, shard, tmp_path / "told")) == 3
     lines = capsys.readouterr().err.splitlines()
     assert re.fullmatch(
-        r"[1-4] of about 4 images, [\d,]+/hour,( under 1 min left,)? [\d.]+ dB, 1 failed, -?[\d.]+ dB below the VAE",
+        r"[1-4] of about 4 images, [\d,]+/hour,( [\d.]+ (s|min) left,)? [\d.]+ dB, 1 failed, "
+        r"-?[\d.]+ dB below the VAE bound",
         lines[-1],
     )
-    assert any("the first are in flight" in line for line in lines)
+    assert any("the first records are in progress" in line for line in lines)
 
 
-def test_the_numbers_of_ranks_add_up_and_one_that_is_missing_or_cut_counts_nothing(tmp_path: Path):
-    tallies = RankTallies([tmp_path / f"rank-{rank}.json" for rank in range(4)])
-    tallies.publish(1, Tally(5, 1, 5, 100.0, 5, 2.5))
-    tallies.publish(3, Tally(2, 0, 2, 44.0, 2, 0.5))
+def tally(done: int, failed: int, psnr: float) -> Tally:
+    """Counts of records with a sum of their PSNR."""
+    return Tally(done=done, failed=failed, totals={"psnr": Total(psnr, done)})
+
+
+def test_the_numbers_of_ranks_add_up_and_a_missing_or_damaged_file_counts_nothing(tmp_path: Path):
+    tallies = RankTallies([tmp_path / f"rank-{rank}.json" for rank in range(5)])
+    tallies.publish(1, tally(5, 1, 100.0))
+    tallies.publish(3, tally(2, 0, 44.0))
     (tmp_path / "rank-2.json").write_text('{"done": 3')
-    assert tallies.sum(0, Tally(1, 1, 1, 20.0, 1, 1.0)) == Tally(8, 2, 8, 164.0, 8, 4.0)
+    (tmp_path / "rank-4.json").write_text('{"done": 3, "failed": 1, "totals": {"psnr": 7}}')
+    assert tallies.sum(0, tally(1, 1, 20.0)) == tally(8, 2, 164.0)
 
 
 @pytest.mark.parametrize(
-    ("hours", "text"), [(0.001, "under 1 min"), (0.75, "45 min"), (1.5, "1.5 h"), (47, "47.0 h"), (168, "7.0 days")]
+    ("seconds", "text"),
+    [(3.6, "3.6 s"), (2700, "45 min"), (5400, "1.5 h"), (47 * 3600, "47 h"), (168 * 3600, "7 days")],
 )
-def test_a_time_is_told_in_its_own_unit(hours: float, text: str):
-    assert duration(hours) == text
+def test_a_duration_is_in_its_largest_unit(seconds: float, text: str):
+    assert format_duration(seconds) == text
 
 
 # --- Lightning's loggers ---
@@ -190,7 +199,7 @@ def test_a_logger_ends_with_the_numbers_of_the_status(
     assert [told["done"], told["failed"], told["step"]] == [3, 1, 4]
     assert [told["done"], told["failed"]] == [known["done"], known["failed"]]
     assert told["psnr"] == pytest.approx(known["psnr"])
-    assert told["gap"] == pytest.approx(known["psnr_vae"] - known["psnr"])
+    assert told["psnr_below_vae"] == pytest.approx(known["psnr_vae"] - known["psnr"])
     assert told["images_per_hour"] > 0
 
 
@@ -273,7 +282,7 @@ def bash_script(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("edit --data.inv", "--data.inversions"),
         ("edit --inv", "--inversions"),
         ("bench --output.sto", "--output.storage"),
-        ("status --exit", "--exit-code"),
+        ("status --exit", "--exit_code"),
         ("completion z", "zsh"),
     ],
 )
@@ -373,7 +382,7 @@ def test_a_dry_run_knows_the_bytes_of_the_tensors(
 def test_a_dry_run_reads_no_remote_shard(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     job = arguments(tiny_model, f"pipe:touch {tmp_path}/read; cat s.tar", tmp_path / "out", "--data.allow_pipe=true")
     assert main([*job, "--dry_run"]) == 0
-    assert "an unknown number left, since remote shards are not read for this" in capsys.readouterr().out
+    assert "an unknown number left (a dry run reads no remote shard)" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 
 

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.edits import difference, edit, listed, pictures
+from helpers.edits import difference, edit, edited_images, listed
 from helpers.jobs import arguments
 from helpers.tiny import captioned, png, write_shard
 
 from nti_batch import read_inversions
 from nti_batch.cli import main
 from nti_batch.data.images import decode_image
-from nti_batch.editing.reconstruct import replay
+from nti_batch.editing.reconstruct import reconstruct
 from nti_batch.models.source import ModelSource
 from nti_batch.models.stable_diffusion import StableDiffusion
 from nti_batch.output.manifest import Json
@@ -46,7 +46,7 @@ def test_what_is_inverted_is_replayed_from_the_files_and_edited(
     assert stored.noise_latents.shape == (4, height // 2, width // 2)
     assert stored.null_embeddings.shape == (3, *FAMILIES[family])
     assert stored.metadata["inner_steps"] == [2, 2, 2]
-    replayed = replay(StableDiffusion.load(ModelSource(str(folder))), [stored], guided=True)
+    replayed = reconstruct(StableDiffusion.load(ModelSource(str(folder))), [stored], guided=True)
     original = decode_image(png(1), height, width)[None] / 255
     assert psnr(replayed, original).item() == pytest.approx(stored.metadata["psnr"], abs=1e-3)
 
@@ -64,7 +64,7 @@ def test_what_is_inverted_is_replayed_from_the_files_and_edited(
         {"key": "001", "name": "all", **blended, "blend_threshold": 0.0},
     )
     assert main([*edit(out, edits), asked]) == 0
-    found = {name: picture for (_, _, name), picture in pictures(edits).items()}
+    found = {name: picture for (_, _, name), picture in edited_images(edits).items()}
     assert {picture.shape for picture in found.values()} == {(3, height, width)}
     assert difference(found["own"], found["rebuilt"]) <= 1
     assert difference(found["none"], found["rebuilt"]) <= 1

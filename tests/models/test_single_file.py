@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.edits import edit, pictures
+from helpers.edits import edit, edited_images
 from helpers.jobs import arguments
 from helpers.ldm import write_checkpoint
 from helpers.tiny import captioned, write_shard
@@ -36,7 +36,7 @@ def test_every_network_gives_what_the_folders_gives(
     torch.testing.assert_close(single.embed_prompts(["a small red ring"]), embeddings)
     torch.testing.assert_close(single.encode_pictures(pixels), whole.encode_pictures(pixels))
     torch.testing.assert_close(single.decode_latents(latents), whole.decode_latents(latents))
-    noises = [n.predict_noise(latents, torch.tensor([501]), embeddings) for n in (single, whole)]
+    noises = [n.predict(latents, torch.tensor([501]), embeddings) for n in (single, whole)]
     torch.testing.assert_close(*noises, atol=1e-5, rtol=1e-5)
 
 
@@ -51,7 +51,7 @@ def test_the_job_inverts_and_edits_with_one_file(tiny_xl_model: Path, tmp_path: 
     moved = file.rename(tmp_path / "moved.safetensors")
     place = [f"--model.name={moved}", f"--model.config={tiny_xl_model}"]
     assert main([*edit(tmp_path / "file", tmp_path / "edits"), *place]) == 0
-    assert len(pictures(tmp_path / "edits")) == 1
+    assert len(edited_images(tmp_path / "edits")) == 1
 
 
 def test_a_file_is_loaded_in_the_precision_that_is_asked_for(tiny_model: Path, tmp_path: Path):

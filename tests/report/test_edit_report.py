@@ -11,7 +11,7 @@ from helpers.tiny import captioned, write_shard
 from nti_batch import read_inversions
 from nti_batch.cli import main
 from nti_batch.data.shards import work_units
-from nti_batch.output.edits import EditRun
+from nti_batch.output.edits import open_edits, read_edited_images
 
 HOSTILE = 'a <script>alert(1)</script> & "blue" circle'
 
@@ -52,9 +52,11 @@ def test_a_run_of_edits_has_its_own_numbers_and_pictures(edited: Path, capsys: p
     ((stage, reason, count),) = table(page, "Failures")
     assert (stage, count) == ("inversion", "1") and "a/<b>9</b>" in reason
 
-    run = EditRun(edited / "out")
-    units = work_units(run.shards(), 8)
-    done = [(row, pixels) for unit in units for row, pixels in run.read(unit, {r.id for r in run.rows(unit)})]
+    run = open_edits(edited / "out")
+    units = work_units(run.shards, 8)
+    done = [
+        (row, pixels) for unit in units for row, pixels in read_edited_images(run, unit, {r.id for r in run.rows(unit)})
+    ]
     scored = sorted(row.psnr_unedited for row, _ in done if row.psnr_unedited is not None)
     by_score = [article.all("p", "quiet")[0].text for article in page.all("article")]
     assert by_score == [f"unedited part: PSNR {score:.2f} dB" for score in scored]
@@ -62,7 +64,7 @@ def test_a_run_of_edits_has_its_own_numbers_and_pictures(edited: Path, capsys: p
     prompts = {f"{s.shard}/{s.key}": s.prompt for s in read_inversions(edited / "inverted")}
     for article in page.all("article"):
         source, name = pictures(article)
-        assert source == "source, rebuilt"
+        assert source == "source"
         assert (pictures(article)[name] == by_name[name]).all()
         assert article.all("p")[0].text == prompts[article.all("h4")[0].text]
     assert HOSTILE in [p.text for p in page.all("p")]
@@ -74,10 +76,10 @@ def test_without_the_inversions_model_edits_are_shown_alone(edited: Path):
     told = run_file.read_text()
     try:
         damaged = json.loads(told)
-        damaged["settings"]["model.name"] = str(edited / "nowhere")
+        damaged["settings"]["model"]["name"] = str(edited / "nowhere")
         run_file.write_text(json.dumps(damaged))
         page = written(edited / "out")
     finally:
         run_file.write_text(told)
-    assert "No picture could be replayed" in page.all("div", "notes")[0].text
+    assert "No image could be reconstructed" in page.all("div", "notes")[0].text
     assert {tuple(pictures(article)) for article in page.all("article")} == {("one",), ("two",)}

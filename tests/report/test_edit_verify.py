@@ -63,8 +63,7 @@ def test_lost_and_doubled_edits_are_named(out: Path, capsys: pytest.CaptureFixtu
     for path in (out / "edits").glob("*.0000*"):
         path.unlink()
     missing = [
-        f"a/{key}: is asked for the edit {name!r}, which is missing"
-        for key, name in (("000", "a"), ("000", "b"), ("none", "c"))
+        f"a/{key}: lacks the requested edit {name!r}" for key, name in (("000", "a"), ("000", "b"), ("none", "c"))
     ]
     assert findings(out, capsys) == missing
 
@@ -76,4 +75,4 @@ def test_a_strange_file_is_named(out: Path, capsys: pytest.CaptureFixture[str]):
 
 def test_what_only_inversions_have_is_refused(out: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["verify", str(out), "--recompute", "1"]) == 2
-    assert "are for that of their inversions" in capsys.readouterr().err
+    assert "has edits, and --recompute checks inversions" in capsys.readouterr().err

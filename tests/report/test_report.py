@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 from helpers.jobs import arguments
 from helpers.pages import Element, facts, pictures, read_page, summaries, table
+from helpers.runs import plan_of, units_of
 from helpers.tiny import captioned, png, write_shard
 
 from nti_batch import read_inversions
 from nti_batch.cli import main
-from nti_batch.output.inversions import InversionRun
-from nti_batch.output.manifest import ManifestRow
-from nti_batch.output.status import run_status, units_of
+from nti_batch.output.inversions import InversionRun, open_inversions
+from nti_batch.output.manifest import InversionRow
+from nti_batch.output.run import RUN_FILE
 from nti_batch.report import inversions as report
 from nti_batch.report.statistics import (
     MAX_REASONS,
@@ -32,6 +33,7 @@ from nti_batch.report.statistics import (
     read_sample,
     throughput,
 )
+from nti_batch.settings import flatten
 
 HOSTILE = "<script>alert(1)</script> & \"quoted\" 'caption' </figure><img src=//example.com/x onerror=alert(2)>"
 HOSTILE_KEY = "<b onclick=alert(3)>&"
@@ -53,7 +55,7 @@ def finished(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture
 def run(finished: Path, tmp_path: Path) -> InversionRun:
     """A copy of that run."""
-    return InversionRun(Path(shutil.copytree(finished / "out", tmp_path / "out")))
+    return open_inversions(Path(shutil.copytree(finished / "out", tmp_path / "out")))
 
 
 def written(out: Path, *more: str) -> Element:
@@ -65,7 +67,7 @@ def written(out: Path, *more: str) -> Element:
 @pytest.fixture(scope="module")
 def page(finished: Path) -> Element:
     """Of the whole run, with all its pictures."""
-    return written(finished / "out", "--pictures=9")
+    return written(finished / "out", "--images=9")
 
 
 def status_of(out: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
@@ -87,7 +89,7 @@ def test_the_page_says_what_status_says(page: Element, finished: Path, capsys: p
     assert said["mean PSNR"] == f"{status['psnr']:.2f} dB"
     side = "above" if status["psnr"] > status["psnr_vae"] else "below"
     gap = abs(status["psnr_vae"] - status["psnr"])
-    assert said[f"{side} the VAE's own {status['psnr_vae']:.2f} dB"] == f"{gap:.2f} dB"
+    assert said[f"{side} the VAE bound of {status['psnr_vae']:.2f} dB"] == f"{gap:.2f} dB"
     shares = [span.attributes["style"] for span in page.all("div", "bar")[0].all("span")]
     assert shares == ["flex-grow: 8", "flex-grow: 3", "flex-grow: 0"]
 
@@ -102,7 +104,7 @@ def test_failures_stand_under_their_stage_and_reason_with_an_example(page: Eleme
 
 def test_the_settings_are_those_of_run_json(page: Element, finished: Path):
     told = json.loads((finished / "out" / "run.json").read_text())
-    said, settings = dict(table(page, "Settings")), told["settings"]
+    said, settings = dict(table(page, "Settings")), flatten(told["settings"])
     assert said.pop("shards") == f"2, from {finished}/a.tar to {finished}/b.tar"
     assert {name: v if isinstance(settings[name], str) else json.loads(v) for name, v in said.items()} == settings
 
@@ -138,7 +140,7 @@ def test_ids_on_the_page_are_its_own_and_what_is_referred_to_is_there(page: Elem
 
 def test_the_same_files_give_the_same_page(page: Element, finished: Path, tmp_path: Path):
     again = tmp_path / "again.html"
-    assert main(["report", str(finished / "out"), "--pictures=9", f"--output={again}"]) == 0
+    assert main(["report", str(finished / "out"), "--images=9", f"--output={again}"]) == 0
     assert again.read_bytes() == (finished / "out" / "report.html").read_bytes()
 
 
@@ -160,7 +162,7 @@ def test_charts_have_words_for_those_who_do_not_see_them(page: Element, finished
 def test_the_worst_median_and_best_are_shown_beside_their_inputs(run: InversionRun):
     gaps = {f"{s.shard}/{s.key}": s.metadata["psnr_vae"] - s.metadata["psnr"] for s in read_inversions(run.out)}
     order = sorted(gaps, key=lambda name: -gaps[name])
-    page = written(run.out, "--pictures=2")
+    page = written(run.out, "--images=2")
     assert [name.text for name in page.all("h4")] == [*order[:2], *order[3:5], order[-1], order[-2]]
     stored = {f"{s.shard}/{s.key}": s for s in read_inversions(run.out)}
     for article in page.all("article"):
@@ -173,9 +175,9 @@ def test_the_worst_median_and_best_are_shown_beside_their_inputs(run: InversionR
 
 
 def test_without_its_inputs_the_page_has_the_rest_and_says_so(run: InversionRun, tmp_path: Path):
-    told = json.loads(run.run_file.read_text())
+    told = json.loads((run.out / RUN_FILE).read_text())
     told["shards"] = [str(tmp_path / "gone" / Path(url).name) for url in told["shards"]]
-    run.run_file.write_text(json.dumps(told))
+    (run.out / RUN_FILE).write_text(json.dumps(told))
     page = written(run.out)
     assert "6 of 6 inputs cannot be read any more" in page.all("div", "notes")[0].text
     assert {tuple(pictures(article)) for article in page.all("article")} == {("reconstruction",)}
@@ -183,19 +185,19 @@ def test_without_its_inputs_the_page_has_the_rest_and_says_so(run: InversionRun,
 
 
 def test_inputs_that_have_moved_are_found_where_they_are_said_to_be(run: InversionRun, finished: Path, tmp_path: Path):
-    told = json.loads(run.run_file.read_text())
+    told = json.loads((run.out / RUN_FILE).read_text())
     told["shards"] = [str(tmp_path / "gone" / Path(url).name) for url in told["shards"]]
-    run.run_file.write_text(json.dumps(told))
+    (run.out / RUN_FILE).write_text(json.dumps(told))
     page = written(run.out, f"--data.shards={finished}/*.tar")
     assert {tuple(pictures(article)) for article in page.all("article")} == {("input", "VAE", "reconstruction")}
 
 
 def test_without_its_model_the_page_has_the_rest_and_says_so(run: InversionRun):
-    told = json.loads(run.run_file.read_text())
-    told["settings"]["model.name"] = str(run.out / "nowhere")
-    run.run_file.write_text(json.dumps(told))
+    told = json.loads((run.out / RUN_FILE).read_text())
+    told["settings"]["model"]["name"] = str(run.out / "nowhere")
+    (run.out / RUN_FILE).write_text(json.dumps(told))
     page = written(run.out)
-    assert "No picture could be replayed" in page.all("div", "notes")[0].text
+    assert "No image could be reconstructed" in page.all("div", "notes")[0].text
     assert {tuple(pictures(article)) for article in page.all("article")} == {("input",)}
     assert len(summaries(page)) == 6
 
@@ -203,7 +205,7 @@ def test_without_its_model_the_page_has_the_rest_and_says_so(run: InversionRun):
 def test_a_damaged_part_costs_its_own_images_and_is_named(run: InversionRun):
     part = next(path for path in sorted(run.folder.glob("*.tar")) if path.name.startswith("b."))
     part.write_bytes(part.read_bytes()[:700])
-    page = written(run.out, "--pictures=9")
+    page = written(run.out, "--images=9")
     assert f"{part} is damaged" in page.all("div", "notes")[0].text
     assert facts(page)["done"] == "8"
     assert 0 < len(page.all("article")) < 8
@@ -213,7 +215,7 @@ def test_a_damaged_part_costs_its_own_images_and_is_named(run: InversionRun):
 def test_a_member_that_lacks_its_losses_costs_its_part_and_is_named(run: InversionRun, name: str):
     part = next(path for path in sorted(run.folder.glob("*.tar")) if path.name.startswith("b."))
     part.write_bytes(part.read_bytes().replace(f'"{name}"'.encode(), f'"{name[::-1]}"'.encode()))
-    page = written(run.out, "--pictures=0")
+    page = written(run.out, "--images=0")
     assert f"{part} is damaged: KeyError('{name}')" in page.all("div", "notes")[0].text
     assert "images, drawn at random" in summaries(page)["Loss by timestep"]
 
@@ -235,7 +237,7 @@ def test_a_run_that_is_still_written_has_a_page(run: InversionRun, capsys: pytes
     manifest.with_suffix(".tar").rename(manifest.with_suffix(".tar.tmp"))
     manifest.unlink()
     (run.folder / f"{unit.name}.complete").unlink()
-    page, status = written(run.out, "--pictures=0"), status_of(run.out, capsys)
+    page, status = written(run.out, "--images=0"), status_of(run.out, capsys)
     assert status["missing"] == 4
     assert [facts(page)[name] for name in ("done", "failed", "missing")] == [
         str(status[name]) for name in ("done", "failed", "missing")
@@ -253,14 +255,14 @@ def test_one_image_and_losses_of_zero_can_be_drawn(tiny_model: Path, tmp_path: P
 
 def test_only_so_many_images_are_opened_for_their_losses(run: InversionRun, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(report, "SAMPLE", 3)
-    assert "the median of 3 images, drawn at random" in summaries(written(run.out, "--pictures=0"))["Loss by timestep"]
+    assert "the median of 3 images, drawn at random" in summaries(written(run.out, "--images=0"))["Loss by timestep"]
 
 
 @pytest.mark.parametrize(
     ("more", "reason"),
     [
-        (["--pictures=-1"], "--pictures is -1, allowed: at least 0"),
-        (["--pictures=0", "--output=/dev/null/page.html"], "/dev/null/page.html"),
+        (["--images=-1"], "--images is -1, allowed: at least 0"),
+        (["--images=0", "--output=/dev/null/page.html"], "/dev/null/page.html"),
         (["--data.shards=nowhere/*.tar"], "no file matches"),
     ],
 )
@@ -279,9 +281,9 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, capsys: pytest.Captu
 # --- its numbers ---
 
 
-def numbers_of(run: InversionRun) -> RunNumbers[ManifestRow]:
-    numbers = RunNumbers(ManifestRow, ("psnr", "psnr_vae", "inner_steps"))
-    run_status(run, units_of(run), numbers.add)
+def numbers_of(run: InversionRun) -> RunNumbers[InversionRow]:
+    numbers = RunNumbers(InversionRow, ("psnr", "psnr_vae", "inner_steps"))
+    plan_of(run).status(units_of(run), numbers.add)
     return numbers
 
 
@@ -302,7 +304,7 @@ def test_losses_by_timestep_are_the_median_and_the_tenths_of_the_images(run: Inv
     numbers = numbers_of(run)
     sample, stored = read_sample(numbers.find(numbers.sample(100)), num_steps=3), list(read_inversions(run.out))
     curve = by_timestep(sample.timesteps, sample.losses)
-    assert sample.faults == [] and len(sample.losses) == 8
+    assert sample.errors == [] and len(sample.losses) == 8
     assert curve.timesteps.tolist() == stored[0].metadata["timesteps"]
     steps = sorted(s.metadata["inner_steps"] for s in stored)
     assert sorted(sample.inner_steps.tolist()) == steps
@@ -360,8 +362,8 @@ def test_extremes_are_each_shown_once():
     assert extremes(np.array([5.0]), 2) == {"worst": [0]}
 
 
-def failed(error: str, key: str = "k", shard: str = "s") -> ManifestRow:
-    return ManifestRow(shard=shard, key=key, status="failed", stage="image", error=error, finished=0.0)
+def failed(error: str, key: str = "k", shard: str = "s") -> InversionRow:
+    return InversionRow(shard=shard, key=key, status="failed", stage="image", error=error, finished=0.0)
 
 
 def test_reasons_are_told_apart_by_their_words_and_not_by_names_and_numbers():

@@ -5,13 +5,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+from helpers.runs import plan_of, units_of
 from helpers.tiny import captioned, write_model, write_shard
 
 from nti_batch import read_inversions
 from nti_batch.cli import main
-from nti_batch.output.inversions import InversionRun
-from nti_batch.output.status import units_of
+from nti_batch.output.inversions import InversionRun, open_inversions
+from nti_batch.output.run import RUN_FILE
 from nti_batch.report.verify import verify_run
+from nti_batch.settings import flatten
 
 
 @pytest.fixture(scope="module")
@@ -40,17 +42,17 @@ def finished(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture
 def run(finished: Path, tmp_path: Path) -> InversionRun:
     """A copy of that run."""
-    return InversionRun(Path(shutil.copytree(finished / "out", tmp_path / "out")))
+    return open_inversions(Path(shutil.copytree(finished / "out", tmp_path / "out")))
 
 
 def findings(run: InversionRun, recompute: int = 0) -> list[str]:
-    """A line for each."""
-    return [f"{found.where}: {found.what}" for found in verify_run(run, units_of(run), recompute)]
+    """A line for each finding."""
+    return [f"{found.where}: {found.what}" for found in verify_run(plan_of(open_inversions(run.out)), recompute)]
 
 
 def test_a_good_run_has_no_findings(run: InversionRun, capsys: pytest.CaptureFixture[str]):
     assert main(["verify", str(run.out), "--recompute", "2"]) == 0
-    assert capsys.readouterr().out == "all is well\n"
+    assert capsys.readouterr().out == "no findings: the run is intact\n"
     assert main(["verify", str(run.out), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == []
 
@@ -66,7 +68,7 @@ def test_a_flipped_bit_is_found_wherever_it_is(run: InversionRun, pattern: str):
             except ValueError as error:
                 assert "run.json" in str(error)
         path.write_bytes(content)
-        assert findings(InversionRun(run.out)) == []
+        assert findings(open_inversions(run.out)) == []
 
 
 def test_a_flipped_bit_in_the_name_of_a_setting_or_figure_is_found(run: InversionRun):
@@ -98,24 +100,23 @@ def test_what_is_left_of_a_dead_job_and_strange_files_are_named(run: InversionRu
     assert "c.0of1.00000.tar: belongs to no work unit" in second
 
 
-def test_a_replay_that_misses_its_psnr_is_named(run: InversionRun, tiny_model: Path):
+def test_a_reconstruction_that_misses_its_psnr_is_reported(run: InversionRun, tiny_model: Path):
     """The weights of another model, under the name of the run's."""
-    settings = json.loads(run.run_file.read_text())
+    settings = json.loads((run.out / RUN_FILE).read_text())
     other = write_model(run.out / "other", seed=1)
-    settings["settings"]["model.name"] = str(other)
-    run.run_file.write_text(json.dumps(settings))
-    assert any("replays to" in finding for finding in findings(InversionRun(run.out), recompute=3))
+    settings["settings"]["model"]["name"] = str(other)
+    (run.out / RUN_FILE).write_text(json.dumps(settings))
+    assert any("is reconstructed at" in finding for finding in findings(open_inversions(run.out), recompute=3))
 
 
 def test_a_shard_of_the_input_that_is_gone_is_named(run: InversionRun, tmp_path: Path, finished: Path):
     moved = write_shard(tmp_path / "a.tar", captioned(3))
     shards = f"{moved}::{finished}/b.tar"
-    found = [f"{f.where}: {f.what}" for f in verify_run(run, units_of(run, shards.split("::")), 0)]
+    found = [f"{f.where}: {f.what}" for f in verify_run(plan_of(run, shards.split("::")), 0)]
     assert found == ["a/002: is in the input and not committed"]
     moved.unlink()
     assert any(
-        str(moved) in f.where and "cannot be read" in f.what
-        for f in verify_run(run, units_of(run, shards.split("::")), 0)
+        str(moved) in f.where and "cannot be read" in f.what for f in verify_run(plan_of(run, shards.split("::")), 0)
     )
 
 
@@ -126,7 +127,7 @@ def test_a_damaged_work_unit_that_is_moved_away_is_inverted_again(finished: Path
     assert findings(run)
     for path in run.folder.glob(f"{unit.name}.*"):
         path.unlink()
-    settings = [f"--{name}={value}" for name, value in run.settings().items() if value is not None]
+    settings = [f"--{name}={value}" for name, value in flatten(run.settings.to_json()).items() if value is not None]
     command = ["invert", *settings, f"--data.shards={finished}/*.tar", f"--output.dir={run.out}"]
     assert main([*command, "--model.batch_size=2", "--trainer.accelerator=cpu"]) == 3
     assert findings(run) == []

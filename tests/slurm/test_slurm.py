@@ -96,7 +96,7 @@ class Submitted:
         """Every image once, and nothing of Lightning's checkpoints."""
         assert ids(self.out) == self.ids
         assert main(["verify", str(self.out)]) == 0, capsys.readouterr().out
-        assert main(["status", "--exit-code", str(self.out)]) == 0
+        assert main(["status", "--exit_code", str(self.out)]) == 0
         assert list(self.folder.rglob("*.ckpt")) == [self.stale]
 
 

@@ -1,0 +1,37 @@
+"""`nti-batch export`."""
+
+import sys
+from pathlib import Path
+from typing import Literal
+
+from nti_batch.exit_codes import DONE, ERROR, SOME_FAILED
+from nti_batch.output.export import choose_ids, export_run
+from nti_batch.output.inversions import open_inversions
+
+
+def export(
+    out: Path,
+    folder: Path,
+    format: Literal["diffusers"] = "diffusers",
+    shard: list[str] | None = None,
+    key: list[str] | None = None,
+) -> int:
+    """Write inversions in the layout of diffusers' NullTextPipeline.
+
+    Args:
+        out: Output folder of `nti-batch invert`.
+        folder: Folder to write to.
+        format: Layout of the files.
+        shard: Shards to export; all if it is left out.
+        key: Keys of the images to export; all if it is left out.
+    """
+    run = open_inversions(out)
+    exported = export_run(run, folder, choose_ids(run, shard, key))
+    there = f", {exported.existing} were there" if exported.existing else ""
+    left_out = f", {exported.failed} left out, whose inversion has failed" if exported.failed else ""
+    print(f"{folder}: {exported.written} inversions written{there}{left_out}")
+    for damage in exported.damage:
+        print(f"nti-batch: {damage}: its inversions are left out", file=sys.stderr)
+    if exported.damage:
+        return ERROR
+    return SOME_FAILED if exported.failed else DONE

@@ -1,0 +1,68 @@
+"""Parsers of commands from the signatures and docstrings of their functions."""
+
+import inspect
+import sys
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Callable, Sequence
+from dataclasses import is_dataclass
+from typing import Any
+
+from docstring_parser import parse
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
+
+from nti_batch.exit_codes import ERROR, usage_error
+from nti_batch.files import OutputError
+from nti_batch.lock import UnitInUseError
+
+
+class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the lines of a description, and adds types and defaults to flags."""
+
+
+def function_parser(function: Callable[..., int], prog: str, as_positional: bool = True) -> ArgumentParser:
+    """The parser of a command.
+
+    Flags of type bool take no value, lists take several values, and a dataclass is a group of flags.
+
+    Args:
+        function: The command, with a Google-style docstring.
+        prog: Name of the command for the help.
+        as_positional: Whether arguments without a default are positional; otherwise they are required flags.
+    """
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    doc = parse(function.__doc__ or "")
+    parameters = inspect.signature(function).parameters.values()
+    own: dict[str, Any] = {p.name: {"action": "store_true"} for p in parameters if p.annotation is bool}
+    own |= {p.name: {"nargs": "+"} for p in parameters if p.annotation == list[str] | None}
+    groups = {p.name: p.annotation for p in parameters if is_dataclass(p.annotation)}
+    parser = ArgumentParser(
+        prog=prog,
+        description="\n\n".join(filter(None, (doc.short_description, doc.long_description))),
+        formatter_class=HelpFormatter,
+    )
+    parser.add_function_arguments(function, as_group=False, as_positional=as_positional, skip={*own, *groups})
+    described = {param.arg_name: " ".join((param.description or "").split()) for param in doc.params}
+    for name, how in own.items():
+        parser.add_argument(f"--{name}", help=described[name], **how)
+    for name, flags in groups.items():
+        parser.add_class_arguments(flags, name)
+    return parser
+
+
+def run_function(function: Callable[..., int], argv: Sequence[str], parser: ArgumentParser | None = None) -> int:
+    """Run a command with the arguments of its command line; return its exit code.
+
+    Args:
+        function: The command.
+        argv: Arguments behind the command's name.
+        parser: Parser of the command; None makes the one of its signature.
+    """
+    parser = parser or function_parser(function, f"nti-batch {function.__name__}")
+    arguments: dict[str, Any] = vars(parser.instantiate(parser.parse_args(list(argv))))
+    try:
+        return function(**arguments)
+    except ValueError as error:
+        return usage_error(error)
+    except (OutputError, UnitInUseError) as error:
+        print(f"nti-batch: {error}", file=sys.stderr)
+        return ERROR

@@ -1,0 +1,32 @@
+"""`nti-batch report`."""
+
+from pathlib import Path
+
+from nti_batch.commands.flags import InputFlags
+from nti_batch.exit_codes import DONE
+from nti_batch.files import atomic_write
+from nti_batch.jobs.parser import silence_warnings
+from nti_batch.plans.open import open_plan
+from nti_batch.report.run_page import run_page
+
+
+def report(out: Path, output: Path | None = None, images: int = 2, data: InputFlags = InputFlags()) -> int:
+    """Write a page about a run: numbers, charts, failures, images. The page is one file that fetches nothing.
+
+    Args:
+        out: Output folder of the run, which may still be running.
+        output: File to write; the default is OUT/report.html.
+        images: Number of the worst, the median and the best images that the model reconstructs; 0 needs no model.
+        data: Present place of the input.
+    """
+    silence_warnings()
+    if images < 0:
+        raise ValueError(f"--images is {images}, allowed: at least 0")
+    path = output or out / "report.html"
+    page = run_page(open_plan(out, data.addresses(), data.allow_pipe), images)
+    try:
+        atomic_write(path, page.html())
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror}; give another --output") from error
+    print(path)
+    return DONE

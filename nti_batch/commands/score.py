@@ -1,0 +1,35 @@
+"""`nti-batch score`."""
+
+import json as jsonlib
+from pathlib import Path
+
+import torch
+
+from nti_batch.commands.flags import PipeFlags
+from nti_batch.exit_codes import DONE
+from nti_batch.output.edits import open_edits
+from nti_batch.plans.edits import EditPlan
+from nti_batch.report.scores import score_run, tables
+from nti_batch.scores.learned import LearnedScores
+
+
+def score(out: Path, json: bool = False, weights: Path | None = None, data: PipeFlags = PipeFlags()) -> int:
+    """Score a run of edits that have masks, in tables with PIE-Bench's layout.
+
+    Args:
+        out: Output folder of the run.
+        json: Print one JSON list with the scores of each edit.
+        weights: Folder with clip, dino or lpips in it, for the scores that need networks.
+        data: Consent to shell commands.
+    """
+    plan = EditPlan.of_run(open_edits(out))
+    plan.check_pipes(data.allow_pipe)
+    learned = LearnedScores.load(weights, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    found = list(score_run(plan, learned))
+    if json:
+        print(jsonlib.dumps([edit.to_json() for edit in found]))
+    elif found:
+        print("\n".join([*tables(plan, found), learned.missing]))
+    else:
+        print("no edit has a mask and an input image to compare with")
+    return DONE

@@ -1,0 +1,25 @@
+"""`nti-batch status`."""
+
+import json as jsonlib
+from pathlib import Path
+
+from nti_batch.commands.flags import PipeFlags
+from nti_batch.exit_codes import DONE, SOME_FAILED, STOPPED
+from nti_batch.plans.open import open_plan
+
+
+def status(out: Path, json: bool = False, exit_code: bool = False, data: PipeFlags = PipeFlags()) -> int:
+    """Print how far a run is.
+
+    Args:
+        out: Output folder of the run.
+        json: Print one JSON object.
+        exit_code: Exit with 75 if records are missing, with 3 if some have failed.
+        data: Consent to shell commands.
+    """
+    plan = open_plan(out, allow_pipe=data.allow_pipe)
+    found = plan.status(plan.units)
+    print(jsonlib.dumps(found.to_json()) if json else "\n".join(found.lines()))
+    if exit_code and found.missing:
+        return STOPPED
+    return SOME_FAILED if exit_code and found.has_failures else DONE

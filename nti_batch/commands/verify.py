@@ -1,0 +1,34 @@
+"""`nti-batch verify`."""
+
+import json as jsonlib
+from pathlib import Path
+
+from nti_batch.commands.flags import InputFlags
+from nti_batch.exit_codes import DONE, ERROR
+from nti_batch.jobs.parser import silence_warnings
+from nti_batch.plans.open import open_plan
+from nti_batch.report.verify import verify_run
+
+
+def verify(out: Path, json: bool = False, recompute: int = 0, data: InputFlags = InputFlags()) -> int:
+    """Check a run: checksums, shapes, one commit for each record, nothing missing.
+
+    Prints a line for each finding. The exit code is 1 if there is a finding.
+
+    Args:
+        out: Output folder of the run.
+        json: Print one JSON list.
+        recompute: Number of inversions to reconstruct and compare with their recorded PSNR.
+        data: Present place of the input.
+    """
+    silence_warnings()
+    found = []
+    for finding in verify_run(open_plan(out, data.addresses(), data.allow_pipe), recompute):
+        found.append(finding)
+        if not json:
+            print(f"{finding.where}: {finding.what}", flush=True)
+    if json:
+        print(jsonlib.dumps([{"where": finding.where, "what": finding.what} for finding in found]))
+    else:
+        print(f"{len(found)} findings" if found else "no findings: the run is intact")
+    return ERROR if found else DONE

@@ -1,0 +1,208 @@
+"""The flags of the jobs. Each is also a key of a YAML file: `--model.num_steps` is `num_steps` below `model`.
+
+A class lists the flags of one section, with their defaults and checks. The inversion method's own flags and defaults
+stand in `diffusion.settings`, those of edits in `diffusion.edits`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from nti_batch.data.shards import input_shards
+from nti_batch.diffusion.rounding import Storage
+from nti_batch.diffusion.settings import InversionSettings
+from nti_batch.models.source import ModelSource, Precision
+from nti_batch.settings import MAX_STEPS
+
+SAMPLES = Path(__file__).parents[1] / "demo" / "samples"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InvertModelFlags(InversionSettings):
+    """Model and method of `nti-batch invert`."""
+
+    name: str = "demo"
+    """A diffusers checkpoint folder, a hub id such as 'user/model', a single .safetensors file in Stable Diffusion's
+    original layout, or 'demo' for the embedded model."""
+
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+
+    variant: str | None = None
+    """Variant of the weights, such as 'fp16'."""
+
+    config: str | None = None
+    """Folder or hub id with the JSON files and tokenizers that a single .safetensors file lacks."""
+
+    precision: Precision = "float32"
+    """Precision of the UNet; latents, embeddings and losses are always float32."""
+
+    num_steps: int = 50
+    """Number of DDIM steps, T."""
+
+    batch_size: int | Literal["auto"] = 8
+    """Images in one UNet call; 'auto' measures the fastest size that fits."""
+
+    compile: str | None = None
+    """Backend of `torch.compile` for the UNet, such as 'inductor'; null does not compile it."""
+
+    optimize_pooled: bool = False
+    """Whether null-text optimization also updates Stable Diffusion XL's pooled embedding; other families have none."""
+
+    def __post_init__(self) -> None:
+        """Raise a ValueError for a value out of range."""
+        # a slotted dataclass has no zero-argument super()
+        InversionSettings.__post_init__(self)
+        if self.batch_size != "auto" and self.batch_size < 1:
+            raise ValueError(f"model.batch_size is {self.batch_size}, allowed: at least 1, or 'auto'")
+        if not 1 <= self.num_steps <= MAX_STEPS:
+            raise ValueError(f"model.num_steps is {self.num_steps}, allowed: 1 to {MAX_STEPS}")
+
+    @property
+    def source(self) -> ModelSource:
+        """Place of the model."""
+        return ModelSource(self.name, self.revision, self.variant, self.config)
+
+    @property
+    def inversion(self) -> InversionSettings:
+        """Settings of the inversion method."""
+        return InversionSettings(
+            method=self.method,
+            guidance_scale=self.guidance_scale,
+            num_inner_steps=self.num_inner_steps,
+            solver=self.solver,
+            null_init=self.null_init,
+            learning_rate=self.learning_rate,
+            early_stop_epsilon=self.early_stop_epsilon,
+            early_stop_growth=self.early_stop_growth,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SharedDataFlags:
+    """Input flags that both jobs have."""
+
+    units_per_shard: int = 8
+    """Work units of a shard, which the ranks share. A run keeps the number that it started with."""
+
+    allow_pipe: bool = False
+    """Allow 'pipe:COMMAND' shards; a shell runs COMMAND."""
+
+    part: str | None = None
+    """'K/N' for one of N jobs, K = 0 to N - 1, that share the work units of one output folder."""
+
+    max_failures: int | str | None = None
+    """End the job if more records of a rank have failed: a count, or a percentage such as '5%', which is judged from
+    the hundredth record on; null never ends it."""
+
+    retry_failed: bool = False
+    """Compute records again that earlier jobs committed as failed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InvertDataFlags(SharedDataFlags):
+    """Input of `nti-batch invert`."""
+
+    shards: str | None = None
+    """WebDataset tars: paths, globs, braces, urls, `::` lists, and '@FILE' for a file with one of these a line; 'demo'
+    for the samples of the package."""
+
+    images: str | None = None
+    """A folder of images with captions beside them, instead of shards. It is read as one shard, and must keep its
+    images until the run is finished."""
+
+    caption: str = "txt"
+    """Place of the prompts: 'txt' or 'json:FIELD'."""
+
+    height: int | None = None
+    """Images are cropped about their centre and resized to this many pixels; null is the model's own size."""
+
+    width: int | None = None
+    """Width in pixels, as for `height`."""
+
+    def addresses(self) -> list[str]:
+        """Address of each input shard.
+
+        Raises:
+            ValueError: If both or neither of `shards` and `images` are given, or nothing is found.
+        """
+        return shard_addresses(self.shards, self.images, self.allow_pipe)
+
+
+def shard_addresses(shards: str | None, images: str | None = None, allow_pipe: bool = False) -> list[str]:
+    """Address of each input shard, as the flags of the same names give them."""
+    return input_shards(str(SAMPLES / "*.tar") if shards == "demo" else shards, images, allow_pipe)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EditModelFlags:
+    """Model of `nti-batch edit`."""
+
+    name: str | None = None
+    """Present place of the inversions' model, if it has moved: a folder, a hub id or a file, as for invert."""
+
+    config: str | None = None
+    """Its JSON files and tokenizers, if `name` is a .safetensors file, as for invert."""
+
+    batch_size: int = 8
+    """Maximum number of images in one UNet call: an image takes one for its source and one for each edit."""
+
+    def __post_init__(self) -> None:
+        """Raise a ValueError for a value out of range."""
+        if self.batch_size < 2:
+            raise ValueError(f"model.batch_size is {self.batch_size}, allowed: at least 2, a source and its edit")
+
+    def source(self, recorded: ModelSource) -> ModelSource:
+        """Place of the model, given the place that the inversions recorded."""
+        if self.name is None:
+            return recorded
+        return ModelSource(self.name, variant=recorded.variant, config=self.config)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EditDataFlags(SharedDataFlags):
+    """Input of `nti-batch edit`."""
+
+    inversions: str
+    """Output folder of `nti-batch invert`."""
+
+    edits: str | None = None
+    """JSONL or CSV with one edit a line, or a PIE-Bench folder; null edits every inversion."""
+
+    edit_prompt: str | None = None
+    """One prompt for every inversion; null, and no `edits`, reconstructs them."""
+
+    def __post_init__(self) -> None:
+        """Raise a ValueError for flags that contradict each other."""
+        if self.edits is not None and self.edit_prompt is not None:
+            raise ValueError("data.edits and data.edit_prompt are both given: leave one out")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OutputFlags:
+    """Output of a job."""
+
+    dir: str
+    """Output folder of the run; the same folder again resumes the run."""
+
+    part_images: int = 64
+    """Maximum number of records in one output tar."""
+
+    part_minutes: float = 10.0
+    """Maximum time, in minutes, from the first record of a part to its commit."""
+
+    def __post_init__(self) -> None:
+        """Raise a ValueError for a value out of range."""
+        if self.part_images < 1:
+            raise ValueError(f"output.part_images is {self.part_images}, allowed: at least 1")
+        if self.part_minutes < 0:
+            raise ValueError(f"output.part_minutes is {self.part_minutes}, allowed: at least 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InvertOutputFlags(OutputFlags):
+    """Output of `nti-batch invert`."""
+
+    storage: Storage = "float32"
+    """Form of the null embeddings in the files: 'float32', 'float16' or 'compact', the smallest. The job rounds them
+    as it finds them, so that a reconstruction from the file is the job's own."""

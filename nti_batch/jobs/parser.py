@@ -1,0 +1,92 @@
+"""The command line of the jobs: Lightning's Trainer flags, and one section of typed flags for each part of the job."""
+
+import logging
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jsonargparse import Namespace, set_parsing_settings
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser
+
+TRAINER_DEFAULTS: Mapping[str, object] = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "use_distributed_sampler": False,
+}
+
+
+def silence_warnings() -> None:
+    """Silence Lightning's warnings that concern training."""
+    # Lightning 2.6 calls jsonargparse in a way that newer versions deprecate
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for text in (
+        # reading an image takes milliseconds, inverting it a minute
+        ".*does not have many workers.*",
+        ".*GPU available but not used.*",
+        # records carry shard and key themselves
+        "Couldn't infer the batch indices.*",
+        # Lightning 2.6 with torch 2.13
+        ".*treespec, LeafSpec.*",
+        # a job of one process is right where Slurm is installed, too
+        "The `srun` command is available on your system but is not used.*",
+    ):
+        warnings.filterwarnings("ignore", text)
+
+
+def job_parser(
+    command: str, sections: Mapping[str, type], trainer_defaults: Mapping[str, object] = {}
+) -> LightningArgumentParser:
+    """The parser of a job.
+
+    Args:
+        command: Name of the command.
+        sections: Dataclass of flags of each section.
+        trainer_defaults: Defaults of Trainer flags beside `TRAINER_DEFAULTS`.
+    """
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = LightningArgumentParser(prog=f"nti-batch {command}", description="", exit_on_error=False)
+    parser.add_argument("-c", "--config", action="config", help="a YAML file with flags; several are merged in order")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print what the job would do; load no weights and write nothing"
+    )
+    for name, flags in sections.items():
+        parser.add_class_arguments(flags, name)
+    parser.add_lightning_class_args(Trainer, "trainer")
+    parser.set_defaults({f"trainer.{name}": value for name, value in {**TRAINER_DEFAULTS, **trainer_defaults}.items()})
+    # under Slurm Lightning loads any hpc_ckpt_*.ckpt that it finds in its root folder instead of the model
+    parser.link_arguments("output.dir", "trainer.default_root_dir")
+    return parser
+
+
+def parse_flags(
+    command: str, sections: Mapping[str, type], argv: Sequence[str], trainer_defaults: Mapping[str, object] = {}
+) -> Namespace:
+    """The flags of a job: an instance of each section's dataclass, and the arguments of the Trainer.
+
+    Raises:
+        ValueError: If the user's settings are wrong.
+        ArgumentError: Likewise, from the parser.
+    """
+    parser = job_parser(command, sections, trainer_defaults)
+    flags: Namespace = parser.instantiate(parser.parse_args(list(argv)))
+    return flags
+
+
+def build_trainer(arguments: Namespace) -> Trainer:
+    """Lightning's Trainer.
+
+    Raises:
+        ValueError: If Lightning refuses a flag.
+    """
+    flags: dict[str, Any] = arguments.as_dict()
+    try:
+        return Trainer(**flags)
+    # a TypeError is what Lightning raises for a wrong --trainer.devices
+    except (TypeError, MisconfigurationException) as error:
+        raise ValueError(f"a --trainer flag is wrong: {error}") from error

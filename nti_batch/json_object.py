@@ -1,0 +1,104 @@
+"""Typed reading of a JSON object: each value is checked as it is read, and an error names the file and the key."""
+
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from pathlib import Path
+from typing import NoReturn
+
+Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
+
+
+class JsonObject:
+    """An object in a JSON file. Readers take a key and return its value with the type they name."""
+
+    def __init__(self, values: object, file: Path | str, key: str = "") -> None:
+        """Check that the values are an object.
+
+        Args:
+            values: Content of the object.
+            file: File that holds it, for error messages.
+            key: Dotted key of the object in the file, empty for the whole file.
+
+        Raises:
+            ValueError: If it is not an object.
+        """
+        self.file, self._prefix = file, f"{key}." if key else ""
+        if not isinstance(values, dict):
+            raise ValueError(f"{file}: {key or 'the content'} is {_short(values)}, allowed: a JSON object")
+        self._values: Mapping[str, object] = values
+        self._unread = dict.fromkeys(values)
+
+    def section(self, key: str) -> "JsonObject":
+        """The object at a key."""
+        return JsonObject(self._get(key), self.file, self._prefix + key)
+
+    def value(self, key: str) -> object:
+        """The value at a key, whatever its type."""
+        return self._get(key)
+
+    def text(self, key: str) -> str:
+        """The string at a key."""
+        value = self._get(key)
+        return value if isinstance(value, str) else self.reject(key, "a string")
+
+    def optional_text(self, key: str) -> str | None:
+        """The string or null at a key."""
+        value = self._get(key)
+        return value if value is None or isinstance(value, str) else self.reject(key, "a string or null")
+
+    def texts(self, key: str) -> list[str]:
+        """The list of strings at a key."""
+        value = self._get(key)
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return value
+        self.reject(key, "a list of strings")
+
+    def choice(self, key: str, allowed: Sequence[str]) -> str:
+        """One of some strings."""
+        value = self._get(key)
+        if isinstance(value, str) and value in allowed:
+            return value
+        self.reject(key, " or ".join(map(repr, allowed)))
+
+    def integer(self, key: str, minimum: int, maximum: int) -> int:
+        """An integer within limits."""
+        value = self._get(key)
+        if type(value) is int and minimum <= value <= maximum:
+            return value
+        self.reject(key, f"an integer from {minimum} to {maximum}")
+
+    def number(self, key: str) -> float:
+        """A finite number."""
+        value = self._get(key)
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value):
+            return float(value)
+        self.reject(key, "a finite number")
+
+    def boolean(self, key: str) -> bool:
+        """True or false."""
+        value = self._get(key)
+        return value if isinstance(value, bool) else self.reject(key, "true or false")
+
+    def expect_all_read(self) -> None:
+        """Raise a ValueError if the object has a key that nobody has read."""
+        for key in self._unread:
+            raise ValueError(
+                f"{self.file}: {self._prefix}{key} is an unknown key, allowed: "
+                f"{', '.join(name for name in self._values if name not in self._unread)}"
+            )
+
+    def reject(self, key: str, allowed: str) -> NoReturn:
+        """Raise a ValueError about the value at a key."""
+        raise ValueError(f"{self.file}: {self._prefix}{key} is {_short(self._values[key])}, allowed: {allowed}")
+
+    def _get(self, key: str) -> object:
+        if key not in self._values:
+            raise ValueError(f"{self.file}: the key {self._prefix}{key} is missing")
+        self._unread.pop(key, None)
+        return self._values[key]
+
+
+def _short(value: object) -> str:
+    """A value as a message shows it: a damaged file may hold a megabyte."""
+    shown = repr(value)
+    return shown if len(shown) <= 80 else f"{shown[:77]}..."

@@ -1,0 +1,203 @@
+"""Settings of a run: what changes its results or the names of its files, typed, as `run.json` keeps it.
+
+The keys in the file are the flags of the job: `model.num_steps` in the file is `--model.num_steps`. They are written
+and read one by one, so that renaming a field here changes no file.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self, cast, get_args
+
+from nti_batch.diffusion.edits import EditSettings
+from nti_batch.diffusion.rounding import Storage
+from nti_batch.diffusion.settings import InversionSettings, Method, NullInit, Solver
+from nti_batch.json_object import Json, JsonObject
+from nti_batch.models.source import ModelSource, Precision
+
+MAX_STEPS = 999
+MAX_SIDE = 1 << 14
+MAX_UNITS = 1 << 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InversionRunSettings:
+    """Settings of a run of `nti-batch invert`."""
+
+    source: ModelSource
+    precision: Precision
+    num_steps: int
+    optimize_pooled: bool
+    inversion: InversionSettings
+    caption: str
+    height: int
+    width: int
+    units_per_shard: int
+    images: str | None
+    """Fingerprint of a folder of images; None for shards."""
+
+    storage: Storage
+
+    def to_json(self) -> dict[str, Json]:
+        """The settings as `run.json` holds them."""
+        method = self.inversion
+        return {
+            "model": {
+                "name": self.source.name,
+                "revision": self.source.revision,
+                "variant": self.source.variant,
+                "config": self.source.config,
+                "precision": self.precision,
+                "num_steps": self.num_steps,
+                "optimize_pooled": self.optimize_pooled,
+                "method": method.method,
+                "guidance_scale": method.guidance_scale,
+                "num_inner_steps": method.num_inner_steps,
+                "solver": method.solver,
+                "null_init": method.null_init,
+                "learning_rate": method.learning_rate,
+                "early_stop_epsilon": method.early_stop_epsilon,
+                "early_stop_growth": method.early_stop_growth,
+            },
+            "data": {
+                "caption": self.caption,
+                "height": self.height,
+                "width": self.width,
+                "units_per_shard": self.units_per_shard,
+                "images": self.images,
+            },
+            "output": {"storage": self.storage},
+        }
+
+    @classmethod
+    def from_json(cls, values: JsonObject) -> Self:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: If a key is missing or unknown, or a value has the wrong type or is out of range.
+        """
+        model, data, output = (values.section(name) for name in ("model", "data", "output"))
+        settings = cls(
+            source=ModelSource(
+                name=model.text("name"),
+                revision=model.optional_text("revision"),
+                variant=model.optional_text("variant"),
+                config=model.optional_text("config"),
+            ),
+            precision=cast(Precision, model.choice("precision", get_args(Precision))),
+            num_steps=model.integer("num_steps", 1, MAX_STEPS),
+            optimize_pooled=model.boolean("optimize_pooled"),
+            inversion=_inversion_settings(model),
+            caption=data.text("caption"),
+            height=data.integer("height", 1, MAX_SIDE),
+            width=data.integer("width", 1, MAX_SIDE),
+            units_per_shard=data.integer("units_per_shard", 1, MAX_UNITS),
+            images=data.optional_text("images"),
+            storage=cast(Storage, output.choice("storage", get_args(Storage))),
+        )
+        for section in (model, data, output, values):
+            section.expect_all_read()
+        return settings
+
+
+def _inversion_settings(model: JsonObject) -> InversionSettings:
+    """Read the settings of the method.
+
+    Raises:
+        ValueError: If a value has the wrong type or is out of range.
+    """
+    values: dict[str, Any] = {
+        "method": model.choice("method", get_args(Method)),
+        "guidance_scale": model.number("guidance_scale"),
+        "num_inner_steps": model.integer("num_inner_steps", 1, 1 << 20),
+        "solver": model.choice("solver", get_args(Solver)),
+        "null_init": model.choice("null_init", get_args(NullInit)),
+        "learning_rate": model.number("learning_rate"),
+        "early_stop_epsilon": model.number("early_stop_epsilon"),
+        "early_stop_growth": model.number("early_stop_growth"),
+    }
+    try:
+        return InversionSettings(**values)
+    except ValueError as error:
+        raise ValueError(f"{model.file}: model: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EditRunSettings:
+    """Settings of a run of `nti-batch edit`."""
+
+    model_name: str | None
+    """Place of the inversions' model, where it has moved; None for the place that they recorded."""
+
+    model_config: str | None
+    inversions: str
+    """Absolute path of the inversion run."""
+
+    edits: str | None
+    """Absolute path of the list of edits; None edits every inversion."""
+
+    edit_prompt: str | None
+    units_per_shard: int
+    edit: EditSettings
+    """Settings of edits that name none of their own."""
+
+    def to_json(self) -> dict[str, Json]:
+        """The settings as `run.json` holds them."""
+        return {
+            "model": {"name": self.model_name, "config": self.model_config},
+            "data": {
+                "inversions": self.inversions,
+                "edits": self.edits,
+                "edit_prompt": self.edit_prompt,
+                "units_per_shard": self.units_per_shard,
+            },
+            "edit": self.edit.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, values: JsonObject) -> Self:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: If a key is missing or unknown, or a value has the wrong type or is out of range.
+        """
+        model, data, edit = (values.section(name) for name in ("model", "data", "edit"))
+        settings = cls(
+            model_name=model.optional_text("name"),
+            model_config=model.optional_text("config"),
+            inversions=data.text("inversions"),
+            edits=data.optional_text("edits"),
+            edit_prompt=data.optional_text("edit_prompt"),
+            units_per_shard=data.integer("units_per_shard", 1, MAX_UNITS),
+            edit=_edit_settings_from_json(edit),
+        )
+        for section in (model, data, edit, values):
+            section.expect_all_read()
+        return settings
+
+
+RunSettings = InversionRunSettings | EditRunSettings
+
+
+def flatten(settings: Mapping[str, Json]) -> dict[str, Json]:
+    """Settings in the form of `to_json` by the names of their flags, such as 'model.name'."""
+    return {
+        f"{section}.{key}": value
+        for section, values in settings.items()
+        if isinstance(values, dict)
+        for key, value in values.items()
+    }
+
+
+def _edit_settings_from_json(edit: JsonObject) -> EditSettings:
+    """Read an edit's settings.
+
+    Raises:
+        ValueError: If a value has the wrong type or is out of range.
+    """
+    names = ("kind", "cross_replace_steps", "self_replace_steps", "equalizer", "blend_words")
+    values: dict[str, Any] = {name: edit.value(name) for name in names}
+    values |= {name: edit.number(name) for name in ("blend_threshold", "blend_start")}
+    try:
+        return EditSettings(**values)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{edit.file}: edit: {error}") from error
