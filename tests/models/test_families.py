@@ -12,9 +12,9 @@ from nti_batch import read_inversions
 from nti_batch.cli import main
 from nti_batch.data.images import decode_image
 from nti_batch.editing.reconstruct import reconstruct
+from nti_batch.json_object import Json
 from nti_batch.models.source import ModelSource
 from nti_batch.models.stable_diffusion import StableDiffusion
-from nti_batch.output.manifest import Json
 from nti_batch.scores.metrics import psnr
 
 FAMILIES = {

@@ -4,6 +4,7 @@ import json
 import shutil
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -135,7 +136,11 @@ def test_in_half_precision_the_vae_and_the_text_encoders_stay_in_float32(tiny_xl
 
 
 def inverted(
-    networks: StableDiffusion, optimize_pooled: bool, solver: Solver, storage: Storage, null_init: str = "prompt"
+    networks: StableDiffusion,
+    optimize_pooled: bool,
+    solver: Solver,
+    storage: Storage,
+    null_init: Literal["empty", "prompt"] = "prompt",
 ) -> tuple[Tensor, Tensor]:
     """Where null_T started from, and the null embeddings, after updates at every timestep."""
     settings = InversionSettings(
