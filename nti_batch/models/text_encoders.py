@@ -1,7 +1,7 @@
 """Encodes prompts: the frozen CLIP text encoders of Stable Diffusion.
 
 1.x and 2.x have one encoder, whose last hidden state is the embedding. XL has two. Its embedding joins their
-penultimate hidden states side by side, and has the projection of the second encoder as one more row (`diffusion.pooled`).
+penultimate hidden states side by side. The projection of the second encoder is one more row (`diffusion.pooled`).
 """
 
 from typing import TYPE_CHECKING

@@ -28,7 +28,9 @@ from nti_batch.benchmarks.timing import UNetClock
 from nti_batch.cli import main
 from nti_batch.diffusion.rounding import Storage
 from nti_batch.diffusion.settings import InversionSettings
-from nti_batch.models.stable_diffusion import ModelSource, StableDiffusion
+from nti_batch.editing.editor import edit_image
+from nti_batch.models.source import ModelSource
+from nti_batch.models.stable_diffusion import StableDiffusion
 from nti_batch.output.serialization import StoredInversion
 
 NEVER = InversionSettings(num_inner_steps=2, early_stop_epsilon=0, early_stop_growth=0)
@@ -138,7 +140,6 @@ def test_the_edit_job_is_timed_beside_a_loop_over_the_same_edits(
     assert main(["invert", *flags, "--trainer.accelerator=cpu", f"--output.dir={tmp_path}"]) == 0
     capsys.readouterr()
     made: list[str | None] = []
-    edit_image = edits.edit_image
 
     def counted(image: StoredInversion, prompt: str | None, networks: StableDiffusion) -> Image.Image:
         made.append(image.key)

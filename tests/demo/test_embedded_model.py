@@ -1,5 +1,6 @@
 """The embedded model keeps what its card promises, and null-text inversion does on it what the paper says."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,8 +52,7 @@ def test_localisation_is_whole_for_attention_that_is_the_mask_and_poor_for_atten
     for scene, row in zip(inverted.scenes, masks, strict=True):
         for thing, mask in zip(scene.objects, object_masks(scene), strict=True):
             row[:, scene.caption.split().index(thing.colour) + 2] = mask.flatten()
-    exact = Inverted(inverted.scenes, *[torch.empty(0)] * 4, attention=masks)
-    blind = Inverted(inverted.scenes, *[torch.empty(0)] * 4, attention=torch.ones_like(masks))
+    exact, blind = replace(inverted, attention=masks), replace(inverted, attention=torch.ones_like(masks))
     assert localisation(exact)[0] > 0.99
     assert localisation(blind)[0] < 0.3
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, Literal, get_args
 
 import pytest
 import torch
@@ -23,7 +23,8 @@ from nti_batch.diffusion.pool import InversionPool
 from nti_batch.diffusion.rounding import Storage
 from nti_batch.diffusion.settings import InversionSettings, Method
 from nti_batch.editing.reconstruct import reconstruct
-from nti_batch.models.stable_diffusion import ModelSource, StableDiffusion
+from nti_batch.models.source import ModelSource
+from nti_batch.models.stable_diffusion import StableDiffusion
 from nti_batch.output.inversions import open_inversions
 from nti_batch.output.rows import Metadata
 from nti_batch.output.serialization import StoredInversion, pack_tensors, unpack_tensors
@@ -73,7 +74,7 @@ def test_negative_prompt_inversion_is_ddim_at_guidance_1():
 
 
 @pytest.mark.parametrize("null_init", ["empty", "prompt"])
-def test_ddim_is_guided_sampling_with_the_empty_prompt(null_init: str):
+def test_ddim_is_guided_sampling_with_the_empty_prompt(null_init: Literal["empty", "prompt"]):
     empty, (latents, prompt) = torch.full((4, 4), 0.1), images(2)[1]
     settings = InversionSettings(method="ddim", null_init=null_init)
     (state,), _ = invert(rowwise, SCHEDULE, settings, [(latents, prompt)], empty=empty)
@@ -148,8 +149,14 @@ def test_the_job_takes_a_method_and_its_files_replay_to_its_own_images(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ):
-    drawn, draw_rows = [], preview.draw_rows
-    monkeypatch.setattr(preview, "draw_rows", lambda rows: [drawn.extend(rows), draw_rows(rows)][1])
+    drawn: list[tuple[Any, Any, list[str]]] = []
+    draw_rows = preview.draw_rows
+
+    def noted(rows: Any) -> Any:
+        drawn.extend(rows)
+        return draw_rows(rows)
+
+    monkeypatch.setattr(preview, "draw_rows", noted)
     shard, out = write_shard(tmp_path / "s.tar", captioned(3)), tmp_path / "out"
     assert main([*arguments(tiny_model, shard, out), f"--model.method={method}", f"--output.storage={storage}"]) == 0
     titles = ["input", "VAE", "DDIM", "reconstruction"]
@@ -196,4 +203,4 @@ def test_the_embedded_model_is_inverted_directly(tmp_path: Path, capsys: pytest.
 
 def test_a_method_that_is_none_is_refused():
     with pytest.raises(ValueError, match=r"method is magic, allowed: 'null-text' or 'ddim' or 'negative-prompt' or 'd"):
-        InversionSettings(method="magic")
+        InversionSettings(method="magic")  # type: ignore[arg-type]

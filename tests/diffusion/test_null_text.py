@@ -86,7 +86,8 @@ def test_a_linear_predictor_goes_to_its_closed_form_optimum():
 
     def predict(latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
         offset = 0.1 * (timesteps / 1000).view(-1, 1, 1, 1)
-        return (embeddings.flatten(1) @ matrix.T).view_as(latents) + offset * latents
+        noise: Tensor = (embeddings.flatten(1) @ matrix.T).view_as(latents) + offset * latents
+        return noise
 
     schedule = stable_diffusion_schedule(2)
     settings = InversionSettings(

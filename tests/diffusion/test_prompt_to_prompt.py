@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,8 @@ from nti_batch.diffusion.prompt_to_prompt import AttentionControl, LocalBlend, e
 from nti_batch.diffusion.settings import InversionSettings
 from nti_batch.editing.reconstruct import reconstruct
 from nti_batch.models.attention import ControlledAttention
-from nti_batch.models.stable_diffusion import ModelSource, StableDiffusion
+from nti_batch.models.source import ModelSource
+from nti_batch.models.stable_diffusion import StableDiffusion
 from nti_batch.output.rows import Metadata
 from nti_batch.output.serialization import StoredInversion
 
@@ -284,7 +286,7 @@ def test_edits_of_one_image_do_not_know_each_other(networks: StableDiffusion):
 
 
 def test_local_blend_with_an_empty_mask_is_the_source_and_with_a_full_one_the_edit(networks: StableDiffusion):
-    def edit(**blend: object) -> Tensor:
+    def edit(**blend: Any) -> Tensor:
         settings = EditSettings(kind="replace", cross_replace_steps=0.5, self_replace_steps=0.5, **blend)
         return sample(networks, [(SOURCE, [("a blue square on the left", settings)])])
 
@@ -405,7 +407,7 @@ def test_all_wrong_settings_are_named_at_once():
     )
     with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
         EditSettings(
-            kind="swap",
+            kind="swap",  # type: ignore[arg-type]
             cross_replace_steps={"default_": 1.5, "red": (0.5, 0.2)},
             self_replace_steps=math.nan,
             blend_start=-1,
@@ -421,16 +423,17 @@ def test_all_wrong_settings_are_named_at_once():
         ({"red": 1}, "cross_replace_steps is {'red': 1}, allowed: words with the key 'default_'"),
     ],
 )
-def test_wrong_ranges_of_steps_are_refused(steps: object, words: str):
+def test_wrong_ranges_of_steps_are_refused(steps: Any, words: str):
     with pytest.raises(ValueError, match=f"^{re.escape(words)}"):
         EditSettings(cross_replace_steps=steps)
 
 
 def test_a_number_of_steps_is_the_range_from_the_start():
     source, edit = tokenized("a tiger sat"), tokenized("a cat sat")
+    cases: list[tuple[Any, Any]] = [(0.7, 0.3), ((0, 0.7), (0, 0.3)), ({"default_": 0.7, "cat": (0, 0.7)}, 0.3)]
     number, as_range, by_word = (
         EditControl.of(source, edit, EditSettings(cross_replace_steps=steps, self_replace_steps=own))
-        for steps, own in ((0.7, 0.3), ((0, 0.7), (0, 0.3)), ({"default_": 0.7, "cat": (0, 0.7)}, 0.3))
+        for steps, own in cases
     )
     for other in (as_range, by_word):
         assert torch.equal(other.cross_replace_steps, number.cross_replace_steps)
@@ -473,6 +476,6 @@ def test_the_command_line_takes_every_form_of_steps(text: str, expected: object)
         {"blend_words": ("dog", "cat")},
     ],
 )
-def test_a_word_that_is_not_in_its_prompt_is_refused(settings: dict[str, object]):
+def test_a_word_that_is_not_in_its_prompt_is_refused(settings: dict[str, Any]):
     with pytest.raises(ValueError, match="'dog' is not in what the text encoder reads of the prompt"):
         EditControl.of(tokenized("a tiger"), tokenized("a cat"), EditSettings(**settings))

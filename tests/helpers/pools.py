@@ -15,7 +15,9 @@ from nti_batch.diffusion.schedule import DDIMSchedule
 from nti_batch.diffusion.settings import InversionSettings
 
 EMPTY = torch.zeros(4, 4)
-NEVER = {"early_stop_epsilon": 0.0, "early_stop_growth": 0.0}
+
+
+NEVER: dict[str, Any] = {"early_stop_epsilon": 0.0, "early_stop_growth": 0.0}
 
 
 def images(count: int) -> list[tuple[Tensor, Tensor]]:

@@ -9,6 +9,7 @@ import re
 import signal
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,7 +72,7 @@ def test_edits_in_one_batch_are_those_made_alone_and_the_sources_own_prompt_chan
 ):
     real, calls = StableDiffusion.predict, set[int]()
 
-    def counted(networks: StableDiffusion, latents: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+    def counted(networks: StableDiffusion, latents: torch.Tensor, *rest: Any) -> torch.Tensor:
         calls.add(len(latents))
         return real(networks, latents, *rest)
 
@@ -112,7 +113,8 @@ def test_edits_in_one_batch_are_those_made_alone_and_the_sources_own_prompt_chan
 def test_one_picture_from_the_shell_and_from_python_is_the_jobs(
     inverted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    prompt, shares = "a small blue circle, number 3", {"cross_replace_steps": 0.7, "self_replace_steps": 0.1}
+    prompt = "a small blue circle, number 3"
+    shares: dict[str, Any] = {"cross_replace_steps": 0.7, "self_replace_steps": 0.1}
     flag = listed(tmp_path / "e.jsonl", {"key": "003", "edit_prompt": prompt, "kind": "replace", **shares})
     assert main(edit(inverted, tmp_path / "out", flag)) == 0
     capsys.readouterr()
@@ -129,7 +131,7 @@ def test_one_picture_from_the_shell_and_from_python_is_the_jobs(
 
 def test_the_unedited_part_is_what_lies_outside_the_mask_of_the_input(inverted: Path, tmp_path: Path):
     """The left half of the picture may be edited; the right half is compared."""
-    left = [number for row in range(16) for number in (16 * row, 8)]
+    left: list[Json] = [number for row in range(16) for number in (16 * row, 8)]
     asked = {"key": "002", "edit_prompt": "a blue circle"}
     flag = listed(
         tmp_path / "e.jsonl",
@@ -165,7 +167,7 @@ def test_an_input_that_is_gone_leaves_scores_out(tiny_model: Path, tmp_path: Pat
 def test_what_does_not_fit_an_image_fails_in_words_and_its_neighbours_are_made(
     inverted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    words = {
+    words: dict[str, tuple[dict[str, Json], str]] = {
         "no key": ({"key": "nobody", "edit_prompt": "x"}, "has no inversion of the key 'nobody' in shard 'a'"),
         "failed": ({"key": "html", "edit_prompt": "x"}, "its inversion has failed at stage 'image'"),
         "prompt": (

@@ -106,7 +106,7 @@ def test_a_prompt_longer_than_the_text_encoder_reads_is_cut_and_marked(
 def broken_for(key: int, method: str) -> object:
     """A method of the networks whose result is no number for one image, told by its first pixel."""
     real = getattr(StableDiffusion, method)
-    first = {}
+    first: dict[str, int] = {}
 
     def broken(networks: StableDiffusion, tensor: Tensor) -> Tensor:
         result: Tensor = real(networks, tensor)

@@ -4,6 +4,7 @@ import json
 import shutil
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -17,14 +18,14 @@ from nti_batch.diffusion.ddim import ddim_sample
 from nti_batch.diffusion.pooled import join_pooled, split_pooled
 from nti_batch.diffusion.rounding import Storage
 from nti_batch.diffusion.settings import InversionSettings, Solver
-from nti_batch.models.source import ModelDescription, ModelSource
+from nti_batch.models.source import ModelDescription, ModelSource, Precision
 from nti_batch.models.stable_diffusion import StableDiffusion
 from nti_batch.output.serialization import pack_tensors, unpack_tensors
 
 PROMPTS = ["a small red ring", "", "a blue square on the left " * 20]
 
 
-def load(folder: Path, precision: str = "float32") -> StableDiffusion:
+def load(folder: Path, precision: Precision = "float32") -> StableDiffusion:
     return StableDiffusion.load(ModelSource(str(folder)), precision)
 
 
@@ -135,7 +136,11 @@ def test_in_half_precision_the_vae_and_the_text_encoders_stay_in_float32(tiny_xl
 
 
 def inverted(
-    networks: StableDiffusion, optimize_pooled: bool, solver: Solver, storage: Storage, null_init: str = "prompt"
+    networks: StableDiffusion,
+    optimize_pooled: bool,
+    solver: Solver,
+    storage: Storage,
+    null_init: Literal["empty", "prompt"] = "prompt",
 ) -> tuple[Tensor, Tensor]:
     """Where null_T started from, and the null embeddings, after updates at every timestep."""
     settings = InversionSettings(

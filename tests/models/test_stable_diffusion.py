@@ -11,7 +11,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from safetensors.torch import load_file, save_file
 
 from nti_batch.diffusion.ddim import ddim_step
-from nti_batch.models.source import ModelDescription, ModelSource
+from nti_batch.models.source import ModelDescription, ModelSource, Precision
 from nti_batch.models.stable_diffusion import StableDiffusion
 
 
@@ -25,7 +25,7 @@ def offline(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
-def load(folder: Path, precision: str = "float32") -> StableDiffusion:
+def load(folder: Path, precision: Precision = "float32") -> StableDiffusion:
     return StableDiffusion.load(ModelSource(str(folder)), precision)
 
 

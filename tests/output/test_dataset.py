@@ -95,7 +95,7 @@ def test_two_new_workers_give_each_inversion_once(out: Path, shuffle: bool):
 
 def test_several_runs_are_joined_by_concat_dataset(out: Path, tmp_path: Path):
     more = write_run(tmp_path / "more", shards=("c",), parts=1)
-    both = ConcatDataset([InversionDataset(out), InversionDataset(more)])
+    both: ConcatDataset[StoredInversion] = ConcatDataset([InversionDataset(out), InversionDataset(more)])
     found = [(both[i].shard, both[i].key) for i in range(len(both))]
     assert found == [(s.shard, s.key) for run in (out, more) for s in read_inversions(run)]
 

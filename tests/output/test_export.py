@@ -23,9 +23,10 @@ from nti_batch.cli import main
 from nti_batch.data.samples import RawSample, read_unit
 from nti_batch.editing.reconstruct import reconstruct
 from nti_batch.jobs.flags import SAMPLES
-from nti_batch.models.stable_diffusion import ModelSource, StableDiffusion
+from nti_batch.models.source import ModelSource
+from nti_batch.models.stable_diffusion import StableDiffusion
 from nti_batch.output import export
-from nti_batch.output.inversions import InversionRun
+from nti_batch.output.inversions import InversionRun, read_part
 from nti_batch.records import Failure, WorkUnit
 from nti_batch.scores.metrics import psnr
 
@@ -269,9 +270,9 @@ def test_direct_inversion_is_refused(tiny_model: Path, tmp_path: Path, capsys: p
 
 def test_a_run_is_exported_part_by_part(run: InversionRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Before a part is read, all parts before it are written."""
-    counts, read_part = [], export.read_part
+    counts: list[int] = []
 
-    def counting(*arguments: object) -> object:
+    def counting(*arguments: Any) -> object:
         counts.append(len(list(tmp_path.glob("exported/*/*.json"))))
         return read_part(*arguments)
 

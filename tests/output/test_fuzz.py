@@ -24,6 +24,7 @@ from nti_batch.output.inversions import open_inversions
 from nti_batch.output.manifest import Manifest
 from nti_batch.output.part import read_members
 from nti_batch.output.rows import InversionRow
+from nti_batch.output.run import RUN_FILE
 from nti_batch.output.serialization import StoredInversion
 from nti_batch.records import Failure, WorkUnit
 from nti_batch.report.verify import verify_run
@@ -50,7 +51,7 @@ class StoredRun:
         part.add_failure(Failure(self.unit, KEYS[-1], "image", "it is HTML"))
         part.commit()
         self.part, self.manifest = part.part, part.part.with_suffix(".jsonl")
-        self.content = {path: path.read_bytes() for path in (self.part, self.manifest, self.run.run_file)}
+        self.content = {path: path.read_bytes() for path in (self.part, self.manifest, self.run.out / RUN_FILE)}
         self.stored = list(read_inversions(out))
 
 
@@ -98,9 +99,9 @@ def test_verify_finds_every_mutation_of_a_part_or_a_manifest(finished: StoredRun
             run = open_inversions(finished.run.out)
             findings = list(verify_run(plan_of(run), 0))
     except ValueError as error:
-        assert path == finished.run.run_file, error
+        assert path == finished.run.out / RUN_FILE, error
     else:
-        assert bool(findings) == (changed != content) or path == finished.run.run_file
+        assert bool(findings) == (changed != content) or path == finished.run.out / RUN_FILE
     finally:
         path.write_bytes(content)
 

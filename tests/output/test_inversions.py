@@ -207,7 +207,7 @@ def test_a_flipped_byte_is_found_and_the_part_is_named(run: InversionRun):
 def test_a_missing_image_is_found(run: InversionRun):
     part = write(run, ["a", "b"])
     with tarfile.open(part) as tar:
-        kept = [(m, tar.extractfile(m).read()) for m in tar if m.name.startswith("a.")]  # type: ignore[union-attr]
+        kept = [(m, tar.extractfile(m).read()) for m in tar if m.name.startswith("a.")]
     with tarfile.open(part, "w") as tar:
         for info, content in kept:
             tar.addfile(info, io.BytesIO(content))

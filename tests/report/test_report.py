@@ -87,8 +87,8 @@ def test_the_page_says_what_status_says(page: Element, finished: Path, capsys: p
         assert said[name] == str(status[name])
     assert said["images an hour"] == f"{status['images_per_hour']:,.0f}"
     assert said["mean PSNR"] == f"{status['psnr']:.2f} dB"
-    side = "above" if status["psnr"] > status["psnr_vae"] else "below"  # type: ignore[operator]
-    gap = abs(status["psnr_vae"] - status["psnr"])  # type: ignore[operator]
+    side = "above" if status["psnr"] > status["psnr_vae"] else "below"
+    gap = abs(status["psnr_vae"] - status["psnr"])
     assert said[f"{side} the VAE bound of {status['psnr_vae']:.2f} dB"] == f"{gap:.2f} dB"
     shares = [span.attributes["style"] for span in page.all("div", "bar")[0].all("span")]
     assert shares == ["flex-grow: 8", "flex-grow: 3", "flex-grow: 0"]
