@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nti_batch.diffusion.edits import EditSettings as EditSettings
+    from nti_batch.diffusion.edit_settings import EditSettings as EditSettings
     from nti_batch.editing.editor import edit_image as edit_image
     from nti_batch.output.dataset import InversionDataset as InversionDataset
     from nti_batch.output.inversions import read_inversions as read_inversions
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["EditSettings", "InversionDataset", "StoredInversion", "edit_image", "read_inversions"]
 
 _HOMES = {
-    "EditSettings": "nti_batch.diffusion.edits",
+    "EditSettings": "nti_batch.diffusion.edit_settings",
     "InversionDataset": "nti_batch.output.dataset",
     "StoredInversion": "nti_batch.output.serialization",
     "edit_image": "nti_batch.editing.editor",

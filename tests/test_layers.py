@@ -12,8 +12,7 @@ import nti_batch
 PACKAGE = Path(nti_batch.__file__).parent
 PACKAGES = [
     "files",
-    "text",
-    "durations",
+    "phrases",
     "exit_codes",
     "json_object",
     "lock",

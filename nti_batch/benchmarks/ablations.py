@@ -28,8 +28,9 @@ from nti_batch.diffusion.guidance import Predictor, classifier_free_guidance
 from nti_batch.diffusion.schedule import DDIMSchedule
 from nti_batch.diffusion.settings import InversionSettings
 from nti_batch.jobs.flags import shard_addresses
-from nti_batch.models.source import ModelDescription, ModelSource
+from nti_batch.models.source import ModelSource
 from nti_batch.models.stable_diffusion import StableDiffusion
+from nti_batch.models.supported import ModelDescription
 from nti_batch.records import CaptionedImage
 from nti_batch.scores.metrics import psnr
 

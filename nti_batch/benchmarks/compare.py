@@ -8,8 +8,8 @@ from functools import cache, partial
 from statistics import fmean
 from typing import Literal
 
-from nti_batch.benchmarks.inverted import Inverted, Score, score
 from nti_batch.benchmarks.job_loop import job_loop
+from nti_batch.benchmarks.loop_result import Inverted, Score, score
 from nti_batch.benchmarks.reference_loop import reference_loop
 from nti_batch.benchmarks.timing import Cost, OwnProcess, UNetClock, measured, peak_bytes
 from nti_batch.diffusion.batch_size import find_batch_size

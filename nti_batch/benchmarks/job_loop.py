@@ -5,7 +5,7 @@ from itertools import islice
 
 import torch
 
-from nti_batch.benchmarks.inverted import Inverted
+from nti_batch.benchmarks.loop_result import Inverted
 from nti_batch.data.samples import RawSample, decode_sample, read_unit
 from nti_batch.data.shards import work_units
 from nti_batch.diffusion.guidance import Predictor

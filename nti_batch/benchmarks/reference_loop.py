@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nti_batch.benchmarks.inverted import Inverted
+from nti_batch.benchmarks.loop_result import Inverted
 from nti_batch.diffusion.ddim import ddim_invert, ddim_step
 from nti_batch.diffusion.guidance import Predictor, classifier_free_guidance
 from nti_batch.diffusion.schedule import DDIMSchedule

@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from nti_batch.benchmarks.inverted import Score, score
 from nti_batch.benchmarks.job_loop import job_loop, load_images
+from nti_batch.benchmarks.loop_result import Score, score
 from nti_batch.diffusion.rounding import Storage
 from nti_batch.diffusion.settings import InversionSettings
 from nti_batch.jobs.flags import SAMPLES, shard_addresses
-from nti_batch.models.source import ModelDescription, ModelSource
+from nti_batch.models.source import ModelSource
 from nti_batch.models.stable_diffusion import StableDiffusion
+from nti_batch.models.supported import ModelDescription
 from nti_batch.records import CaptionedImage
 
 AUTHORS = InversionSettings()

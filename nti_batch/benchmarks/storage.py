@@ -13,14 +13,15 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from nti_batch.benchmarks.inverted import Inverted, score
 from nti_batch.benchmarks.job_loop import job_loop, load_images
+from nti_batch.benchmarks.loop_result import Inverted, score
 from nti_batch.benchmarks.solvers import SOLVERS
 from nti_batch.diffusion.ddim import ddim_sample
 from nti_batch.diffusion.rounding import Storage
 from nti_batch.jobs.flags import shard_addresses
-from nti_batch.models.source import ModelDescription, ModelSource
+from nti_batch.models.source import ModelSource
 from nti_batch.models.stable_diffusion import StableDiffusion
+from nti_batch.models.supported import ModelDescription
 from nti_batch.output.serialization import pack_tensors, unpack_tensors
 from nti_batch.records import CaptionedImage
 from nti_batch.scores.metrics import psnr

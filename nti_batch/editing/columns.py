@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nti_batch.data.tables import Cells
-from nti_batch.diffusion.edits import StepRange
+from nti_batch.diffusion.edit_settings import StepRange
 
 
 @dataclass(frozen=True, slots=True)

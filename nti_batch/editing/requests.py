@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nti_batch.data.tables import Cells, csv_lines, json_lines
-from nti_batch.diffusion.edits import EditSettings
+from nti_batch.diffusion.edit_settings import EditSettings
 from nti_batch.editing.columns import REQUEST_COLUMNS, SETTINGS_COLUMNS, read_cells
 from nti_batch.editing.masks import check_runs
-from nti_batch.output.rows import member_name
+from nti_batch.output.manifest_rows import member_name
 from nti_batch.output.serialization import StoredInversion
+from nti_batch.phrases import and_more
 from nti_batch.records import CaptionedImage, EditRequest, Mask, WorkUnit
-from nti_batch.text import and_more
 
 MAX_REPORTED = 5
 

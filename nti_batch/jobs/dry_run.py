@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from nti_batch.durations import format_duration
 from nti_batch.files import existing_ancestor
 from nti_batch.jobs.ranks import JobPart
 from nti_batch.output.serialization import StoredSize
 from nti_batch.output.throughput import Throughput
+from nti_batch.phrases import format_duration
 from nti_batch.plans.plan import AnyPlan
 from nti_batch.records import WorkUnit
 

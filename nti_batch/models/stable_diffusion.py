@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from nti_batch.diffusion.alignment import TokenizedPrompt
-from nti_batch.diffusion.pooled import split_pooled
+from nti_batch.diffusion.pooled_embedding import split_pooled
 from nti_batch.diffusion.prompt_to_prompt import StepControl
 from nti_batch.diffusion.schedule import DDIMSchedule
 from nti_batch.models.attention import ControlledAttention
-from nti_batch.models.source import ModelDescription, ModelSource, Precision
+from nti_batch.models.source import ModelSource, Precision
+from nti_batch.models.supported import ModelDescription
 from nti_batch.models.text_encoders import TextEncoder
 from nti_batch.models.weights import load_network, load_scheduler, load_text_encoders
 

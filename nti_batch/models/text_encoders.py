@@ -1,7 +1,8 @@
 """Encodes prompts: the frozen CLIP text encoders of Stable Diffusion.
 
 1.x and 2.x have one encoder, whose last hidden state is the embedding. XL has two. Its embedding joins their
-penultimate hidden states side by side. The projection of the second encoder is one more row (`diffusion.pooled`).
+penultimate hidden states side by side. The projection of the second encoder is one more row
+(`diffusion.pooled_embedding`).
 """
 
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nti_batch.diffusion.alignment import TokenizedPrompt
-from nti_batch.diffusion.pooled import join_pooled
+from nti_batch.diffusion.pooled_embedding import join_pooled
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer

@@ -9,13 +9,13 @@ from pathlib import Path
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from nti_batch.data.image_places import ImagePlace, locate_images
+from nti_batch.data.image_locations import ImagePlace, locate_images
 from nti_batch.data.images import decode_image
 from nti_batch.data.shards import expand_shards, work_units
 from nti_batch.data.tar import MemberPlace, locate_members
 from nti_batch.output.inversions import INVERT, open_inversions
 from nti_batch.output.manifest import Manifest
-from nti_batch.output.rows import InversionRow
+from nti_batch.output.manifest_rows import InversionRow
 from nti_batch.output.serialization import StoredInversion, decode_inversion
 
 _MAX_CACHED_PARTS = 1024

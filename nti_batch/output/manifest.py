@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Generic
 
 from nti_batch.json_object import JsonObject
-from nti_batch.output.format import check_format_version, format_versions
-from nti_batch.output.rows import AnyRow
+from nti_batch.output.format_version import check_format_version, format_versions
+from nti_batch.output.manifest_rows import AnyRow
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,11 +25,11 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from nti_batch.diffusion.pooled import split_pooled
+from nti_batch.diffusion.pooled_embedding import split_pooled
 from nti_batch.diffusion.rounding import Storage, split_change
 from nti_batch.json_object import JsonObject
-from nti_batch.output.format import format_versions
-from nti_batch.output.rows import Metadata
+from nti_batch.output.format_version import format_versions
+from nti_batch.output.manifest_rows import Metadata
 from nti_batch.records import Inversion
 from nti_batch.settings import InversionRunSettings
 

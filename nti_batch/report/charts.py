@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
-from nti_batch.durations import format_duration
+from nti_batch.phrases import format_duration
 from nti_batch.report.statistics import Curve, Numbers, histogram, throughput
 
 INK, LINE, ACCENT = "#000001", "#000002", "#000003"

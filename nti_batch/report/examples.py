@@ -12,10 +12,10 @@ from nti_batch.editing.reconstruct import reconstruct
 from nti_batch.models.stable_diffusion import StableDiffusion
 from nti_batch.output.edits import read_edited_images
 from nti_batch.output.inversions import read_inversions, read_part
-from nti_batch.output.rows import EditRow, Row
+from nti_batch.output.manifest_rows import EditRow, Row
 from nti_batch.output.serialization import StoredInversion
-from nti_batch.plans.edits import EditPlan
-from nti_batch.plans.images import ImagePlan
+from nti_batch.plans.missing_edits import EditPlan
+from nti_batch.plans.missing_images import ImagePlan
 
 BATCH_SIZE = 8
 ImageId = tuple[str, str]

@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from nti_batch.output.rows import InversionRow
+from nti_batch.output.manifest_rows import InversionRow
 from nti_batch.output.status import RunStatus
-from nti_batch.plans.images import ImagePlan
+from nti_batch.phrases import and_more
+from nti_batch.plans.missing_images import ImagePlan
 from nti_batch.report.charts import Chart, histogram_chart, throughput_chart, timestep_chart
 from nti_batch.report.page import Fact
 from nti_batch.report.statistics import RunNumbers, by_timestep, extremes, read_sample
-from nti_batch.text import and_more
 
 SAMPLE = 256
 """Maximum number of images whose losses and steps at each timestep are read, drawn at random."""

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nti_batch.output.manifest import Manifest
+from nti_batch.output.manifest_rows import AnyRow, Row, member_name
 from nti_batch.output.part import DAMAGE, read_metadata
-from nti_batch.output.rows import AnyRow, Row, member_name
 
 Numbers = NDArray[np.float64]
 

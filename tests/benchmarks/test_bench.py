@@ -18,8 +18,8 @@ from PIL import Image
 from nti_batch.benchmarks import edits, inner_step
 from nti_batch.benchmarks.full_size import Family, random_unet
 from nti_batch.benchmarks.inner_step import AUTHORS, JOB, Step, timed_step
-from nti_batch.benchmarks.inverted import Score, score
 from nti_batch.benchmarks.job_loop import job_loop, load_images
+from nti_batch.benchmarks.loop_result import Score, score
 from nti_batch.benchmarks.ranks import images_per_hour
 from nti_batch.benchmarks.reference_loop import reference_loop
 from nti_batch.benchmarks.solvers import FAST, Case, table_row

@@ -12,7 +12,7 @@ from helpers.runs import plan_of, units_of
 from nti_batch import read_inversions
 from nti_batch.cli import main
 from nti_batch.output.inversions import open_inversions
-from nti_batch.output.rows import InversionRow
+from nti_batch.output.manifest_rows import InversionRow
 
 
 def invert(model: Path, folder: Path, cases: list[Case], *more: str) -> Path:

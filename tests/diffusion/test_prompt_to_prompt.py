@@ -17,14 +17,14 @@ from jsonargparse import ArgumentParser
 from torch import Tensor
 
 from nti_batch.diffusion.ddim import ddim_sample
-from nti_batch.diffusion.edits import EditControl, EditSettings
+from nti_batch.diffusion.edit_settings import EditControl, EditSettings
 from nti_batch.diffusion.prompt_to_prompt import AttentionControl, LocalBlend, edit_sample
 from nti_batch.diffusion.settings import InversionSettings
 from nti_batch.editing.reconstruct import reconstruct
 from nti_batch.models.attention import ControlledAttention
 from nti_batch.models.source import ModelSource
 from nti_batch.models.stable_diffusion import StableDiffusion
-from nti_batch.output.rows import Metadata
+from nti_batch.output.manifest_rows import Metadata
 from nti_batch.output.serialization import StoredInversion
 
 STEPS = 10

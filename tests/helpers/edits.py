@@ -9,7 +9,7 @@ import torch
 from nti_batch.data.shards import work_units
 from nti_batch.json_object import Json
 from nti_batch.output.edits import open_edits, read_edited_images
-from nti_batch.output.rows import EditRow
+from nti_batch.output.manifest_rows import EditRow
 
 
 def edit(inverted: Path, out: Path, *more: str) -> list[str]:

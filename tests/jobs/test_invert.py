@@ -23,7 +23,7 @@ from nti_batch.lock import UnitLock
 from nti_batch.models.source import ModelSource
 from nti_batch.models.stable_diffusion import StableDiffusion
 from nti_batch.output.manifest import Manifest
-from nti_batch.output.rows import InversionRow
+from nti_batch.output.manifest_rows import InversionRow
 from nti_batch.report import preview
 from nti_batch.scores.metrics import psnr
 

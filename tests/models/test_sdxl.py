@@ -15,11 +15,12 @@ from helpers.tiny import write_xl_model
 from torch import Tensor
 
 from nti_batch.diffusion.ddim import ddim_sample
-from nti_batch.diffusion.pooled import join_pooled, split_pooled
+from nti_batch.diffusion.pooled_embedding import join_pooled, split_pooled
 from nti_batch.diffusion.rounding import Storage
 from nti_batch.diffusion.settings import InversionSettings, Solver
-from nti_batch.models.source import ModelDescription, ModelSource, Precision
+from nti_batch.models.source import ModelSource, Precision
 from nti_batch.models.stable_diffusion import StableDiffusion
+from nti_batch.models.supported import ModelDescription
 from nti_batch.output.serialization import pack_tensors, unpack_tensors
 
 PROMPTS = ["a small red ring", "", "a blue square on the left " * 20]

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from nti_batch import read_inversions
 from nti_batch.cli import main
-from nti_batch.models.source import ModelDescription, ModelSource
+from nti_batch.models.source import ModelSource
 from nti_batch.models.stable_diffusion import StableDiffusion
+from nti_batch.models.supported import ModelDescription
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from safetensors.torch import load_file, save_file
 
 from nti_batch.diffusion.ddim import ddim_step
-from nti_batch.models.source import ModelDescription, ModelSource, Precision
+from nti_batch.models.source import ModelSource, Precision
 from nti_batch.models.stable_diffusion import StableDiffusion
+from nti_batch.models.supported import ModelDescription
 
 
 @pytest.fixture

@@ -22,12 +22,12 @@ from hypothesis import strategies as st
 from nti_batch import read_inversions
 from nti_batch.output.inversions import open_inversions
 from nti_batch.output.manifest import Manifest
+from nti_batch.output.manifest_rows import InversionRow
 from nti_batch.output.part import read_members
-from nti_batch.output.rows import InversionRow
-from nti_batch.output.run import RUN_FILE
+from nti_batch.output.run_folder import RUN_FILE
 from nti_batch.output.serialization import StoredInversion
 from nti_batch.records import Failure, WorkUnit
-from nti_batch.report.verify import verify_run
+from nti_batch.report.integrity import verify_run
 
 
 @pytest.fixture(scope="module")

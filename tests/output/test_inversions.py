@@ -19,7 +19,7 @@ from nti_batch.files import OutputError
 from nti_batch.output import part as parts
 from nti_batch.output.inversions import InversionRun, open_inversions
 from nti_batch.output.manifest import Manifest
-from nti_batch.output.rows import InversionRow
+from nti_batch.output.manifest_rows import InversionRow
 from nti_batch.records import Failure, WorkUnit
 
 

@@ -20,8 +20,8 @@ from helpers.tiny import captioned, png, write_shard
 from nti_batch import read_inversions
 from nti_batch.cli import main
 from nti_batch.output.inversions import InversionRun, open_inversions
-from nti_batch.output.rows import InversionRow
-from nti_batch.output.run import RUN_FILE
+from nti_batch.output.manifest_rows import InversionRow
+from nti_batch.output.run_folder import RUN_FILE
 from nti_batch.report import inversions as report
 from nti_batch.report.statistics import (
     MAX_REASONS,

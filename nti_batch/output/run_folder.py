@@ -24,11 +24,11 @@ from typing import Any, Generic, Self
 from nti_batch.files import atomic_write, check_writable, translate_os_errors
 from nti_batch.json_object import Json, JsonObject
 from nti_batch.lock import UnitLock
-from nti_batch.output.format import check_format_version, format_versions
-from nti_batch.output.kind import AnyRecord, AnySettings, RunKind
+from nti_batch.output.format_version import check_format_version, format_versions
 from nti_batch.output.manifest import Manifest
+from nti_batch.output.manifest_rows import AnyRow
 from nti_batch.output.part import PartWriter, read_members
-from nti_batch.output.rows import AnyRow
+from nti_batch.output.run_kind import AnyRecord, AnySettings, RunKind
 from nti_batch.records import WorkUnit
 from nti_batch.settings import flatten
 

@@ -19,11 +19,11 @@ from nti_batch.editing.reconstruct import reconstruct
 from nti_batch.models.load import load_model
 from nti_batch.output.inversions import read_inversions
 from nti_batch.output.manifest import Manifest
+from nti_batch.output.manifest_rows import Metadata, Row
 from nti_batch.output.part import read_members
-from nti_batch.output.rows import Metadata, Row
 from nti_batch.output.serialization import StoredInversion, decode_inversion
-from nti_batch.plans.edits import EditPlan
-from nti_batch.plans.images import ImagePlan
+from nti_batch.plans.missing_edits import EditPlan
+from nti_batch.plans.missing_images import ImagePlan
 from nti_batch.plans.plan import AnyPlan
 from nti_batch.records import WorkUnit
 from nti_batch.report.preview import choose_rows
