@@ -37,7 +37,9 @@ def edited_images(out: Path) -> dict[tuple[str, str, str], torch.Tensor]:
     run = open_edits(out)
     units_per_shard = run.settings.units_per_shard
     ids = {row.id for row in rows(out).values()}
-    found = [edited for unit in work_units(run.shards, units_per_shard) for edited in read_edited_images(run, unit, ids)]
+    found = [
+        edited for unit in work_units(run.shards, units_per_shard) for edited in read_edited_images(run, unit, ids)
+    ]
     return {(row.shard, row.key, row.name): pixels for row, pixels in found}
 
 
