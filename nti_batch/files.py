@@ -1,4 +1,4 @@
-"""Atomic writes."""
+"""Atomic writes: a file appears whole or not at all."""
 
 import errno
 import os
@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 
 def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to the disk, so that a rename in it survives a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -17,7 +18,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Write a file that readers find whole or not at all; a power cut may take it."""
+    """Write a file that readers find whole or not at all; a power cut may lose it."""
     beside = path.with_name(path.name + ".tmp")
     beside.write_text(text, encoding="utf-8")
     os.replace(beside, path)
@@ -25,7 +26,12 @@ def replace_file(path: Path, text: str) -> None:
 
 @contextmanager
 def atomic_open(path: Path, ending: str = ".tmp") -> Iterator[BinaryIO]:
-    """A file to write that appears whole or not at all, and survives a power cut once it has appeared."""
+    """Open a file that appears whole at the end of the block, or not at all, and then survives a power cut.
+
+    Args:
+        path: File to write.
+        ending: Suffix of the unfinished file beside it.
+    """
     beside = path.with_name(path.name + ending)
     with open(beside, "wb") as file:
         yield file
@@ -36,7 +42,7 @@ def atomic_open(path: Path, ending: str = ".tmp") -> Iterator[BinaryIO]:
 
 
 def atomic_write(path: Path, content: str | bytes, ending: str = ".tmp") -> None:
-    """Write a file that appears whole or not at all, and survives a power cut once it has appeared."""
+    """Write a file that appears whole or not at all, and then survives a power cut."""
     with atomic_open(path, ending) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
@@ -47,7 +53,11 @@ class OutputError(Exception):
 
 @contextmanager
 def translate_os_errors(path: Path) -> Iterator[None]:
-    """Say which file an error of the operating system is about, and what to do."""
+    """Turn an error of the operating system into one that names the file and the way out.
+
+    Raises:
+        OutputError: In place of an OSError.
+    """
     try:
         yield
     except OSError as error:
@@ -58,15 +68,19 @@ def translate_os_errors(path: Path) -> Iterator[None]:
 
 
 def check_writable(folder: Path) -> None:
-    """Raise the OSError that making this folder and a file there would, as far as that is known without trying."""
-    there = existing_ancestor(folder)
-    if not there.is_dir():
-        raise OSError(code := errno.EEXIST if there == folder else errno.ENOTDIR, os.strerror(code))
-    if not os.access(there, os.W_OK | os.X_OK):
-        is_read_only = os.statvfs(there).f_flag & os.ST_RDONLY
+    """Check, without writing, that a folder and a file in it can be created.
+
+    Raises:
+        OSError: The error that creating them would raise, as far as it can be known.
+    """
+    ancestor = existing_ancestor(folder)
+    if not ancestor.is_dir():
+        raise OSError(code := errno.EEXIST if ancestor == folder else errno.ENOTDIR, os.strerror(code))
+    if not os.access(ancestor, os.W_OK | os.X_OK):
+        is_read_only = os.statvfs(ancestor).f_flag & os.ST_RDONLY
         raise OSError(code := errno.EROFS if is_read_only else errno.EACCES, os.strerror(code))
 
 
 def existing_ancestor(path: Path) -> Path:
-    """The path itself, or what there is of the way to it."""
-    return next(there for there in (path, *path.parents) if there.exists())
+    """Return the path itself, or its nearest parent that exists."""
+    return next(candidate for candidate in (path, *path.parents) if candidate.exists())

@@ -1,4 +1,4 @@
-"""A work unit belongs to one process at a time; the operating system takes a dead owner's claim away."""
+"""A lock that gives a work unit to one process at a time; the operating system frees it when its owner dies."""
 
 import fcntl
 import json
@@ -11,48 +11,48 @@ from pathlib import Path
 from typing import IO
 
 LOCK_TIMEOUT = 120.0
-"""Seconds to wait for an earlier start of the same Slurm job: a file server keeps the locks of a node that vanished for
-a while (NFSv4: 90 seconds)."""
+"""Seconds to wait for an earlier start of the same Slurm job: a file server keeps the locks of a vanished node for a
+while (NFSv4: 90 seconds)."""
 
 
 class UnitInUseError(Exception):
-    """Another job that still runs works on the same images."""
+    """Another running job works on the same images."""
 
 
 class UnitLock:
-    """An advisory lock (flock(2)) on a file that says who holds it.
+    """An advisory lock (flock(2)) on a file that names its holder.
 
-    It ends with its process, however that dies: nothing is stale. Nobody waits, but a requeued Slurm job for its own
-    earlier start. Across nodes it needs a file system that passes locks on: NFS and GPFS do, Lustre when it is mounted
-    with `flock`.
+    The lock ends with its process, however that dies, so it is never stale. A lock that is held raises at once; only a
+    requeued Slurm job waits for its own earlier start. Several nodes need a file system that shares locks: NFS and GPFS
+    do, Lustre if it is mounted with `flock`.
     """
 
-    def __init__(self, path: Path, claimed: str = "") -> None:
+    def __init__(self, path: Path, resource: str = "") -> None:
         """Take the lock.
 
         Args:
-            path: A file that need not be there.
-            claimed: What it stands for, where that is no work unit.
+            path: File to lock; it is created if it does not exist.
+            resource: Name of what the lock protects, for error messages; empty for a work unit.
 
         Raises:
-            UnitInUseError: If a living process has it; the text says which.
+            UnitInUseError: If a living process holds the lock; the text names it.
         """
         self.path = path
-        self._file = _open_current(path, claimed)
+        self._file = _open_current(path, resource)
         self._file.seek(0)
         self._file.truncate()
         json.dump(_whoami(), self._file)
         self._file.flush()
 
     def release(self) -> None:
-        """Give the lock back and leave no file."""
-        with suppress(OSError):  # on a file system that has become read-only it stays, and says nothing
+        """Release the lock and remove its file."""
+        with suppress(OSError):  # the file stays on a file system that has become read-only
             self.path.unlink()
         self._file.close()
 
 
-def _open_current(path: Path, claimed: str) -> IO[str]:
-    """The locked file that `path` names; an owner that ended in between has taken its file away."""
+def _open_current(path: Path, resource: str) -> IO[str]:
+    """Open and lock the file that `path` names, again if its last owner has removed it in between."""
     deadline = time.monotonic() + LOCK_TIMEOUT
     while True:
         file = open(path, "a+", encoding="utf-8")  # noqa: SIM115  # the lock lives as long as it is open
@@ -63,7 +63,7 @@ def _open_current(path: Path, claimed: str) -> IO[str]:
                 file.seek(0)
                 owner = file.read()
             if not _is_earlier_start(owner) or time.monotonic() > deadline:
-                raise UnitInUseError(_in_use(path, owner, claimed)) from error
+                raise UnitInUseError(_in_use(path, owner, resource)) from error
             time.sleep(0.5)
             continue
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
@@ -84,7 +84,7 @@ def _restarts() -> int:
 
 
 def _is_earlier_start(content: str) -> bool:
-    """Whether an owner is this Slurm job, before it was requeued."""
+    """Return whether the content of a lock file names this Slurm job before it was requeued."""
     try:
         owner = json.loads(content)
         return bool(owner["Slurm job"] == os.environ.get("SLURM_JOB_ID") and owner["restarts"] < _restarts())
@@ -92,11 +92,11 @@ def _is_earlier_start(content: str) -> bool:
         return False
 
 
-def _in_use(path: Path, content: str, claimed: str) -> str:
+def _in_use(path: Path, content: str, resource: str) -> str:
     try:
         owner = ", ".join(f"{name} {value}" for name, value in json.loads(content).items())
     except ValueError:
-        owner = "it has not said who it is"
-    what = claimed or f"{path.stem!r} in {str(path.parent.parent)!r}"
-    advice = "" if claimed else "; jobs that share a folder take a part each, with --data.part"
-    return f"{what} is in use by another job ({owner}): wait until that job ends, or end it{advice}"
+        owner = "its lock file does not name it"
+    name = resource or f"{path.stem!r} in {str(path.parent.parent)!r}"
+    advice = "" if resource else "; jobs that share a folder take a part each, with --data.part"
+    return f"{name} is in use by another job ({owner}): wait until that job ends, or end it{advice}"

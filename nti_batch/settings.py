@@ -6,7 +6,7 @@ and read one by one, so that renaming a field here changes no file.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self, cast, get_args
+from typing import Any, Self, cast, get_args
 
 from nti_batch.diffusion.edits import EditSettings
 from nti_batch.diffusion.rounding import Storage
@@ -100,16 +100,25 @@ class InversionRunSettings:
 
 
 def _inversion_settings(model: JsonObject) -> InversionSettings:
-    return InversionSettings(
-        method=cast(Method, model.choice("method", get_args(Method))),
-        guidance_scale=model.number("guidance_scale"),
-        num_inner_steps=model.integer("num_inner_steps", 1, 1 << 20),
-        solver=cast(Solver, model.choice("solver", get_args(Solver))),
-        null_init=cast(NullInit, model.choice("null_init", get_args(NullInit))),
-        learning_rate=model.number("learning_rate"),
-        early_stop_epsilon=model.number("early_stop_epsilon"),
-        early_stop_growth=model.number("early_stop_growth"),
-    )
+    """Read the settings of the method.
+
+    Raises:
+        ValueError: If a value has the wrong type or is out of range.
+    """
+    values: dict[str, Any] = {
+        "method": model.choice("method", get_args(Method)),
+        "guidance_scale": model.number("guidance_scale"),
+        "num_inner_steps": model.integer("num_inner_steps", 1, 1 << 20),
+        "solver": model.choice("solver", get_args(Solver)),
+        "null_init": model.choice("null_init", get_args(NullInit)),
+        "learning_rate": model.number("learning_rate"),
+        "early_stop_epsilon": model.number("early_stop_epsilon"),
+        "early_stop_growth": model.number("early_stop_growth"),
+    }
+    try:
+        return InversionSettings(**values)
+    except ValueError as error:
+        raise ValueError(f"{model.file}: model: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,7 +150,7 @@ class EditRunSettings:
                 "edit_prompt": self.edit_prompt,
                 "units_per_shard": self.units_per_shard,
             },
-            "edit": _edit_settings_to_json(self.edit),
+            "edit": self.edit.to_json(),
         }
 
     @classmethod
@@ -179,45 +188,16 @@ def flatten(settings: Mapping[str, Json]) -> dict[str, Json]:
     }
 
 
-def _edit_settings_to_json(settings: EditSettings) -> dict[str, Json]:
-    return {
-        "kind": settings.kind,
-        "cross_replace_steps": _plain(settings.cross_replace_steps),
-        "self_replace_steps": _plain(settings.self_replace_steps),
-        "equalizer": _plain(settings.equalizer),
-        "blend_words": _plain(settings.blend_words),
-        "blend_threshold": settings.blend_threshold,
-        "blend_start": settings.blend_start,
-    }
-
-
 def _edit_settings_from_json(edit: JsonObject) -> EditSettings:
     """Read an edit's settings.
 
     Raises:
         ValueError: If a value has the wrong type or is out of range.
     """
-    kind, blend_words = edit.text("kind"), _frozen(edit.value("blend_words"))
-    given = {name: _frozen(edit.value(name)) for name in ("cross_replace_steps", "self_replace_steps", "equalizer")}
-    numbers = {name: edit.number(name) for name in ("blend_threshold", "blend_start")}
+    names = ("kind", "cross_replace_steps", "self_replace_steps", "equalizer", "blend_words")
+    values: dict[str, Any] = {name: edit.value(name) for name in names}
+    values |= {name: edit.number(name) for name in ("blend_threshold", "blend_start")}
     try:
-        return EditSettings(kind=kind, blend_words=blend_words, **given, **numbers)  # type: ignore[arg-type]
+        return EditSettings(**values)
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{edit.file}: edit: {error}") from error
-
-
-def _plain(value: object) -> Json:
-    """Tuples as lists and mappings as objects."""
-    if isinstance(value, Mapping):
-        return {word: _plain(number) for word, number in value.items()}
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    assert value is None or isinstance(value, (str, int, float))
-    return value
-
-
-def _frozen(value: object) -> object:
-    """The opposite of `_plain`."""
-    if isinstance(value, dict):
-        return {word: _frozen(number) for word, number in value.items()}
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value

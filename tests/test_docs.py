@@ -1,6 +1,7 @@
-"""What the documentation says to type, runs; what it quotes, is said; where it points, something is."""
+"""Every command and example in the documents runs, every quoted text is the program's, every link leads somewhere."""
 
 import ast
+import dataclasses
 import io
 import json
 import re
@@ -19,12 +20,15 @@ from helpers.tiny_scores import torchmetrics_lpips, write_clip, write_dino, writ
 from PIL import Image
 
 from nti_batch.cli import main
+from nti_batch.diffusion.edits import EditSettings
+from nti_batch.editing.requests import read_requests
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "slurm/README.md")]
-DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
-RUN = [document for document in DOCUMENTS if document.name != "use.md"]
-"""tests/test_export.py runs the other."""
+DOCUMENTS += [ROOT / "nti_batch" / "demo" / name / "README.md" for name in ("model", "samples")]
+DOCUMENTS += sorted((ROOT / "docs").rglob("*.md"))
+RUN = [document for document in DOCUMENTS if document.name != "use.md" and "```" in document.read_text()]
+"""tests/output/test_export.py runs use.md."""
 
 ON_CPU = ["--trainer.accelerator=cpu", "--trainer.devices=1"]
 SHORTER = {
@@ -32,25 +36,29 @@ SHORTER = {
     "edit": ON_CPU,
     "bench": ["--images=2", "--rounds=1", "--model.num_steps=2"],
 }
-"""What is added to a command so that it takes seconds."""
+"""Flags that make a command take seconds."""
 
 HERE = {
-    "/models/stable-diffusion-v1-5": "demo",
+    "--config configs/sd-1.5.yaml": "--model.name=demo",
+    "/models/some-model.safetensors --model.config=/models/stable-diffusion-v1-5": "demo",
     "/data/": "data/",
     "/results/": "results/",
     "{00000..00099}": "{00000..00001}",
     "--model.name=...": "--model.name=demo",
 }
-"""What stands in for the addresses of a cluster."""
+"""Stand-ins for real models and for the addresses of a cluster."""
+
+LOGGER_FLAGS = {"--trainer.logger.save_dir", "--trainer.logger.project"}
+"""Flags that exist once a logger is chosen."""
 
 LOGGERS = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb"}
-"""Whose packages need not be there."""
+"""Loggers whose packages need not be installed."""
 
 LONG = ("nti_batch.benchmarks.", "nti_batch.demo.evaluate")
-"""Modules that measure for minutes: what they do is tested beside them, here that they know their flags."""
+"""Modules that measure for minutes: only their flags are tested here."""
 
-ELSEWHERE = ("pip", "sbatch")
-"""CI installs the package, and tests/test_slurm.py runs the scripts under a Slurm."""
+ELSEWHERE = ("pip", "sbatch", "source")
+"""CI installs the package, and tests/slurm/test_slurm.py runs the scripts under a Slurm."""
 
 
 def blocks(document: Path, language: str) -> Iterator[str]:
@@ -59,7 +67,7 @@ def blocks(document: Path, language: str) -> Iterator[str]:
 
 
 def commands(document: Path) -> Iterator[list[str]]:
-    """Each command of the shell's blocks, as its words."""
+    """Words of each command in the shell's blocks."""
     for block in blocks(document, "bash"):
         for text, here in HERE.items():
             block = block.replace(text, here)
@@ -71,7 +79,7 @@ def commands(document: Path) -> Iterator[list[str]]:
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with what the documents take for granted, to be in."""
+    """Enter a folder that has every file which the documents take for granted."""
     for folder in ("configs", "nti_batch", "slurm"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     (tmp_path / "scenes").mkdir()
@@ -79,8 +87,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for number in range(2):
         write_shard(tmp_path / "data" / "shards" / f"{number:05}.tar", captioned(2))
     shutil.copytree(tmp_path / "data" / "shards", tmp_path / "downloads")
-    edit = {"shard": "00000", "key": "000", "edit_prompt": "a small blue circle, number 0"}
-    (tmp_path / "edits.jsonl").write_text(json.dumps(edit))
+    (tmp_path / "edits.jsonl").write_text(json.dumps({"key": "cup", "edit_prompt": "a blue cup"}))
     write_photos(tmp_path)
     (tmp_path / "job.yaml").write_text("data: {shards: data/shards/*.tar}\noutput: {dir: results/job}\n")
     write_pie_folder(tmp_path / "FOLDER")
@@ -92,7 +99,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write_photos(folder: Path) -> None:
-    """`photos`, a list of them, and edits of the cup."""
+    """Write `photos`, a list of them, and edits of the cup."""
     (folder / "photos").mkdir()
     for number, (name, caption) in enumerate({"cup": "a red cup", "tom": "a cat on a sofa"}.items()):
         Image.open(io.BytesIO(png(number, 64))).save(folder / "photos" / f"{name}.jpg")
@@ -103,13 +110,13 @@ def write_photos(folder: Path) -> None:
 
 
 def recipe(target: str) -> list[list[str]]:
-    """The commands of a target of the Makefile."""
+    """Commands of a target of the Makefile."""
     (lines,) = re.findall(rf"^{target}:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
     return [shlex.split(line.replace("$(BIN)/", "")) for line in lines.splitlines()]
 
 
 def run_module(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
-    """What `python -m` does; the exit code."""
+    """Run a module as `python -m` does; return its exit code."""
     monkeypatch.setattr("sys.argv", [name, *arguments])
     monkeypatch.delitem(sys.modules, name, raising=False)
     try:
@@ -120,7 +127,7 @@ def run_module(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch)
 
 
 def run(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Type a command."""
+    """Run a command, and expect success."""
     match words:
         case ["make", "demo"]:
             for line in recipe("demo"):
@@ -144,8 +151,8 @@ def run(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
             assert program in ELSEWHERE, words
 
 
-@pytest.mark.parametrize("document", RUN, ids=lambda path: path.name)
-def test_what_a_document_says_to_type_runs(
+@pytest.mark.parametrize("document", RUN, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_command_and_example_runs(
     document: Path, site: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     for words in commands(document):
@@ -156,35 +163,85 @@ def test_what_a_document_says_to_type_runs(
             exec(code, {})
 
 
-def said() -> str:
+def program_texts() -> str:
     """Every text that the code may print, with `...` for what it fills in."""
     texts = []
     for path in sorted((ROOT / "nti_batch").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.JoinedStr):
-                texts.append("".join(part.value if isinstance(part, ast.Constant) else "..." for part in node.values))
+                texts.append("".join(_text_of(part) for part in node.values))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 texts.append(node.value)
     return "\n".join(texts)
 
 
+def _text_of(part: ast.expr) -> str:
+    return str(part.value) if isinstance(part, ast.Constant) else "..."
+
+
 def test_the_error_texts_that_are_explained_are_those_of_the_code():
     titles = re.findall(r"^### (.*)$", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
     texts = [text for title in titles for text in re.findall(r"`([^`]* [^`]*)`", title)]
-    known = said()
+    known = program_texts()
     unknown = [text for text in texts if text not in known]
     assert not unknown and len(texts) > 20
 
 
-def test_the_list_of_commands_is_what_the_help_says(capsys: pytest.CaptureFixture[str]):
+def help_text(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Text that `--help` prints."""
+    capsys.readouterr()
     with pytest.raises(SystemExit):
-        main(["--help"])
-    (quoted,) = blocks(ROOT / "README.md", "text")
-    assert f"COMMAND {' '.join(quoted.split())} options:" in " ".join(capsys.readouterr().out.split())
+        main([*arguments, "--help"])
+    return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_the_list_of_commands_is_what_the_help_says(capsys: pytest.CaptureFixture[str]):
+    (quoted,) = blocks(ROOT / "docs" / "commands.md", "text")
+    assert f"COMMAND {' '.join(quoted.split())} options:" in " ".join(help_text([], capsys).split())
+
+
+def test_every_flag_in_the_documents_exists(capsys: pytest.CaptureFixture[str]):
+    names = re.findall(r"^    ([a-z]+)", help_text([], capsys), re.MULTILINE)
+    helps = [
+        help_text(arguments, capsys) for arguments in ([], *([name] for name in names), ["edit", "--inversions=x"])
+    ]
+    known = {"--version", *re.findall(r"--[a-z_.-]+[a-z]", " ".join(helps))}
+    for document in DOCUMENTS:
+        if document.name != "CHANGELOG.md":
+            flags = re.findall(r"--(?:model|data|output|edit|trainer)\.[a-z_.]*[a-z_]", document.read_text())
+            assert set(flags) - LOGGER_FLAGS <= known, document
+    for document in (ROOT / "docs" / name for name in ("commands.md", "editing.md", "running.md", "pack.md", "use.md")):
+        flags = re.findall(r"`(?:nti-batch [^`]*)?(--[a-z_-]+[a-z_])", document.read_text())
+        assert set(flags) <= known, document
+
+
+def test_the_line_of_a_list_of_edits_is_understood(tmp_path: Path):
+    (example,) = blocks(ROOT / "docs" / "editing.md", "json")
+    (tmp_path / "edits.jsonl").write_text(" ".join(example.splitlines()))
+    (request,) = read_requests(tmp_path / "edits.jsonl", ["00000"], EditSettings())
+    fields = [field.name for field in dataclasses.fields(EditSettings)]
+    assert {name for name in fields if getattr(request.settings, name) == getattr(EditSettings(), name)} <= {
+        "blend_threshold",
+        "blend_start",
+    }
+
+
+def test_a_reader_reaches_the_end_of_the_readme():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 130 and max(map(len, lines)) <= 120
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_link_leads_somewhere(document: Path):
     links = re.findall(r"\]\(([^)#]+)", document.read_text())
     files = [link for link in links if not link.startswith("https://")]
     assert [link for link in files if not (document.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_file_of_the_project_that_a_document_names_exists(document: Path):
+    homes = (ROOT, ROOT / "nti_batch")
+    text = document.read_text()
+    names = re.findall(r"`((?:\w+/)+(?:[\w-]+\.(?:py|yaml|sbatch))?)`", text) + re.findall(r"\btests/[\w/]+\.py", text)
+    own = [name for name in names if any((home / name.split("/")[0]).is_dir() for home in homes)]
+    assert [name for name in own if not any((home / name).exists() for home in homes)] == []

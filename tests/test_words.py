@@ -21,7 +21,7 @@ OLD = [
     r"UnitRead|Flight|(?<=\.)ended|Unpacked|strangers|faults|Pace",
     r"told|tell_plan|conclude|assemble",
     r"appearing|write_whole|write_beside|authors_loop|stopwatch|Turn|side_by_side",
-    r"EditImages|PartsWriter|InversionDataModule|EditDataModule|ManifestRow",
+    r"EditImages|PartsWriter|InversionDataModule|EditDataModule|InversionRow",
 ]
 PATTERN = re.compile("|".join(rf"\b(?:{old})(?!\w)" for old in OLD))
 FILES = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from nti_batch.benchmarks.job_loop import load_images
 from nti_batch.diffusion.ddim import ddim_invert, ddim_sample, ddim_step, predict_at
-from nti_batch.diffusion.guidance import NoisePredictor, classifier_free_guidance
+from nti_batch.diffusion.guidance import Predictor, classifier_free_guidance
 from nti_batch.diffusion.schedule import DDIMSchedule
 from nti_batch.diffusion.settings import InversionSettings
 from nti_batch.jobs.flags import shard_addresses
@@ -37,10 +37,10 @@ UPDATES = (1, 2, 5, 10, 20)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Pictures:
+class EncodedImages:
     """Encoded images with their prompts, and the network that is asked about them."""
 
-    predict_noise: NoisePredictor
+    network: Predictor
     schedule: DDIMSchedule
     guidance_scale: float
     latents: Tensor
@@ -57,7 +57,7 @@ class Pictures:
 
     def predict(self, latents: Tensor, t: int, embeddings: Tensor) -> Tensor:
         """The network at the level t."""
-        return predict_at(self.predict_noise, self.schedule, latents, t, embeddings)
+        return predict_at(self.network, self.schedule, latents, t, embeddings)
 
     def levels(self, t: int) -> Tensor:
         """The level of each image, [images]."""
@@ -70,7 +70,7 @@ class Pictures:
 
     def pivot(self) -> Tensor:
         """z*_0 ... z*_T by DDIM inversion, [T + 1, images, channels, height, width]."""
-        return ddim_invert(self.predict_noise, self.schedule, self.latents, self.prompts)
+        return ddim_invert(self.network, self.schedule, self.latents, self.prompts)
 
     def random_pivot(self) -> Tensor:
         """z*_0 ... z*_T on the straight way to one noise."""
@@ -92,7 +92,7 @@ class Pictures:
         return (latents - target).square().mean(dim=(1, 2, 3)).sum()
 
 
-def null_text(pictures: Pictures, pivot: Tensor, updates: int) -> Tensor:
+def null_text(pictures: EncodedImages, pivot: Tensor, updates: int) -> Tensor:
     """z_0 after Algorithm 1 with N = `updates` at every timestep."""
     settings, num_steps = InversionSettings(), pictures.schedule.num_steps
     latents, null_embedding = pivot[-1], pictures.empty
@@ -111,7 +111,7 @@ def null_text(pictures: Pictures, pivot: Tensor, updates: int) -> Tensor:
     return latents
 
 
-def global_null_text(pictures: Pictures, pivot: Tensor) -> Iterator[Tensor]:
+def global_null_text(pictures: EncodedImages, pivot: Tensor) -> Iterator[Tensor]:
     """z_0 after each pass over the pivot, with one null embedding for all timesteps."""
     null_embedding = pictures.movable(pictures.empty)
     adam = torch.optim.Adam([null_embedding], InversionSettings().learning_rate)
@@ -126,7 +126,7 @@ def global_null_text(pictures: Pictures, pivot: Tensor) -> Iterator[Tensor]:
         yield sample(pictures, pivot[-1], pictures.prompts, null_embedding.detach())
 
 
-def textual_inversion(pictures: Pictures) -> Iterator[Tensor]:
+def textual_inversion(pictures: EncodedImages) -> Iterator[Tensor]:
     """z_0 after each T updates of the prompts' embeddings; sampling starts at their own DDIM inversion."""
     prompts = pictures.prompts.clone().requires_grad_()
     adam = torch.optim.Adam([prompts], InversionSettings().learning_rate)
@@ -137,23 +137,23 @@ def textual_inversion(pictures: Pictures) -> Iterator[Tensor]:
             noise, abar = torch.randn_like(pictures.latents), schedule.alpha(levels)
             noisy = abar.sqrt() * pictures.latents + (1 - abar).sqrt() * noise
             adam.zero_grad()
-            predicted = pictures.predict_noise(noisy, schedule.network_timesteps[levels], prompts)
+            predicted = pictures.network(noisy, schedule.network_timesteps[levels], prompts)
             pictures.distances(predicted, noise).backward()
             adam.step()
         found = prompts.detach()
-        pivot = ddim_invert(pictures.predict_noise, schedule, pictures.latents, found)
+        pivot = ddim_invert(pictures.network, schedule, pictures.latents, found)
         yield sample(pictures, pivot[-1], found, pictures.empty)
 
 
-def sample(pictures: Pictures, noise_latents: Tensor, prompts: Tensor, null_embedding: Tensor) -> Tensor:
+def sample(pictures: EncodedImages, noise_latents: Tensor, prompts: Tensor, null_embedding: Tensor) -> Tensor:
     """z_0 with one null embedding for all timesteps."""
     null_embeddings = [null_embedding] * pictures.schedule.num_steps
     return ddim_sample(
-        pictures.predict_noise, pictures.schedule, noise_latents, prompts, null_embeddings, pictures.guidance_scale
+        pictures.network, pictures.schedule, noise_latents, prompts, null_embeddings, pictures.guidance_scale
     )
 
 
-def curves(pictures: Pictures, wanted: Sequence[int]) -> Iterator[tuple[str, int, Tensor]]:
+def curves(pictures: EncodedImages, wanted: Sequence[int]) -> Iterator[tuple[str, int, Tensor]]:
     """Name, N and z_0 of every variant."""
     shuffled = pictures.prompts.roll(1, 0)
     random_caption = replace(pictures, prompts=shuffled)
@@ -204,8 +204,8 @@ def main() -> None:
     images = load_images(shard_addresses(arguments.shards), "txt", ModelDescription.of(source).size, arguments.images)
     pixels = torch.stack([image.pixels for image in images])
     prompts = networks.embed_prompts([image.prompt for image in images])
-    pictures = Pictures(
-        networks.predict_noise,
+    pictures = EncodedImages(
+        networks.predict,
         networks.schedule(50),
         arguments.guidance_scale,
         networks.encode_pictures(pixels),

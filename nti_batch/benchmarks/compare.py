@@ -13,7 +13,7 @@ from nti_batch.benchmarks.job_loop import job_loop
 from nti_batch.benchmarks.reference_loop import reference_loop
 from nti_batch.benchmarks.timing import Cost, OwnProcess, UNetClock, measured, peak_bytes
 from nti_batch.diffusion.batch_size import find_batch_size
-from nti_batch.diffusion.guidance import NoisePredictor
+from nti_batch.diffusion.guidance import Predictor
 from nti_batch.diffusion.rounding import Storage
 from nti_batch.diffusion.schedule import DDIMSchedule
 from nti_batch.diffusion.settings import InversionSettings
@@ -59,7 +59,7 @@ def prepared(setup: Setup, image: CaptionedImage) -> Setup:
     networks = _networks(setup.source, setup.device, setup.precision, setup.compile_backend)
     if setup.batch_size == "auto":
         latents, prompt = networks.encode_pictures(image.pixels[None])[0], networks.embed_prompts([image.prompt])[0]
-        batch_size = find_batch_size(networks.predict_noise, latents, networks.schedule(2).network_timesteps[1], prompt)
+        batch_size = find_batch_size(networks.predict, latents, networks.schedule(2).network_timesteps[1], prompt)
         setup = dataclasses.replace(setup, batch_size=batch_size)
     assert setup.batch_size != "auto"
     job_round(dataclasses.replace(setup, num_steps=2), [image] * (2 * setup.batch_size - 1))
@@ -72,7 +72,7 @@ def job_round(setup: Setup, images: Sequence[CaptionedImage]) -> Round:
     batch_size = setup.batch_size
     assert batch_size != "auto"
 
-    def invert(predict: NoisePredictor, schedule: DDIMSchedule) -> list[Inverted]:
+    def invert(predict: Predictor, schedule: DDIMSchedule) -> list[Inverted]:
         return job_loop(networks, predict, images, schedule, setup.settings, batch_size, setup.storage)
 
     return _timed(networks, setup, images, invert)
@@ -83,7 +83,7 @@ def reference_round(setup: Setup, images: Sequence[CaptionedImage]) -> Round:
     networks = _networks(setup.source, setup.device, "float32", None)
     settings = InversionSettings(guidance_scale=setup.settings.guidance_scale)
 
-    def invert(predict: NoisePredictor, schedule: DDIMSchedule) -> list[Inverted]:
+    def invert(predict: Predictor, schedule: DDIMSchedule) -> list[Inverted]:
         return [reference_loop(networks, predict, image, schedule, settings) for image in images]
 
     return _timed(networks, setup, images, invert)
@@ -93,9 +93,9 @@ def _timed(
     networks: StableDiffusion,
     setup: Setup,
     images: Sequence[CaptionedImage],
-    invert: Callable[[NoisePredictor, DDIMSchedule], list[Inverted]],
+    invert: Callable[[Predictor, DDIMSchedule], list[Inverted]],
 ) -> Round:
-    predict = partial(networks.predict_noise, optimize_pooled=setup.optimize_pooled)
+    predict = partial(networks.predict, optimize_pooled=setup.optimize_pooled)
     clock, schedule = UNetClock(predict, networks.device), networks.schedule(setup.num_steps)
     with measured(clock) as cost:
         inverted = invert(clock, schedule)

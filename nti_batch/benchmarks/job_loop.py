@@ -1,4 +1,4 @@
-"""Images through the pool as the job sends them, without a Trainer and without files."""
+"""Inverts images by the pool as the job does, without a Trainer and without files."""
 
 from collections.abc import Sequence
 from itertools import islice
@@ -8,7 +8,8 @@ import torch
 from nti_batch.benchmarks.inverted import Inverted
 from nti_batch.data.samples import RawSample, decode_sample, read_unit
 from nti_batch.data.shards import work_units
-from nti_batch.diffusion.guidance import NoisePredictor
+from nti_batch.diffusion.guidance import Predictor
+from nti_batch.diffusion.null_text import InversionState
 from nti_batch.diffusion.pool import InversionPool
 from nti_batch.diffusion.rounding import Storage
 from nti_batch.diffusion.schedule import DDIMSchedule
@@ -40,32 +41,28 @@ def load_images(shards: Sequence[str], caption: str, size: int, count: int) -> l
 
 def job_loop(
     networks: StableDiffusion,
-    predict: NoisePredictor,
+    predict: Predictor,
     images: Sequence[CaptionedImage],
     schedule: DDIMSchedule,
     settings: InversionSettings,
     batch_size: int,
     storage: Storage,
 ) -> list[Inverted]:
-    """Invert images as the job does; they come back in their order."""
+    """Invert images as the job does; the results are in the order of the images."""
     empty = networks.embed_prompts([""])[0]
     pool = InversionPool[int](predict, schedule, settings, empty, batch_size, storage)
-    done: dict[int, Inverted] = {}
-
-    def advance() -> None:
-        for key, s in pool.tick():
-            embeddings = torch.stack(s.null_embeddings)
-            noise, start = s.trajectory[-1], s.start_embedding
-            pivot = torch.stack(s.pivot).cpu() if s.pivot else None
-            stored = pack_tensors(storage, noise.cpu(), start.cpu(), embeddings.cpu(), pivot)
-            work = s.forwards, s.backwards, len(stored)
-            done[key] = Inverted(noise, s.current_latents, start, embeddings, pivot, *work)
-
-    for key, image in enumerate(images):
-        while len(pool) == pool.capacity:
-            advance()
-        latents = networks.encode_pictures(image.pixels[None])[0]
-        pool.admit(key, latents, networks.embed_prompts([image.prompt])[0])
-    while len(pool):
-        advance()
+    inputs = (
+        (key, networks.encode_pictures(image.pixels[None])[0], networks.embed_prompts([image.prompt])[0])
+        for key, image in enumerate(images)
+    )
+    done = {key: _inverted(state, storage) for key, state in pool.run(inputs)}
     return [done[key] for key in range(len(images))]
+
+
+def _inverted(state: InversionState, storage: Storage) -> Inverted:
+    embeddings = torch.stack(state.null_embeddings)
+    noise, start = state.trajectory[-1], state.start_embedding
+    pivot = torch.stack(state.pivot).cpu() if state.pivot else None
+    stored = pack_tensors(storage, noise.cpu(), start.cpu(), embeddings.cpu(), pivot)
+    work = state.forwards, state.backwards, len(stored)
+    return Inverted(noise, state.current_latents, start, embeddings, pivot, *work)

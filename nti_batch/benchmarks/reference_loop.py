@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from nti_batch.benchmarks.inverted import Inverted
 from nti_batch.diffusion.ddim import ddim_invert, ddim_step
-from nti_batch.diffusion.guidance import NoisePredictor, classifier_free_guidance
+from nti_batch.diffusion.guidance import Predictor, classifier_free_guidance
 from nti_batch.diffusion.schedule import DDIMSchedule
 from nti_batch.diffusion.settings import InversionSettings
 from nti_batch.models.stable_diffusion import StableDiffusion
@@ -19,7 +19,7 @@ from nti_batch.records import CaptionedImage
 
 def reference_loop(
     networks: StableDiffusion,
-    predict: NoisePredictor,
+    predict: Predictor,
     image: CaptionedImage,
     schedule: DDIMSchedule,
     settings: InversionSettings,

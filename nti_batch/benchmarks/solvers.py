@@ -73,7 +73,7 @@ def measure(networks: StableDiffusion, settings: InversionSettings, case: Case, 
     """Invert the images of a case."""
     schedule = networks.schedule(case.num_steps)
     settings = replace(settings, guidance_scale=case.guidance_scale)
-    found = job_loop(networks, networks.predict_noise, case.images, schedule, settings, 16, storage)
+    found = job_loop(networks, networks.predict, case.images, schedule, settings, 16, storage)
     return [score(networks, image, inverted) for image, inverted in zip(case.images, found, strict=True)]
 
 

@@ -44,7 +44,7 @@ def replay_psnr(
     noise_latents, null_embeddings, _ = unpack_tensors(payload, num_steps)
     prompt, rows = networks.embed_prompts([image.prompt]), list(null_embeddings[:, None])
     schedule = networks.schedule(num_steps)
-    latents = ddim_sample(networks.predict_noise, schedule, noise_latents[None], prompt, rows, guidance_scale)
+    latents = ddim_sample(networks.predict, schedule, noise_latents[None], prompt, rows, guidance_scale)
     return float(psnr(networks.decode_latents(latents), image.pixels[None] / 255).item())
 
 
@@ -56,7 +56,7 @@ def on_the_embedded_model(networks: StableDiffusion, images: list[CaptionedImage
     for solver in COMPARED:
         settings, whole = SOLVERS[solver], 0.0
         for storage in get_args(Storage):
-            found = job_loop(networks, networks.predict_noise, images, schedule, settings, 16, storage)
+            found = job_loop(networks, networks.predict, images, schedule, settings, 16, storage)
             scores = [score(networks, *each) for each in zip(images, found, strict=True)]
             replays = [
                 replay_psnr(networks, image, packed(storage, each), NUM_STEPS, settings.guidance_scale)

@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from nti_batch.diffusion.guidance import NoisePredictor
+from nti_batch.diffusion.guidance import Predictor
 
 P = ParamSpec("P")
 
@@ -35,18 +35,18 @@ def synchronize(device: torch.device) -> None:
 
 
 class UNetClock:
-    """A `NoisePredictor` that adds up the time spent in the network, forwards and backwards."""
+    """A `Predictor` that adds up the time spent in the network, forwards and backwards."""
 
-    def __init__(self, predict_noise: NoisePredictor, device: torch.device) -> None:
+    def __init__(self, predict: Predictor, device: torch.device) -> None:
         """Start at zero."""
-        self.predict_noise, self.device = predict_noise, device
+        self.predict, self.device = predict, device
         self.seconds = 0.0
 
     def __call__(self, latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
         """Predict, and time the backward too, should there be one."""
         if not (torch.is_grad_enabled() and embeddings.requires_grad):
             with self.running():
-                return self.predict_noise(latents, timesteps, embeddings)
+                return self.predict(latents, timesteps, embeddings)
         noise: Tensor = _Timed.apply(self, latents, timesteps, embeddings)  # type: ignore[no-untyped-call]
         return noise
 
@@ -67,7 +67,7 @@ class _Timed(torch.autograd.Function):
     def forward(ctx: Any, clock: UNetClock, latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
         ctx.clock, ctx.embeddings = clock, embeddings.detach().requires_grad_()
         with clock.running(), torch.enable_grad():
-            noise = clock.predict_noise(latents, timesteps, ctx.embeddings)
+            noise = clock.predict(latents, timesteps, ctx.embeddings)
         ctx.noise = noise
         return noise.detach()
 

@@ -27,7 +27,7 @@ def export(
     """
     run = open_inversions(out)
     exported = export_run(run, folder, choose_ids(run, shard, key))
-    there = f", {exported.there} were there" if exported.there else ""
+    there = f", {exported.existing} were there" if exported.existing else ""
     left_out = f", {exported.failed} left out, whose inversion has failed" if exported.failed else ""
     print(f"{folder}: {exported.written} inversions written{there}{left_out}")
     for damage in exported.damage:

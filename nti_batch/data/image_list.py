@@ -1,4 +1,4 @@
-"""Which images there are to pack: those of a folder, or of a table of paths and captions."""
+"""Lists the images to pack: those of a folder, or of a table of paths and captions."""
 
 import csv
 import os
@@ -8,8 +8,8 @@ from pathlib import Path
 
 from nti_batch.data.folder import (
     IMAGE_EXTENSIONS,
-    LARGEST_CAPTION,
-    LARGEST_IMAGE,
+    MAX_CAPTION_BYTES,
+    MAX_IMAGE_BYTES,
     FolderSample,
     extension_of,
     list_folder,
@@ -22,89 +22,99 @@ TABLES = (".csv", ".jsonl", ".parquet")
 
 
 class NotPackedError(Exception):
-    """An image that cannot be packed, and why."""
+    """An image that cannot be packed."""
 
     def __init__(self, stage: str, reason: str) -> None:
-        """Remember where it failed: 'image', 'caption', 'folder' or 'line'."""
+        """Describe the failure.
+
+        Args:
+            stage: 'image', 'caption', 'folder' or 'line'.
+            reason: Cause, for a person to read.
+        """
         super().__init__(reason)
         self.stage, self.reason = stage, reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListedImage:
-    """An image of the source, or what is in the place of one."""
+    """An entry of the source: an image, or an entry that names no usable image."""
 
     path: str
-    """Below the source's folder, or absolute, as the source has it."""
+    """Path as the source has it: relative to the source's folder, or absolute."""
 
     caption: str = ""
-    """Its text, where a table has it."""
+    """Caption from a table."""
 
     caption_path: str = ""
-    """The file that holds the caption, where it is not in a table."""
+    """File that holds the caption; empty if it comes from a table."""
 
     stage: str = ""
-    """Where it has failed already; empty if all is well so far."""
+    """Stage at which the entry has already failed; empty if all is well so far."""
 
     error: str = ""
+    """Reason of that failure."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Columns:
-    """What a table calls its columns."""
+    """Names of the columns of a table."""
 
     path: str
     caption: str
 
 
+FileSize = tuple[int, int] | None
+"""Bytes of a file and the time of its last change in nanoseconds; None if there is no such file."""
+
+
 @dataclass(frozen=True, slots=True)
 class ImageList:
-    """The images of a source, in the order of their paths without endings."""
+    """The images of a source, in the order of their paths without extensions."""
 
     root: Path
-    """What relative paths are below of."""
+    """Folder that relative paths start from."""
 
     images: list[ListedImage]
 
-    def sizes(self, image: ListedImage) -> tuple[tuple[int, int] | None, ...]:
-        """(bytes, time of the last change in nanoseconds) of the files of an image; None where there is no file."""
+    def sizes(self, image: ListedImage) -> tuple[FileSize, ...]:
+        """Look up the sizes of an image's files, the image first; an image that has failed has none."""
         return tuple(self._size(path) for path in (image.path, image.caption_path) if path and not image.error)
 
-    def _size(self, path: str) -> tuple[int, int] | None:
+    def _size(self, path: str) -> FileSize:
         try:
-            found = os.stat(self.root / path)
+            status = os.stat(self.root / path)
         except OSError:
             return None
-        return found.st_size, found.st_mtime_ns
+        return status.st_size, status.st_mtime_ns
 
     def load(self, image: ListedImage) -> tuple[bytes, str]:
-        """The bytes of an image, as they are, and its caption.
+        """Read the content of an image file, unchanged, and its caption.
 
         Raises:
-            NotPackedError: If they are not to be had.
+            NotPackedError: If one of them cannot be read.
         """
         if image.error:
             raise NotPackedError(image.stage, image.error)
         stage, path = "image", image.path
         try:
-            content = read_file(os.path.join(self.root, path), LARGEST_IMAGE)
+            content = read_file(os.path.join(self.root, path), MAX_IMAGE_BYTES)
             stage, path = "caption", image.caption_path
-            raw = read_file(os.path.join(self.root, path), LARGEST_CAPTION) if path else image.caption.encode()
-            return content, read_caption(raw)
+            caption = read_file(os.path.join(self.root, path), MAX_CAPTION_BYTES) if path else image.caption.encode()
+            return content, read_caption(caption)
         except ValueError as error:
             raise NotPackedError(stage, str(error)) from error
 
 
 def list_images(source: Path, columns: Columns) -> ImageList:
-    """The images of a folder, or of a table, whose relative paths are below the table's folder.
+    """List the images of a folder or a table; a table's relative paths start from the table's folder.
 
     Raises:
         ValueError: If the source is neither, cannot be read, lacks a column or lists nothing.
     """
     if source.is_dir():
-        root, images = source, _of_folder(source)
+        root, images = source, _images_of_folder(source)
     elif source.suffix.lower() in TABLES and source.is_file():
-        root, images = source.parent, _of_table(source, columns)
+        root, images = source.parent, _images_of_table(source, columns)
     else:
         raise ValueError(
             f"source {str(source)!r} is neither a folder nor a table that ends in {', '.join(TABLES)}, seen from "
@@ -115,13 +125,13 @@ def list_images(source: Path, columns: Columns) -> ImageList:
     return ImageList(root, sorted(images, key=lambda image: (os.path.splitext(image.path)[0], image.path)))
 
 
-def _of_folder(folder: Path) -> list[ListedImage]:
+def _images_of_folder(folder: Path) -> list[ListedImage]:
     samples, unread = list_folder(str(folder))
-    faults = [ListedImage(path=path, stage="folder", error=f"it {reason}") for path, reason in unread]
-    return faults + [_of_sample(sample) for sample in samples]
+    failed = [ListedImage(path=path, stage="folder", error=f"it {reason}") for path, reason in unread]
+    return failed + [_image_of_sample(sample) for sample in samples]
 
 
-def _of_sample(sample: FolderSample) -> ListedImage:
+def _image_of_sample(sample: FolderSample) -> ListedImage:
     images = [path for path in sample.files if extension_of(path) in IMAGE_EXTENSIONS]
     captions = [path for path in sample.files if extension_of(path) == "txt"]
     if not images:
@@ -129,12 +139,13 @@ def _of_sample(sample: FolderSample) -> ListedImage:
     if len(images) > 1:
         return ListedImage(path=images[0], stage="image", error=f"it shares its name with {', '.join(images[1:])}")
     if len(captions) != 1:
-        reason = f"captions of its name are {', '.join(captions)}" if captions else "there is no .txt of its name"
+        names = ", ".join(captions)
+        reason = f"there are several captions of its name: {names}" if captions else "there is no .txt of its name"
         return ListedImage(path=images[0], stage="caption", error=reason)
     return ListedImage(path=images[0], caption_path=captions[0])
 
 
-def _of_table(table: Path, columns: Columns) -> list[ListedImage]:
+def _images_of_table(table: Path, columns: Columns) -> list[ListedImage]:
     names: set[str] = set()
     images = []
     try:
@@ -143,7 +154,7 @@ def _of_table(table: Path, columns: Columns) -> list[ListedImage]:
                 images.append(ListedImage(path=f"line {number}", stage="line", error=str(cells)))
             else:
                 names.update(cells)
-                images.append(_of_line(number, cells.get(columns.path), cells.get(columns.caption)))
+                images.append(_image_of_line(number, cells.get(columns.path), cells.get(columns.caption)))
     except (OSError, ValueError, csv.Error) as error:
         raise ValueError(f"source {str(table)!r} cannot be read: {error}") from error
     for flag, name in (("--path-column", columns.path), ("--caption-column", columns.caption)):
@@ -161,7 +172,7 @@ def _lines(table: Path, columns: Columns) -> Iterator[Line]:
     return parquet_lines(table, (columns.path, columns.caption))
 
 
-def _of_line(number: int, path: object, caption: object) -> ListedImage:
+def _image_of_line(number: int, path: object, caption: object) -> ListedImage:
     if not isinstance(path, str) or not path:
         return ListedImage(path=f"line {number}", stage="line", error=f"its path is {path!r}, not a text")
     if extension_of(path) not in IMAGE_EXTENSIONS:

@@ -1,6 +1,6 @@
-"""Bytes of an image file -> RGB pixels of one size, whatever kind of file it is.
+"""Decodes image files of many formats into RGB pixels of one size.
 
-Every refusal is a ValueError that says why, so that one bad file becomes one failed row.
+A file that cannot be decoded raises a ValueError with the reason, so that one bad file becomes one failed row.
 """
 
 import threading
@@ -15,21 +15,21 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
-"""What is read. Pillow knows more, some of which start other programs (EPS: Ghostscript)."""
+"""Formats that are read. Pillow knows more, some of which start other programs (EPS: Ghostscript)."""
 
 
 MAX_PIXELS = 178_956_970
-"""Largest width times height; Pillow's own limit against decompression bombs."""
+"""Largest number of pixels; Pillow's own limit against decompression bombs."""
 
 
-_SETTINGS = threading.Lock()
+_PILLOW_LOCK = threading.Lock()
 
 
 def decode_image(data: bytes, height: int, width: int) -> Tensor:
     """Decode an image file, turn it upright, crop its centre and resize.
 
-    Of an animation the first frame is taken. Transparent pixels show white. Grey values of more
-    than 8 bits are scaled (see `_grey8`).
+    The first frame stands for an animation. Transparent pixels show white. Grey values of more than 8 bits are scaled
+    (see `_grey8`).
 
     Args:
         data: The file's content.
@@ -45,36 +45,40 @@ def decode_image(data: bytes, height: int, width: int) -> Tensor:
     if not data:
         raise ValueError("image is empty (0 bytes)")
     with _pillow_settings():
-        picture = ImageOps.fit(_open_upright(data), (width, height), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+        image = ImageOps.fit(_open_upright(data), (width, height), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
-def to_bytes(pictures: Tensor) -> Tensor:
-    """Pictures in [0, 1] as uint8, in the same shape."""
-    return (pictures * 255).round().byte()
+def to_bytes(images: Tensor) -> Tensor:
+    """Round images in [0, 1] to uint8, in the same shape."""
+    return (images * 255).round().byte()
 
 
 def to_image(pixels: Tensor) -> Image.Image:
-    """Pixels, uint8 [3, height, width], as Pillow has them."""
+    """Convert pixels, uint8 [3, height, width], to a Pillow image."""
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())
 
 
 @contextmanager
 def _pillow_settings() -> Iterator[None]:
-    """Decode under fixed settings, without warnings; they are global to the process, hence the lock."""
-    with _SETTINGS, warnings.catch_warnings():
+    """Fix Pillow's settings and silence its warnings; both are global to the process, hence the lock."""
+    with _PILLOW_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
+        before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
         # Pillow warns above its setting and refuses above twice its setting
         Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = MAX_PIXELS // 2, False
         try:
             yield
         finally:
-            Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = found
+            Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def _open_upright(data: bytes) -> Image.Image:
-    """Open the whole picture as RGB, or raise a ValueError."""
+    """Decode the whole image as RGB, turned upright.
+
+    Raises:
+        ValueError: If the image cannot be decoded.
+    """
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as image:
             return _to_rgb(ImageOps.exif_transpose(image), image.format or "")
@@ -92,7 +96,7 @@ def _open_upright(data: bytes) -> Image.Image:
 
 
 def _describe_start(data: bytes) -> str:
-    """Say what a file that is no image seems to be."""
+    """Describe what a file that is no image seems to be."""
     kind = "looks like an HTML or XML page, " if data.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<") else ""
     return f"{kind}starts with {data[:24]!r}"
 
@@ -110,8 +114,8 @@ def _to_rgb(image: Image.Image, file_format: str) -> Image.Image:
 def _grey8(image: Image.Image, file_format: str) -> Image.Image:
     """Scale grey values of 16 or 32 bits to 8.
 
-    White is 65535 where the file says so. TIFF's 32-bit values have no agreed white: it is the
-    first of 1 (floats only), 255, 65535 and 2^31 that no pixel exceeds.
+    White is 65535 where the format says so. TIFF's 32-bit values have no agreed white; here it is the first of 1
+    (floats only), 255, 65535 and 2^31 that no pixel exceeds.
     """
     grey = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0, neginf=0)
     if image.mode.startswith("I;16") or file_format in ("PNG", "PPM"):

@@ -1,34 +1,31 @@
 """Packs images into input shards, with img2dataset's names.
 
-    OUT/pack.json          the limits of a shard, and what each is to hold: another source is refused
+    OUT/pack.json          the limits of a shard, and an outline of each shard; another source is refused
     OUT/00000.tar          000000000.jpg, 000000000.json and 000000000.txt of each image: shard and index in the shard
-    OUT/00000_stats.json   how many images the shard was to hold and holds, and what was not packed and why
+    OUT/00000_stats.json   the number of images planned and packed, and each image that was skipped, with the reason
 
-A shard is a slice of the list of images, whoever packs it and when, and its bytes depend on the images and captions
-alone. It is finished once its `_stats.json` is there, and what is finished is not packed again.
+A shard is a slice of the list of images, and its bytes depend on the images and captions alone. A shard is finished
+once its `_stats.json` exists; a finished shard is not packed again.
 """
 
-import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
-
-from webdataset.writer import TarWriter
 
 from nti_batch.data.folder import extension_of
 from nti_batch.data.image_list import ImageList, NotPackedError
-from nti_batch.data.pack_plan import PlannedShard, ShardLimits, _read_plan, _refuse_other_plan, plan_shards
-from nti_batch.files import atomic_open, atomic_write, translate_os_errors
+from nti_batch.data.pack_plan import PackPlan, PlannedShard, ShardLimits, plan_shards
+from nti_batch.data.tar import write_samples
+from nti_batch.files import atomic_write, translate_os_errors
 from nti_batch.lock import UnitLock
 
 
 class StoppedError(Exception):
-    """A stop was asked for."""
+    """The user asked the pack to stop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +34,15 @@ class Skipped:
 
     path: str
     stage: str
+    """Where it failed: 'image', 'caption', 'folder' or 'line'."""
+
     error: str
+    """Reason, for a person to read."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShardStats:
-    """What became of the images of a shard; the first two are called as img2dataset calls them."""
+    """Outcome of a finished shard; `count` and `successes` are img2dataset's names."""
 
     count: int
     successes: int
@@ -50,79 +50,83 @@ class ShardStats:
 
     @classmethod
     def read(cls, path: Path) -> "ShardStats":
-        """Of a finished shard.
+        """Read the statistics of a finished shard.
 
         Raises:
             ValueError: If the file is damaged.
         """
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**{**found, "failures": tuple(Skipped(**failure) for failure in found["failures"])})
+            stats = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**{**stats, "failures": tuple(Skipped(**failure) for failure in stats["failures"])})
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path} is damaged: {error}; remove it, and run again") from error
+
+    def to_json(self) -> str:
+        """Return the content of `_stats.json`."""
+        failures = [{"path": image.path, "stage": image.stage, "error": image.error} for image in self.failures]
+        return json.dumps({"count": self.count, "successes": self.successes, "failures": failures}) + "\n"
 
 
 class ShardWriter:
     """Packs a list of images into an output folder."""
 
     def __init__(self, source: ImageList, out: Path, limits: ShardLimits, workers: int) -> None:
-        """Plan the shards; nothing is written yet.
+        """Plan the shards, and write nothing yet.
 
         Args:
-            source: What to pack.
-            out: The output folder.
-            limits: When a shard is full.
-            workers: Shards that are written at a time.
+            source: Images to pack.
+            out: Output folder.
+            limits: Largest size of a shard.
+            workers: Number of shards that are written at a time.
 
         Raises:
             ValueError: If there are no workers, or more shards than can be numbered.
         """
         if workers < 1:
             raise ValueError(f"--workers is {workers}, allowed: at least 1")
-        self.source, self.out, self.limits, self.workers = source, out, limits, workers
+        self.source, self.out, self.workers = source, out, workers
         self.shards = plan_shards(source, limits)
+        self.plan = PackPlan(limits, [shard.outline for shard in self.shards])
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Hold the output folder, begun now or before with the same source and limits.
+        """Hold the lock of the output folder, which is new or was begun with the same plan.
 
         Raises:
-            ValueError: If the folder cannot be written, or holds something else.
+            ValueError: If the folder cannot be written, or holds another pack.
             UnitInUseError: If another process packs into it.
             OutputError: If the disk is full.
         """
         try:
             self.out.mkdir(parents=True, exist_ok=True)
-            lock = UnitLock(self.out / "pack.lock", claimed=f"output folder {str(self.out)!r}")
+            lock = UnitLock(self.out / "pack.lock", resource=f"output folder {str(self.out)!r}")
         except OSError as error:
             raise ValueError(
                 f"output folder {str(self.out)!r} cannot be written: {error.strerror}; give another OUT"
             ) from error
         try:
-            self._begin(self.out / "pack.json")
+            self._record_plan(self.out / "pack.json")
             yield
         finally:
             lock.release()
 
-    def _begin(self, file: Path) -> None:
-        outlines = [shard.outline for shard in self.shards]
+    def _record_plan(self, file: Path) -> None:
         if file.exists():
-            _refuse_other_plan(self.out, _read_plan(file), (self.limits, outlines))
+            PackPlan.read(file).check_same(self.plan, self.out)
         elif any(self.out.glob("*.tar")):
             raise ValueError(f"{str(self.out)!r} holds tars and no {file.name}: give an empty folder as OUT")
         else:
-            plan = {"limits": dataclasses.asdict(self.limits), "shards": [dataclasses.asdict(o) for o in outlines]}
             with translate_os_errors(file):
-                atomic_write(file, json.dumps(plan, indent=1) + "\n")
+                atomic_write(file, self.plan.to_json())
 
     def write(self, stopped: Callable[[], bool]) -> Iterator[ShardStats]:
-        """Finish every shard, and give its statistics, in order.
+        """Finish every shard, and yield its statistics, in order.
 
         Args:
-            stopped: Asked before each image.
+            stopped: Called before each image; True ends the pack.
 
         Raises:
-            StoppedError: If a stop was asked for.
+            StoppedError: If `stopped` has returned True.
             OutputError: If the folder cannot be written.
             ValueError: If the statistics of a finished shard are damaged.
         """
@@ -135,35 +139,36 @@ class ShardWriter:
             stats = ShardStats.read(stats_file)
             if tar.exists() or not stats.successes:
                 return stats
-        failures: list[Skipped] = []
-        members = self._members(shard, failures, stopped)
+        samples = _ShardSamples(self.source, shard, stopped)
         with translate_os_errors(tar):
-            # a tar without any image would be a damaged shard to whoever reads it
-            if first := next(members, None):
-                with atomic_open(tar) as file, TarWriter(file, encoder=False, mtime=0) as writer:
-                    for member in chain([first], members):
-                        writer.write(member)
-            stats = ShardStats(len(shard.images), len(shard.images) - len(failures), tuple(failures))
-            atomic_write(stats_file, json.dumps(dataclasses.asdict(stats)) + "\n")
+            write_samples(tar, samples)
+            count, failures = len(shard.images), tuple(samples.skipped)
+            stats = ShardStats(count, count - len(failures), failures)
+            atomic_write(stats_file, stats.to_json())
         return stats
 
-    def _members(
-        self, shard: PlannedShard, failures: list[Skipped], stopped: Callable[[], bool]
-    ) -> Iterator[dict[str, str | bytes]]:
-        """The members of each image that can be packed, by their endings; fills `failures` with the others."""
-        for index, image in enumerate(shard.images):
-            if stopped():
+
+class _ShardSamples:
+    """Yields the samples of a shard; after the iteration, `skipped` has the images that cannot be packed."""
+
+    def __init__(self, source: ImageList, shard: PlannedShard, stopped: Callable[[], bool]) -> None:
+        self.skipped: list[Skipped] = []
+        self._source, self._shard, self._stopped = source, shard, stopped
+
+    def __iter__(self) -> Iterator[dict[str, str | bytes]]:
+        for index, image in enumerate(self._shard.images):
+            if self._stopped():
                 raise StoppedError
             try:
-                content, caption = self.source.load(image)
+                content, caption = self._source.load(image)
             except NotPackedError as error:
-                failures.append(Skipped(image.path, error.stage, error.reason))
+                self.skipped.append(Skipped(image.path, error.stage, error.reason))
                 continue
-            key = shard.key(index)
-            told = {"caption": caption, "key": key, "path": image.path}
+            key = self._shard.key(index)
+            metadata = {"caption": caption, "key": key, "path": image.path}
             yield {
                 "__key__": key,
                 extension_of(image.path): content,
-                "json": json.dumps(told).encode(),
+                "json": json.dumps(metadata).encode(),
                 "txt": caption.encode(),
             }

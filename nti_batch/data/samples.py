@@ -1,29 +1,35 @@
-"""Samples of a work unit: captions, decoded images."""
+"""Samples of a work unit, with captions and, if asked for, decoded images."""
 
 import json
 from collections.abc import Callable, Collection, Container, Iterable, Iterator
 from dataclasses import dataclass
 
-from nti_batch.data.folder import IMAGE_EXTENSIONS, LARGEST_CAPTION, LARGEST_IMAGE, join_extensions
+from nti_batch.data.folder import IMAGE_EXTENSIONS, MAX_CAPTION_BYTES, MAX_IMAGE_BYTES, join_extensions
 from nti_batch.data.images import decode_image
-from nti_batch.data.shard_reader import _Sample, _samples
+from nti_batch.data.shard_reader import ShardReader, ShardSample
 from nti_batch.records import CaptionedImage, Failure, WorkUnit
+from nti_batch.text import and_more
 
-_FAULTS_TOLD = 5
+_MAX_ERRORS_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
 class RawSample:
-    """One captioned image as it lies in the shard, not yet decoded."""
+    """One captioned image that is not decoded yet."""
 
     unit: WorkUnit
     key: str
     prompt: str
     image: bytes
+    """Content of the image file."""
 
 
 def caption_source(caption: str) -> tuple[str, str]:
-    """Split the setting 'txt' or 'json:FIELD' into the member's extension and the field, empty for a text."""
+    """Split the setting 'txt' or 'json:FIELD' into the member's extension and the field, which is empty for a text.
+
+    Raises:
+        ValueError: If the setting has another form.
+    """
     extension, _, json_field = caption.partition(":")
     if caption == "txt" or (extension == "json" and json_field):
         return extension, json_field
@@ -33,41 +39,40 @@ def caption_source(caption: str) -> tuple[str, str]:
 def read_unit(
     unit: WorkUnit, caption: str, skip: Container[str], stopped: Callable[[], bool] = lambda: False
 ) -> Iterator[RawSample | Failure]:
-    """A row for each id of this unit that is not in `skip`, in the order of the tar.
+    """Yield a sample or a failure for each key of a work unit that is not in `skip`, in the order of the shard.
 
-    Samples are dealt to the units by ordinal. What is wrong with the shard as a whole is told in a last row with an
-    empty key, by each unit: of a transfer that broke for one, the others know nothing.
+    A shard's samples are dealt to its units by ordinal. If something is wrong with the shard as a whole, a last
+    failure with an empty key says so. Each unit yields it, since a transfer may break for one unit alone.
 
     Args:
-        unit: What to read.
-        caption: Where prompts are: 'txt' or 'json:FIELD'.
-        skip: Keys to leave out; the empty one stands for the shard as a whole.
-        stopped: Asked while a transfer is waited for; when it says so, reading ends without another row.
+        unit: The work unit to read.
+        caption: Source of the prompts: 'txt' or 'json:FIELD'.
+        skip: Keys to leave out; the empty key stands for the shard as a whole.
+        stopped: Called while a transfer is waited for; if it returns True, the iteration ends without a failure.
     """
     extension, json_field = caption_source(caption)
-    faults: list[str] = []
 
     def is_wanted(ordinal: int, key: str) -> bool:
         return ordinal % unit.count == unit.index and key not in skip
 
-    needed = {**dict.fromkeys(IMAGE_EXTENSIONS, LARGEST_IMAGE), extension: LARGEST_CAPTION}
-    for sample in _samples(unit.url, is_wanted, needed, faults, stopped):
-        if sample.wanted:
-            yield _row(unit, sample, extension, json_field)
-    if faults and "" not in skip:
-        more = [f"and {len(faults) - _FAULTS_TOLD} more"] if len(faults) > _FAULTS_TOLD else []
-        yield Failure(unit, "", "shard", "; ".join(faults[:_FAULTS_TOLD] + more))
+    size_limits = {**dict.fromkeys(IMAGE_EXTENSIONS, MAX_IMAGE_BYTES), extension: MAX_CAPTION_BYTES}
+    reader = ShardReader(unit.url, is_wanted, size_limits, stopped)
+    for sample in reader:
+        if sample.is_wanted:
+            yield _captioned(unit, sample, extension, json_field)
+    if reader.errors and "" not in skip:
+        yield Failure(unit, "", "shard", and_more(reader.errors, _MAX_ERRORS_SHOWN))
 
 
-def _row(unit: WorkUnit, sample: _Sample, extension: str, json_field: str) -> RawSample | Failure:
+def _captioned(unit: WorkUnit, sample: ShardSample, extension: str, json_field: str) -> RawSample | Failure:
     stage = "shard"
     try:
-        if sample.fault:
-            raise ValueError(sample.fault)
+        if sample.error:
+            raise ValueError(sample.error)
         stage = "image"
         image = _image(sample)
         stage = "caption"
-        prompt = read_caption(sample.whole(extension), json_field)
+        prompt = read_caption(sample.content(extension), json_field)
     except (ValueError, RecursionError) as error:
         if sample.damage is None:
             return Failure(unit, sample.key, stage, str(error))
@@ -75,22 +80,26 @@ def _row(unit: WorkUnit, sample: _Sample, extension: str, json_field: str) -> Ra
     return RawSample(unit, sample.key, prompt, image)
 
 
-def _image(sample: _Sample) -> bytes:
+def _image(sample: ShardSample) -> bytes:
     images = [extension for extension in sample.members if extension in IMAGE_EXTENSIONS]
     if len(images) != 1:
         raise ValueError(
             f"there are {len(images)} image members among {join_extensions(sample.members)}, not one; images end in "
             f"{join_extensions(IMAGE_EXTENSIONS)}, and in a tar a key ends at the first dot of the file name"
         )
-    return sample.whole(images[0])
+    return sample.content(images[0])
 
 
 def read_caption(data: bytes, json_field: str = "") -> str:
-    """A caption without the white space around it, from a text or from a field of a JSON.
+    """Read a caption from a text or from a field of a JSON, without the white space around it.
+
+    Args:
+        data: Content of the `.txt` or `.json` file.
+        json_field: Field of the JSON object that has the caption; empty if the file is a text.
 
     Raises:
-        ValueError: If there is none, or it is no text.
-        RecursionError: Of a JSON that is nested too deeply.
+        ValueError: If there is no caption, or it is no text.
+        RecursionError: If a JSON is nested too deeply.
     """
     text = data.decode("utf-8-sig")
     if json_field:
@@ -107,7 +116,7 @@ def read_caption(data: bytes, json_field: str = "") -> str:
 
 
 def decode_sample(sample: RawSample, height: int, width: int) -> CaptionedImage | Failure:
-    """A sample's picture in this size, or why it has none."""
+    """Decode the image of a sample, cropped and resized to this many pixels; return why if it cannot be decoded."""
     try:
         pixels = decode_image(sample.image, height, width)
     except ValueError as error:
@@ -118,15 +127,34 @@ def decode_sample(sample: RawSample, height: int, width: int) -> CaptionedImage 
 def read_inputs(
     units: Iterable[WorkUnit], caption: str, height: int, width: int, ids: Collection[tuple[str, str]]
 ) -> dict[tuple[str, str], CaptionedImage]:
-    """The input images of these ids, in this size."""
+    """Read and decode chosen input images.
+
+    Args:
+        units: Work units of the shards that may hold the images.
+        caption: Source of the prompts: 'txt' or 'json:FIELD'.
+        height: Height to crop and resize to, in pixels.
+        width: Width to crop and resize to, in pixels.
+        ids: Shard and key of each image.
+
+    Returns:
+        The images by shard and key; without those that the shards do not hold or that cannot be decoded.
+    """
     found: dict[tuple[str, str], CaptionedImage] = {}
     for shard, url in dict.fromkeys((unit.shard, unit.url) for unit in units):
-        wanted = {key for of, key in ids if of == shard}
-        for sample in read_unit(WorkUnit(shard, url, 0, 1), caption, ()) if wanted else ():
-            if isinstance(sample, RawSample) and sample.key in wanted:
-                image = decode_sample(sample, height, width)
-                assert isinstance(image, CaptionedImage)
+        keys = {key for name, key in ids if name == shard}
+        for sample in _find_samples(WorkUnit(shard, url, 0, 1), caption, keys):
+            image = decode_sample(sample, height, width)
+            if isinstance(image, CaptionedImage):
                 found[shard, sample.key] = image
-                if len(wanted := wanted - {sample.key}) == 0:
-                    break
     return found
+
+
+def _find_samples(whole_shard: WorkUnit, caption: str, keys: set[str]) -> Iterator[RawSample]:
+    """Yield the samples of these keys, and stop reading after the last one."""
+    remaining = set(keys)
+    for sample in read_unit(whole_shard, caption, ()) if remaining else ():
+        if isinstance(sample, RawSample) and sample.key in remaining:
+            yield sample
+            remaining.discard(sample.key)
+            if not remaining:
+                break

@@ -1,8 +1,9 @@
-"""Reads a tar or a folder of images strictly, and reports what is damaged."""
+"""Reads the samples of a shard, which is a tar or a folder of images, and reports all damage.
 
-import bz2
-import gzip
-import io
+WebDataset's rule splits the name of a member into key and extension. A tar is read strictly: WebDataset itself ends
+in silence at a wrong header.
+"""
+
 import lzma
 import os
 import re
@@ -10,238 +11,284 @@ import tarfile
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
-from typing import Any
 
 from webdataset.tariterators import base_plus_ext
 
-from nti_batch.data.folder import IMAGE_EXTENSIONS, extension_of, join_extensions, list_folder, read_file
-from nti_batch.data.tar import Archive
+from nti_batch.data.folder import IMAGE_EXTENSIONS, FolderSample, extension_of, join_extensions, list_folder, read_file
+from nti_batch.data.tar import Archive, MemberPlace, open_archive
 from nti_batch.data.transfer import Source, is_url
 
 _DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError)
 
 
 RETRY_DELAYS = (1.0, 2.0, 4.0, 8.0)
-"""Seconds before a broken transfer is tried again."""
+"""Seconds before each new attempt to read a shard whose transfer broke."""
 
 
-_NO_USERS_FILES = re.compile(r"__[^/]*__($|/)|(.*/)?(__MACOSX/|(\._[^/]*|\.DS_Store)$)", re.DOTALL)
-"""WebDataset's `__meta__`, and what macOS packs beside each file."""
+_NOT_OF_A_SAMPLE = re.compile(r"__[^/]*__($|/)|(.*/)?(__MACOSX/|(\._[^/]*|\.DS_Store)$)", re.DOTALL)
+"""Names of WebDataset's `__meta__` members, and of the files that macOS adds beside each file."""
+
+
+_NamedMember = tuple[str, str, tarfile.TarInfo]
+"""Key, extension in lower case, header."""
 
 
 def count_images(url: str) -> int:
-    """How many ids `read_unit` has over all units. Of a local tar the headers are read, the data is not."""
+    """Count the keys of a shard; only the headers of a local tar are read."""
     keys, _ = read_keys(url)
     return len(keys)
 
 
 def read_keys(url: str) -> tuple[list[str], list[str]]:
-    """The keys of the ids that `read_unit` has over all units, and what is wrong with the shard."""
-    faults: list[str] = []
-    return [sample.key for sample in _samples(url, lambda ordinal, key: False, {}, faults)], faults
+    """Read the keys of a shard, each once and in order, and the errors of the shard as a whole."""
+    reader = ShardReader(url, lambda ordinal, key: False, {})
+    return [sample.key for sample in reader], reader.errors
 
 
-def locate_images(path: str) -> dict[str, tuple[int, int]]:
-    """Offset and size in bytes of the image of each key in a local tar, up to its end or damage, by the headers.
+@dataclass(frozen=True, slots=True)
+class ShardSample:
+    """Adjacent members of one key."""
+
+    key: str
+    is_wanted: bool
+    members: Mapping[str, bytes | None]
+    """Contents by extension; None where the content was not needed or could not be read."""
+
+    error: str
+    """Reason why the sample cannot be used; empty if all is well."""
+
+    damage: BaseException | None = None
+    """Error that ended the shard in this sample or right behind it, so that members may be missing."""
+
+    def content(self, extension: str) -> bytes:
+        """Return the content of a member.
+
+        Raises:
+            ValueError: If the member is missing or cut.
+        """
+        if extension not in self.members:
+            raise ValueError(f"there is no .{extension} member beside {join_extensions(self.members)}")
+        content = self.members[extension]
+        if content is None:
+            raise ValueError(f"the .{extension} member is cut")
+        return content
+
+
+class ShardReader:
+    """Yields each key of a shard once, in order; after the iteration, `errors` has the errors of the whole shard.
+
+    A broken transfer starts again from the beginning. The sample in which a transfer broke is withheld until the last
+    attempt, since another attempt may read it whole.
+    """
+
+    errors: list[str]
+    """Messages about the shard as a whole, for a person to read."""
+
+    def __init__(
+        self,
+        url: str,
+        is_wanted: Callable[[int, str], bool],
+        size_limits: Mapping[str, int],
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Open nothing yet.
+
+        Args:
+            url: Address of the shard: a path, or a url that WebDataset opens.
+            is_wanted: Decides by ordinal and key whether the contents of a sample are read.
+            size_limits: Extensions of the members that are read, with the largest number of bytes of each. A small
+                shard may unpack to more than memory.
+            stopped: Called while a transfer is waited for; if it returns True, the iteration ends without errors.
+        """
+        self.errors = []
+        self._url, self._is_wanted, self._size_limits, self._stopped = url, is_wanted, size_limits, stopped
+        self._yielded: set[str] = set()
+
+    def __iter__(self) -> Iterator[ShardSample]:
+        """Read the shard, in several attempts if its transfer breaks."""
+        for delay in (*RETRY_DELAYS, None):
+            attempt, last = self._attempt(), None
+            for sample in attempt:
+                if sample.damage is None and sample.key not in self._yielded:
+                    self._yielded.add(sample.key)
+                    yield sample
+                last = sample
+            if self._stopped():
+                return
+            if delay is None or not attempt.is_broken:
+                break
+            _wait(delay, self._stopped)
+        if last is not None and last.key not in self._yielded:
+            yield last
+        attempts = f" (tried {len(RETRY_DELAYS) + 1} times)" if attempt.is_broken else ""
+        self.errors = [error + attempts for error in attempt.errors]
+
+    def _attempt(self) -> "_TarAttempt | _FolderAttempt":
+        if os.path.isdir(self._url):
+            return _FolderAttempt(self._url, self._is_missing, self._size_limits)
+        return _TarAttempt(self._url, self._is_missing, self._size_limits, self._stopped)
+
+    def _is_missing(self, ordinal: int, key: str) -> bool:
+        return key not in self._yielded and self._is_wanted(ordinal, key)
+
+
+def _wait(seconds: float, stopped: Callable[[], bool]) -> None:
+    end = time.monotonic() + seconds
+    while not stopped() and (remaining := end - time.monotonic()) > 0:
+        time.sleep(min(remaining, 0.5))
+
+
+class _TarAttempt:
+    """Reads a tar once, until its end or its first damage; only the last sample can be damaged."""
+
+    def __init__(
+        self,
+        url: str,
+        is_wanted: Callable[[int, str], bool],
+        size_limits: Mapping[str, int],
+        stopped: Callable[[], bool],
+    ) -> None:
+        self.errors: list[str] = []
+        self.is_broken = False
+        """Whether the transfer broke, so that another attempt may get further."""
+
+        self._url, self._is_wanted, self._size_limits, self._stopped = url, is_wanted, size_limits, stopped
+        self._keys: set[str] = set()
+
+    def __iter__(self) -> Iterator[ShardSample]:
+        source: Source | None = None
+        try:
+            source = Source(self._url, self._stopped)
+            yield from self._samples(open_archive(source.stream))
+        except _DAMAGE as damage:
+            self.errors.insert(0, f"{damage}, after {len(self._keys)} keys")
+        finally:
+            if source is not None and (failure := source.close()):
+                self.errors.insert(0, failure)
+                self.is_broken = not source.was_refused
+        if not self._keys and not self.errors:
+            self.errors.append("the shard holds no samples")
+
+    def _samples(self, archive: Archive) -> Iterator[ShardSample]:
+        for ordinal, (key, members) in enumerate(groupby(self._named_members(archive), itemgetter(0))):
+            is_first = key not in self._keys
+            self._keys.add(key)
+            sample = self._sample(archive, key, members, self._is_wanted(ordinal, key))
+            if is_first:
+                yield sample
+            else:
+                self.errors.append(f"members of key {key!r} come again further on; only the first were taken")
+            if sample.damage is not None:
+                raise sample.damage
+
+    def _named_members(self, archive: Archive) -> Iterator[_NamedMember]:
+        for member in _user_files(archive):
+            if name := _split_name(member.name):
+                yield *name, member
+            else:
+                self.errors.append(f"{member.name!r} belongs to no sample: its name is not KEY.EXTENSION")
+
+    def _sample(self, archive: Archive, key: str, members: Iterable[_NamedMember], is_wanted: bool) -> ShardSample:
+        contents: dict[str, bytes | None] = {}
+        error = ""
+        try:
+            for _, extension, member in members:
+                error = self._member_error(extension, member, contents) or error
+                contents[extension] = None
+                if is_wanted and not error and extension in self._size_limits:
+                    stream = archive.extractfile(member)
+                    assert stream is not None
+                    contents[extension] = stream.read()
+        except _DAMAGE as damage:
+            return ShardSample(key, is_wanted, contents, error, damage)
+        return ShardSample(key, is_wanted, contents, error)
+
+    def _member_error(self, extension: str, member: tarfile.TarInfo, earlier: Mapping[str, bytes | None]) -> str:
+        if extension in earlier:
+            return f"two members are called {member.name!r}, upper and lower case being equal"
+        if not member.isreg() or member.issparse():
+            return f"{member.name!r} is no regular file; pack with 'tar --dereference --hard-dereference'"
+        if member.size > (limit := self._size_limits.get(extension, member.size)):
+            return f"{member.name!r} has {member.size} bytes, and at most {limit} are read"
+        return ""
+
+
+class _FolderAttempt:
+    """Reads a folder of images; its transfer cannot break."""
+
+    is_broken = False
+
+    def __init__(self, folder: str, is_wanted: Callable[[int, str], bool], size_limits: Mapping[str, int]) -> None:
+        self.errors: list[str] = []
+        self._folder, self._is_wanted, self._size_limits = folder, is_wanted, size_limits
+
+    def __iter__(self) -> Iterator[ShardSample]:
+        found, unread = list_folder(self._folder)
+        for ordinal, sample in enumerate(found):
+            yield self._sample(sample, self._is_wanted(ordinal, sample.key))
+        self.errors += [f"{path!r} {reason}" for path, reason in unread]
+        if not found and not unread:
+            self.errors.append("the folder holds no images")
+
+    def _sample(self, found: FolderSample, is_wanted: bool) -> ShardSample:
+        contents: dict[str, bytes | None] = {}
+        error = ""
+        for path in found.files:
+            extension = extension_of(path)
+            if extension in contents:
+                error = f"two files are called {path!r}, upper and lower case being equal"
+            contents[extension] = None
+            if is_wanted and not error and extension in self._size_limits:
+                try:
+                    contents[extension] = read_file(os.path.join(self._folder, path), self._size_limits[extension])
+                except ValueError as reason:
+                    error = f"{path!r}: {reason}"
+        return ShardSample(found.key, is_wanted, contents, error)
+
+
+def _user_files(archive: Archive) -> Iterator[tarfile.TarInfo]:
+    """Yield the members that are no folders, no labels of the tar and no files of WebDataset or macOS."""
+    while (member := archive.next()) is not None:
+        if not (member.isdir() or member.type in (b"D", b"V") or _NOT_OF_A_SAMPLE.match(member.name)):
+            yield member
+    archive.check_end()
+
+
+def _split_name(name: str) -> tuple[str, str] | None:
+    """Split the name of a member into key and extension, the latter in lower case; None if it has another form."""
+    key, extension = base_plus_ext(name)
+    return None if key is None or key.endswith("/") else (key, extension.lower())
+
+
+def locate_images(path: str) -> dict[str, MemberPlace]:
+    """Read the headers of a local tar, and return the place of each key's image, up to the first damage.
 
     Raises:
-        ValueError: If the shard is not a local file, or compressed: then no byte has a place to go to.
+        ValueError: If the shard is not a local file, or is compressed, so that its members have no offset.
     """
-    places: dict[str, tuple[int, int]] = {}
     if is_url(path):
         raise ValueError(f"shard {path!r} is remote, and images are read in any order: fetch it, and give shards=...")
+    places: dict[str, MemberPlace] = {}
     try:
         with open(path, "rb") as stream:
-            archive = _open_archive(stream)
+            archive = open_archive(stream)
             if archive.fileobj is not stream:
                 raise ValueError(
                     f"shard {path!r} is compressed, and images are read in any order: unpack it, and give shards=..."
                 )
-            for key, members in groupby(_named_members(archive, []), itemgetter(0)):
+            named = ((*name, m) for m in _user_files(archive) if (name := _split_name(m.name)))
+            for key, members in groupby(named, itemgetter(0)):
                 images = [member for _, extension, member in members if extension in IMAGE_EXTENSIONS]
                 if len(images) == 1:
-                    places.setdefault(key, (images[0].offset_data, images[0].size))
+                    places.setdefault(key, MemberPlace(images[0].offset_data, images[0].size))
     except OSError as error:
         raise ValueError(
             f"shard {path!r} cannot be read ({error.strerror}): give shards=... where it is now"
         ) from error
     except _DAMAGE:
-        # what stands before the damage is whole; who asks for more is told
+        # the members before the damage are whole; the caller misses the others by their keys
         pass
     return places
-
-
-@dataclass(slots=True)
-class _Sample:
-    """Adjacent members of one key."""
-
-    key: str
-    wanted: bool
-    members: dict[str, bytes | None] = field(default_factory=dict)
-    """By extension; None where the data was not needed or could not be read."""
-
-    fault: str = ""
-    damage: BaseException | None = None
-    """What ended the shard in this sample or right behind it, so that members may be missing."""
-
-    def whole(self, extension: str) -> bytes:
-        if extension not in self.members:
-            raise ValueError(f"there is no .{extension} member beside {join_extensions(self.members)}")
-        data = self.members[extension]
-        if data is None:
-            raise ValueError(f"the .{extension} member is cut")
-        return data
-
-
-@dataclass(slots=True)
-class _Reading:
-    """How one reading of a shard, from its beginning, went."""
-
-    faults: list[str] = field(default_factory=list)
-    is_broken: bool = False
-    """Whether the transfer broke, so that another reading may go further."""
-
-
-def _samples(
-    url: str,
-    is_wanted: Callable[[int, str], bool],
-    needed: Mapping[str, int],
-    faults: list[str],
-    stopped: Callable[[], bool] = lambda: False,
-) -> Iterator[_Sample]:
-    """Each id of the shard once, in order, with the `needed` members if it is wanted. Fills `faults`.
-
-    A broken transfer begins anew; where it broke, nothing is told before the last try. `needed` holds extensions, and
-    how many bytes of each are read: a small shard may unpack to more than memory.
-    """
-    told: set[str] = set()
-    for pause in (*RETRY_DELAYS, None):
-        reading, last = _Reading(), None
-        for sample in _read(url, lambda n, key: key not in told and is_wanted(n, key), needed, reading, stopped):
-            if sample.damage is None and sample.key not in told:
-                told.add(sample.key)
-                yield sample
-            last = sample
-        if stopped():
-            return
-        if pause is None or not reading.is_broken:
-            break
-        _wait(pause, stopped)
-    if last is not None and last.key not in told:
-        yield last
-    tries = f" (tried {len(RETRY_DELAYS) + 1} times)" if reading.is_broken else ""
-    faults += [fault + tries for fault in reading.faults]
-
-
-def _wait(seconds: float, stopped: Callable[[], bool]) -> None:
-    end = time.monotonic() + seconds
-    while not stopped() and (left := end - time.monotonic()) > 0:
-        time.sleep(min(left, 0.5))
-
-
-def _read(
-    url: str,
-    is_wanted: Callable[[int, str], bool],
-    needed: Mapping[str, int],
-    reading: _Reading,
-    stopped: Callable[[], bool],
-) -> Iterator[_Sample]:
-    """The ids of the shard, until the end or the first damage; only the last one can be damaged."""
-    if os.path.isdir(url):
-        yield from _read_folder(url, is_wanted, needed, reading.faults)
-        return
-    seen: set[str] = set()
-    source: Source | None = None
-    faults = reading.faults
-    try:
-        source = Source(url, stopped)
-        archive = _open_archive(source.stream)
-        for ordinal, (key, members) in enumerate(groupby(_named_members(archive, faults), itemgetter(0))):
-            is_first = key not in seen
-            seen.add(key)
-            sample = _Sample(key, is_wanted(ordinal, key))
-            _fill(sample, archive, members, needed)
-            if is_first:
-                yield sample
-            else:
-                faults.append(f"members of key {key!r} come again further on; only the first were taken")
-            if sample.damage is not None:
-                raise sample.damage
-    except _DAMAGE as damage:
-        faults.insert(0, f"{damage}, after {len(seen)} keys")
-    finally:
-        if source is not None and (failure := source.close()):
-            faults.insert(0, failure)
-            reading.is_broken = not source.was_refused
-    if not seen and not faults:
-        faults.append("the shard holds no samples")
-
-
-def _fill(sample: _Sample, archive: tarfile.TarFile, members: Iterable[Any], needed: Mapping[str, int]) -> None:
-    try:
-        for _, extension, member in members:
-            if extension in sample.members:
-                sample.fault = f"two members are called {member.name!r}, small and capital letters alike"
-            elif not member.isreg() or member.issparse():
-                sample.fault = f"{member.name!r} is no regular file; pack with 'tar --dereference --hard-dereference'"
-            elif member.size > needed.get(extension, member.size):
-                sample.fault = f"{member.name!r} has {member.size} bytes, and at most {needed[extension]} are read"
-            sample.members[extension] = None
-            if sample.wanted and not sample.fault and extension in needed:
-                data = archive.extractfile(member)
-                assert data is not None
-                sample.members[extension] = data.read()
-    except _DAMAGE as damage:
-        sample.damage = damage
-
-
-def _read_folder(
-    folder: str, is_wanted: Callable[[int, str], bool], needed: Mapping[str, int], faults: list[str]
-) -> Iterator[_Sample]:
-    """The ids of a folder."""
-    samples, unread = list_folder(folder)
-    for ordinal, found in enumerate(samples):
-        sample = _Sample(found.key, is_wanted(ordinal, found.key))
-        for path in found.files:
-            extension = extension_of(path)
-            if extension in sample.members:
-                sample.fault = f"two files are called {path!r}, small and capital letters alike"
-            sample.members[extension] = None
-            if sample.wanted and not sample.fault and extension in needed:
-                try:
-                    sample.members[extension] = read_file(os.path.join(folder, path), needed[extension])
-                except ValueError as error:
-                    sample.fault = f"{path!r}: {error}"
-        yield sample
-    faults += [f"{path!r} {reason}" for path, reason in unread]
-    if not samples and not unread:
-        faults.append("the folder holds no images")
-
-
-def _named_members(archive: Archive, faults: list[str]) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
-    """(key, extension, member) of all that is no folder, no label of the tar and one of the user's own files."""
-    while (member := archive.next()) is not None:
-        if member.isdir() or member.type in (b"D", b"V") or _NO_USERS_FILES.match(member.name):
-            continue
-        key, extension = base_plus_ext(member.name)
-        if key is None or key.endswith("/"):
-            faults.append(f"{member.name!r} belongs to no sample: its name is not KEY.EXTENSION")
-        else:
-            yield key, extension.lower(), member
-    archive.check_end()
-
-
-def _open_archive(stream: io.BufferedReader) -> Archive:
-    magic = stream.peek(10)
-    file: Any = stream
-    if magic.startswith(b"\x1f\x8b"):
-        file = gzip.GzipFile(fileobj=stream)
-    elif magic.startswith(b"BZh") and magic[4:10] == b"1AY&SY":
-        file = bz2.BZ2File(stream)
-    elif magic.startswith(b"\xfd7zXZ"):
-        file = lzma.LZMAFile(stream)  # noqa: SIM115  # its source is closed
-    can_skip = file is stream and stream.seekable()
-    return Archive.open(fileobj=file, mode="r:" if can_skip else "r|", encoding="utf-8", errors="backslashreplace")

@@ -1,9 +1,6 @@
-"""Input shards -> work units -> samples. What is damaged gives a row that says so; nothing is skipped in silence.
+"""Expands the settings of the input into the addresses of shards, and shards into work units.
 
-A shard is a tar, or a folder of images, whose ids are paths without their endings, in order.
-
-tarfile takes a wrong header for the end of an archive and WebDataset believes it, so a tar is walked strictly.
-From WebDataset come the patterns, the addresses and the rule that splits a member's name into key and extension.
+A shard is a tar, or a folder of images, whose keys are paths without extensions. Patterns and urls are WebDataset's.
 """
 
 import glob
@@ -21,7 +18,12 @@ _TAR_IN_COMMAND = re.compile(r"([^/\s='\"]+\.(?:tar(?:\.\w+)?|tgz))(?![\w.])", r
 
 
 def input_shards(shards: str | None, images: str | None, allow_pipe: bool = False) -> list[str]:
-    """The address of each shard of an input that is given as shards or as a folder of images.
+    """Return the address of each shard of the input.
+
+    Args:
+        shards: Patterns of tars, as for `expand_shards`.
+        images: A folder of images, in place of `shards`.
+        allow_pipe: Whether 'pipe:COMMAND' may be among the shards.
 
     Raises:
         ValueError: If both or none are given, or nothing is found.
@@ -37,39 +39,43 @@ def input_shards(shards: str | None, images: str | None, allow_pipe: bool = Fals
 
 
 def expand_shards(patterns: str, allow_pipe: bool = False) -> list[str]:
-    """Paths, globs, braces, `::` lists, urls and files of these -> the address of each shard, once.
+    """Expand patterns into the address of each shard, once.
 
     Args:
-        patterns: Several are joined by '::'; '@FILE' is a text file with one pattern a line.
+        patterns: Paths, globs, braces and urls, joined by '::'; '@FILE' is a text file with one pattern a line.
         allow_pipe: Whether 'pipe:COMMAND' may be among them.
 
     Raises:
-        ValueError: If nothing is found, or a pattern means nothing or is not allowed.
+        ValueError: If nothing is found, or a pattern cannot be expanded or is not allowed.
     """
-    given = [line for pattern in _expand(patterns) for line in _lines(pattern)]
-    shards = list(dict.fromkeys(shard for pattern in given for shard in _matches(pattern)))
+    expanded = [line for pattern in _expand(patterns) for line in _lines(pattern)]
+    shards = list(dict.fromkeys(shard for pattern in expanded for shard in _matches(pattern)))
     if not allow_pipe:
         refuse_pipes(shards)
     return shards
 
 
 def folder_shard(folder: str) -> str:
-    """The address of a folder of images, which is read as one shard.
+    """Return the address of a folder of images, which is read as one shard.
 
     Raises:
-        ValueError: If it is no folder.
+        ValueError: If there is no such folder.
     """
     if not os.path.isdir(folder):
         raise ValueError(
             f"images: {folder!r} is no folder, seen from {os.getcwd()!r}; give one with images and captions in it, "
             "or tars with --data.shards"
         )
-    # '.' has no name, and results are called by it
+    # results are named after the folder, and '.' is no name
     return os.path.abspath(folder)
 
 
 def refuse_pipes(urls: Iterable[str]) -> None:
-    """Raise a ValueError if one of the addresses would run a shell."""
+    """Check that no address runs a command in a shell.
+
+    Raises:
+        ValueError: If one does.
+    """
     for url in urls:
         if url.startswith("pipe:"):
             raise ValueError(
@@ -86,7 +92,7 @@ def _expand(patterns: str) -> list[str]:
 
 
 def _lines(pattern: str) -> list[str]:
-    """What a pattern stands for: itself, or those in the file that it names."""
+    """Return the pattern itself, or the patterns in the file that it names."""
     if not pattern.startswith("@"):
         return [pattern]
     try:
@@ -117,7 +123,11 @@ def _matches(pattern: str) -> list[str]:
 
 
 def shard_name(url: str) -> str:
-    """File name without '.tar', '.tar.gz' or '.tgz': it names the shard's rows and output files."""
+    """Return the file name without '.tar', '.tar.gz' or '.tgz', which names the shard's rows and output files.
+
+    Raises:
+        ValueError: If the address has no file name.
+    """
     is_command = url.startswith("pipe:")
     tars = _TAR_IN_COMMAND.findall(url) if is_command else []
     address = re.split("[?#]", url)[0] if is_url(url) and not is_command else url
@@ -129,7 +139,11 @@ def shard_name(url: str) -> str:
 
 
 def work_units(urls: list[str], units_per_shard: int) -> list[WorkUnit]:
-    """Every slice of every shard, one shard after the other."""
+    """Cut each shard into work units, one shard after the other.
+
+    Raises:
+        ValueError: If `units_per_shard` is below 1, or two shards have one name.
+    """
     if units_per_shard < 1:
         raise ValueError(
             f"units_per_shard is {units_per_shard}, but a shard has at least 1; set 1 to read each shard as a whole"

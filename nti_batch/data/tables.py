@@ -1,4 +1,4 @@
-"""Tables: CSV with a line of column names, JSONL, parquet. A bad line is told, and the next one read."""
+"""Reads tables: CSV with a line of column names, JSONL, parquet. A bad line becomes an error, and the rest is read."""
 
 import csv
 import json
@@ -9,25 +9,25 @@ Cells = Mapping[str, object]
 
 
 Line = tuple[int, Cells | ValueError]
-"""Its number, and its cells by the names of their columns or what is wrong with it."""
+"""Number of the line, and its cells by column name, or the error of the line."""
 
 
 def csv_lines(path: Path) -> Iterator[Line]:
-    """The lines of a CSV; an empty cell is None."""
+    """Yield the lines of a CSV; an empty cell is None."""
     with open(path, encoding="utf-8-sig", newline="") as file:
         rows = csv.DictReader(file, strict=True)
         for row in rows:
             if None in row or None in row.values():
                 yield (
                     rows.line_num,
-                    ValueError(f"the line has not the {len(rows.fieldnames or ())} columns of the first"),
+                    ValueError(f"the line does not have the {len(rows.fieldnames or ())} columns of the first"),
                 )
             else:
                 yield rows.line_num, {name: cell or None for name, cell in row.items()}
 
 
 def json_lines(path: Path) -> Iterator[Line]:
-    """The lines of a JSONL; empty ones are passed over."""
+    """Yield the lines of a JSONL that are not empty."""
     with open(path, encoding="utf-8-sig", newline="\n") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -42,7 +42,7 @@ def json_lines(path: Path) -> Iterator[Line]:
 
 
 def parquet_lines(path: Path, columns: Sequence[str]) -> Iterator[Line]:
-    """The rows of a parquet file, of these columns as far as it has them.
+    """Yield the rows of a parquet file, with those of these columns that it has.
 
     Raises:
         ValueError: If pyarrow is not installed, or the file is no parquet.

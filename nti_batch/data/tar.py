@@ -1,18 +1,35 @@
-"""A tar read strictly: tarfile takes a wrong header for the end of an archive, and some for an order to go back."""
+"""Tars: a strict reader, places of members for random access, and an atomic writer of WebDataset shards.
 
+tarfile takes a wrong header for the end of an archive and then stops in silence, and a forged size can send it back.
+The reader here raises in both cases.
+"""
+
+import bz2
+import gzip
+import hashlib
+import io
+import lzma
 import tarfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
 from tarfile import EOFHeaderError  # type: ignore[attr-defined]  # typeshed leaves it out
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from webdataset.writer import TarWriter
+
+from nti_batch.files import atomic_open
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# a forged size sends tarfile back, for ever, or through 2**95 bytes that are not there
-_LARGEST_MEMBER = 1 << 33
+# a forged size makes tarfile loop without end, or read through 2**95 bytes that are not there
+_MAX_MEMBER_BYTES = 1 << 33
 
 
-# a long name or a list of attributes, which tarfile reads into memory
-_LARGEST_RECORD = 1 << 24
+# tarfile reads a long name or a list of attributes into memory
+_MAX_RECORD_BYTES = 1 << 24
 
 
 _ATTRIBUTES = (b"x", b"g", b"X")
@@ -26,7 +43,7 @@ class Header(tarfile.TarInfo):
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "Self":
-        """Read a block; GNU tar keeps times where others keep the first half of a long name."""
+        """Parse a block; GNU tar keeps times where others keep the first half of a long name."""
         member = super().frombuf(buf, encoding, errors)
         if buf[257:265] == b"ustar  \0":
             member.name = bytes(buf[:100]).split(b"\0")[0].decode(encoding, errors)
@@ -34,21 +51,29 @@ class Header(tarfile.TarInfo):
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> "Self":
-        """Raise where the base class gives tarfile a reason to stop in silence or not to stop at all."""
+        """Read the next header.
+
+        Raises:
+            ReadError: If tarfile would stop in silence here, or would not stop at all.
+        """
         try:
             member = super().fromtarfile(archive)
         except (EOFHeaderError, tarfile.ReadError):
             raise
         except Exception as error:
             raise tarfile.ReadError(f"byte {archive.offset} has neither header nor end marker ({error})") from error
-        taken = archive.offset - member.offset_data
+        stored = archive.offset - member.offset_data
         is_plain = member.isreg() and not member.issparse()
-        if not 0 <= taken <= _LARGEST_MEMBER or member.size < 0 or (is_plain and not 0 <= taken - member.size < 512):
+        if (
+            not 0 <= stored <= _MAX_MEMBER_BYTES
+            or member.size < 0
+            or (is_plain and not 0 <= stored - member.size < tarfile.BLOCKSIZE)
+        ):
             raise tarfile.ReadError(f"{member.name!r} has the impossible size of {member.size} bytes")
         return member
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
-        if self.type in _RECORDS and not 0 <= self.size <= _LARGEST_RECORD:
+        if self.type in _RECORDS and not 0 <= self.size <= _MAX_RECORD_BYTES:
             raise tarfile.ReadError(f"byte {archive.offset} has a name or attributes of {self.size} bytes")
         member: tarfile.TarInfo = super()._proc_member(archive)  # type: ignore[misc]  # as above
         if self.type in _ATTRIBUTES and self.size and not (member.pax_headers or archive.pax_headers):
@@ -57,19 +82,23 @@ class Header(tarfile.TarInfo):
 
 
 class Archive(tarfile.TarFile):
-    """A tar that is read once, and keeps nothing of what it read."""
+    """A tar that is read once from its beginning; it keeps no list of the members that it has read."""
 
     tarinfo = Header
     members: list[tarfile.TarInfo]
 
     def next(self) -> tarfile.TarInfo | None:
-        """The next member, or None at the end marker."""
+        """Return the next member, or None at the end marker."""
         member = super().next()
         self.members.clear()
         return member
 
     def check_end(self) -> None:
-        """Raise if this is no end: a zeroed header looks like the end marker to tarfile, which looks no further."""
+        """Check that the archive ends here; tarfile takes a zeroed header for the end marker.
+
+        Raises:
+            ReadError: If data follows the end marker, or the end marker is cut.
+        """
         zeros = 0
         while chunk := self.fileobj.read(1 << 20):
             if chunk.strip(b"\0"):
@@ -77,3 +106,80 @@ class Archive(tarfile.TarFile):
             zeros += len(chunk)
         if zeros < tarfile.BLOCKSIZE:
             raise tarfile.ReadError(f"the end marker at byte {self.offset} is cut")
+
+
+def open_archive(stream: io.BufferedReader) -> Archive:
+    """Open a tar, which may be compressed with gzip, bzip2 or xz; `fileobj` of a plain one is the stream itself."""
+    magic = stream.peek(10)
+    file: Any = stream
+    if magic.startswith(b"\x1f\x8b"):
+        file = gzip.GzipFile(fileobj=stream)
+    elif magic.startswith(b"BZh") and magic[4:10] == b"1AY&SY":
+        file = bz2.BZ2File(stream)
+    elif magic.startswith(b"\xfd7zXZ"):
+        file = lzma.LZMAFile(stream)  # noqa: SIM115  # its source is closed
+    can_skip = file is stream and stream.seekable()
+    return Archive.open(fileobj=file, mode="r:" if can_skip else "r|", encoding="utf-8", errors="backslashreplace")
+
+
+@dataclass(frozen=True, slots=True)
+class MemberPlace:
+    """Place of a member's content in a plain tar."""
+
+    offset: int
+    """Bytes before the content."""
+
+    size: int
+    """Bytes of the content."""
+
+    sha256: str = ""
+    """Checksum that the content must have; empty if none is known."""
+
+    def read(self, tar: Path) -> bytes:
+        """Read the content.
+
+        Raises:
+            ValueError: If the tar cannot be read, or the content has another checksum; the text names the tar.
+        """
+        try:
+            with open(tar, "rb") as file:
+                file.seek(self.offset)
+                content = file.read(self.size)
+        except OSError as error:
+            raise ValueError(f"{tar} is damaged: {error}") from error
+        if self.sha256 and hashlib.sha256(content).hexdigest() != self.sha256:
+            raise ValueError(f"{tar} is damaged: bytes {self.offset} to {self.offset + self.size} have changed")
+        return content
+
+
+def locate_members(tar: Path) -> dict[str, MemberPlace]:
+    """Read the headers of a plain tar, and return the place of each member by its name.
+
+    Raises:
+        ValueError: If a header is damaged; the text names the tar.
+    """
+    try:
+        with tarfile.open(tar, "r:", tarinfo=Header) as archive:
+            return {member.name: MemberPlace(member.offset_data, member.size) for member in archive}
+    except (tarfile.TarError, OSError, ValueError) as error:
+        raise ValueError(f"{tar} is damaged: {error}") from error
+
+
+def write_samples(tar: Path, samples: Iterable[Mapping[str, str | bytes]]) -> None:
+    """Write a WebDataset shard that appears whole or not at all; its bytes depend on the samples alone.
+
+    A shard without samples is not written, because a reader takes an empty tar for a damaged one.
+
+    Args:
+        tar: Path of the shard.
+        samples: `__key__`, and the content of each member by its extension.
+
+    Raises:
+        OSError: If the shard cannot be written.
+    """
+    remaining = iter(samples)
+    if (first := next(remaining, None)) is None:
+        return
+    with atomic_open(tar) as file, TarWriter(file, encoder=False, mtime=0) as writer:
+        for sample in chain([first], remaining):
+            writer.write(sample)

@@ -1,4 +1,4 @@
-"""From an address to bytes: files, and WebDataset's openers for urls, whose tools write to a pipe."""
+"""Opens shards: files, and urls by WebDataset's openers, which run tools such as curl that write to a pipe."""
 
 import io
 import os
@@ -10,34 +10,39 @@ from typing import Any
 from webdataset.gopen import Pipe, gopen, gopen_schemes
 
 READ_TIMEOUT = 120.0
-"""A transfer is broken when nothing has come for so long; curl's own retries, which WebDataset asks for, take 60."""
+"""Seconds without data after which a transfer counts as broken; curl's own retries, set by WebDataset, take 60."""
 
 
-_CURL_REFUSED = 22
+_CURL_HTTP_ERROR = 22
 
 
-_CURL = {
+_CURL_ERRORS = {
     6: "the host is not found",
     7: "the host does not answer",
     18: "the connection was cut",
-    _CURL_REFUSED: "the server answers with an error",
+    _CURL_HTTP_ERROR: "the server answers with an error",
     28: "the host does not answer in time",
-    52: "the server answers nothing",
+    52: "the server sends no answer",
     56: "the connection was cut",
 }
 
 
 def is_url(address: str) -> bool:
-    """Whether WebDataset opens it; otherwise it is a path."""
+    """Return whether an address is a url that WebDataset opens; otherwise it is a path."""
     scheme, colon, _ = address.partition(":")
     return bool(colon) and scheme in {"file", *gopen_schemes}
 
 
 class Source:
-    """An open shard: a file, or what a command such as curl writes."""
+    """An open shard: a file, or the output of a command such as curl."""
 
     def __init__(self, url: str, stopped: Callable[[], bool]) -> None:
-        """Open it with WebDataset's opener if it is a url."""
+        """Open a file, or a url with WebDataset's opener.
+
+        Args:
+            url: Path or url.
+            stopped: Called while data is waited for; True ends the transfer.
+        """
         opened: Any = gopen(url) if is_url(url) else open(url, "rb")  # noqa: SIM115
         self._pipe = opened if isinstance(opened, Pipe) else None
         self._output = _Output(opened, stopped) if self._pipe else None
@@ -46,8 +51,8 @@ class Source:
 
     @property
     def was_refused(self) -> bool:
-        """Whether the server has said no, and will say so again."""
-        return self._pipe is not None and self._tool == "curl" and self._pipe.status == _CURL_REFUSED
+        """Whether the server answered with an error, which another attempt would meet again."""
+        return self._pipe is not None and self._tool == "curl" and self._pipe.status == _CURL_HTTP_ERROR
 
     @property
     def _tool(self) -> str:
@@ -56,7 +61,10 @@ class Source:
         return str(command[0] if isinstance(command, list) else command)
 
     def close(self) -> str:
-        """Say why the transfer failed; a command that we stopped early dies of its broken pipe, which is no failure."""
+        """Close the shard, and return why its transfer failed; empty if it did not.
+
+        A command that is stopped early dies of its broken pipe, which is no failure.
+        """
         if self._pipe is None or self._output is None:
             self.stream.close()
             return ""
@@ -74,26 +82,30 @@ class Source:
         assert self._pipe is not None and self._output is not None
         if self._output.has_stalled:
             return f"{self._tool!r} wrote nothing for {READ_TIMEOUT:g} seconds"
-        reason = _CURL.get(self._pipe.status, "") if self._tool == "curl" else ""
+        reason = _CURL_ERRORS.get(self._pipe.status, "") if self._tool == "curl" else ""
         return f"{self._tool!r} ended with exit code {self._pipe.status}" + (reason and f": {reason}")
 
 
 class _Output(io.RawIOBase):
-    """What a command writes, as long as it keeps writing."""
+    """Output of a command that keeps writing."""
 
     def __init__(self, pipe: Pipe, stopped: Callable[[], bool]) -> None:
-        """Take over the command's output."""
+        """Take over the output of a running command."""
         self.has_stalled = False
         self._pipe, self._stopped = pipe, stopped
         self._ready = select.poll()
         self._ready.register(pipe.stream.fileno(), select.POLLIN)
 
     def readable(self) -> bool:
-        """Yes."""
+        """Return True."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Wait for data, but neither for ever nor when the job is to stop."""
+        """Read what the command has written, after waiting for it.
+
+        Raises:
+            OSError: If nothing comes for `READ_TIMEOUT` seconds, or the job is to stop.
+        """
         deadline = time.monotonic() + READ_TIMEOUT
         while not self._ready.poll(1000):
             if self._stopped() or time.monotonic() >= deadline:

@@ -56,7 +56,7 @@ def invert_scenes(networks: StableDiffusion, scenes: list[Scene]) -> Inverted:
 
     def predict(latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
         nonlocal maps
-        noise = networks.predict_noise(latents, timesteps, embeddings)
+        noise = networks.predict(latents, timesteps, embeddings)
         maps = maps + torch.stack([recorder.attention_map for recorder in recorders]).mean(0) / NUM_STEPS
         return noise
 
@@ -70,7 +70,7 @@ def replay_psnr(networks: StableDiffusion, inverted: Inverted, guidance_scale: f
     empty = networks.embed_prompts([""]).expand_as(inverted.prompts)
     schedule = networks.schedule(NUM_STEPS)
     latents = ddim_sample(
-        networks.predict_noise, schedule, inverted.noise_latents, inverted.prompts, [empty] * NUM_STEPS, guidance_scale
+        networks.predict, schedule, inverted.noise_latents, inverted.prompts, [empty] * NUM_STEPS, guidance_scale
     )
     return psnr(networks.decode_latents(latents), inverted.round_trip)
 
@@ -109,7 +109,7 @@ def draw_from_noise(networks: StableDiffusion, scenes: list[Scene]) -> Tensor:
         prompts = networks.embed_prompts(captions)
         empty = networks.embed_prompts([""]).expand_as(prompts)
         noise = torch.randn(len(captions), 4, SIZE // 4, SIZE // 4, generator=generator)
-        latents = ddim_sample(networks.predict_noise, schedule, noise, prompts, [empty] * NUM_STEPS, GUIDANCE_SCALE)
+        latents = ddim_sample(networks.predict, schedule, noise, prompts, [empty] * NUM_STEPS, GUIDANCE_SCALE)
         pictures.append(networks.decode_latents(latents))
     return torch.cat(pictures)
 

@@ -98,7 +98,7 @@ def invert(networks: StableDiffusion, scenes: Sequence[Scene], settings: Inversi
     ]
     schedule = networks.schedule(NUM_STEPS)
     with torch.enable_grad():
-        found = job_loop(networks, networks.predict_noise, images, schedule, settings, 16, "compact")
+        found = job_loop(networks, networks.predict, images, schedule, settings, 16, "compact")
     return [
         StoredInversion("scenes", i.key, i.prompt, f.noise_latents, f.null_embeddings, {}, f.pivot)
         for i, f in zip(images, found, strict=True)

@@ -5,7 +5,7 @@ import time
 import torch
 from torch import Tensor
 
-from nti_batch.diffusion.guidance import NoisePredictor
+from nti_batch.diffusion.guidance import Predictor
 
 MAX_BATCH_SIZE = 128
 
@@ -13,11 +13,11 @@ MAX_BATCH_SIZE = 128
 MIN_SPEEDUP = 1.05
 
 
-def find_batch_size(predict_noise: NoisePredictor, latents: Tensor, timestep: Tensor, embedding: Tensor) -> int:
+def find_batch_size(predict: Predictor, latents: Tensor, timestep: Tensor, embedding: Tensor) -> int:
     """Double the number of images in a call while that makes an image at least 5 % cheaper and memory suffices.
 
     Args:
-        predict_noise: The frozen network.
+        predict: The frozen network.
         latents: Of one image, [channels, height, width]; their values do not matter.
         timestep: The network's, a number.
         embedding: Of one image, [tokens, dim].
@@ -25,7 +25,7 @@ def find_batch_size(predict_noise: NoisePredictor, latents: Tensor, timestep: Te
     batch_size, speed = 1, 0.0
     for images in [2**i for i in range(MAX_BATCH_SIZE.bit_length())]:
         try:
-            faster = images / _seconds(predict_noise, latents, timestep, embedding, images)
+            faster = images / _seconds(predict, latents, timestep, embedding, images)
         except torch.OutOfMemoryError:
             break
         if faster < MIN_SPEEDUP * speed:
@@ -35,12 +35,12 @@ def find_batch_size(predict_noise: NoisePredictor, latents: Tensor, timestep: Te
 
 
 @torch.enable_grad()
-def _seconds(predict_noise: NoisePredictor, latents: Tensor, timestep: Tensor, embedding: Tensor, images: int) -> float:
+def _seconds(predict: Predictor, latents: Tensor, timestep: Tensor, embedding: Tensor, images: int) -> float:
     """Time of a call with gradient, the dearest kind; the first of two warms up."""
     for _ in range(2):
         start = time.perf_counter()
         embeddings = embedding.repeat(images, 1, 1).requires_grad_()
-        noise = predict_noise(latents.repeat(images, 1, 1, 1), timestep.repeat(images), embeddings)
+        noise = predict(latents.repeat(images, 1, 1, 1), timestep.repeat(images), embeddings)
         gradient = torch.autograd.grad(noise.sum(), embeddings)[0]
         gradient.sum().item()  # waits for a GPU
         seconds = time.perf_counter() - start

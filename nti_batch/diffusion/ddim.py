@@ -9,59 +9,83 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nti_batch.diffusion.guidance import NoisePredictor, classifier_free_guidance
+from nti_batch.diffusion.guidance import Predictor, classifier_free_guidance
 from nti_batch.diffusion.schedule import DDIMSchedule
 
 
-def ddim_step(schedule: DDIMSchedule, latents: Tensor, noise: Tensor, source: Tensor, target: Tensor) -> Tensor:
+def ddim_step(schedule: DDIMSchedule, latents: Tensor, prediction: Tensor, source: Tensor, target: Tensor) -> Tensor:
     """Move each image from noise level a = `source` to b = `target`, up or down.
 
-        sqrt(abar_b) (z - sqrt(1 - abar_a) e) / sqrt(abar_a) + sqrt(1 - abar_b) e
+        z_b = sqrt(abar_b) x_0 + sqrt(1 - abar_b) e
+        x_0 = (z_a - sqrt(1 - abar_a) e) / sqrt(abar_a)    for a network that predicts the noise e
+
+    A network that predicts the velocity v gives x_0 and e without a division (Salimans and Ho, "Progressive Distillation
+    for Fast Sampling of Diffusion Models", 2022, https://arxiv.org/abs/2202.00512, appendix D):
+
+        x_0 = sqrt(abar_a) z_a - sqrt(1 - abar_a) v
+        e   = sqrt(abar_a) v + sqrt(1 - abar_a) z_a
+
+    So at zero terminal SNR, where e is z_a and tells nothing of x_0, no rounding error grows.
 
     Args:
-        schedule: The noise levels.
+        schedule: The noise levels, and what the network predicts.
         latents: z_a, [batch, channels, height, width].
-        noise: e, in the same shape.
+        prediction: e or v of the noisier of the two levels, in the same shape.
         source: a of each image, [batch] int64 in 0 ... T.
         target: b of each image, likewise.
     """
     abar_a, abar_b = schedule.alpha(source), schedule.alpha(target)
-    predicted_origin = (latents - (1 - abar_a).sqrt() * noise) / abar_a.sqrt()
-    return abar_b.sqrt() * predicted_origin + (1 - abar_b).sqrt() * noise
+    if schedule.prediction_type == "epsilon":
+        noise = prediction
+        origin = (latents - (1 - abar_a).sqrt() * noise) / abar_a.sqrt()
+    else:
+        velocity = _velocity_at(abar_a, torch.minimum(abar_a, abar_b), latents, prediction)
+        noise = abar_a.sqrt() * velocity + (1 - abar_a).sqrt() * latents
+        origin = abar_a.sqrt() * latents - (1 - abar_a).sqrt() * velocity
+    return abar_b.sqrt() * origin + (1 - abar_b).sqrt() * noise
 
 
-def predict_at(
-    predict_noise: NoisePredictor, schedule: DDIMSchedule, latents: Tensor, t: int, embeddings: Tensor
-) -> Tensor:
-    """The network's noise for images that are all at t."""
-    return predict_noise(latents, schedule.network_timesteps[_all_at(t, latents)], embeddings)
+def _velocity_at(abar_a: Tensor, abar_n: Tensor, latents: Tensor, velocity: Tensor) -> Tensor:
+    """Velocity v_a at level a that has the same noise e as v_n, which was predicted at the noisier level n.
+
+        v_a = (e - sqrt(1 - abar_a) z) / sqrt(abar_a)    with e = sqrt(abar_n) v_n + sqrt(1 - abar_n) z
+
+    On the way down n = a: the factor of v_n is 1, and the factor of z is exactly 0. On the way up abar_a is larger.
+    """
+    ratio = (abar_n / abar_a).sqrt()
+    return ratio * velocity + ((1 - abar_n).sqrt() - (1 - abar_a).sqrt()) / abar_a.sqrt() * latents
+
+
+def predict_at(predict: Predictor, schedule: DDIMSchedule, latents: Tensor, t: int, embeddings: Tensor) -> Tensor:
+    """The network's prediction for images that are all at t."""
+    return predict(latents, schedule.network_timesteps[_all_at(t, latents)], embeddings)
 
 
 def guided_step(
-    predict_noise: NoisePredictor,
+    predict: Predictor,
     schedule: DDIMSchedule,
     latents: Tensor,
     t: int,
-    noise_cond: Tensor,
+    cond: Tensor,
     null_embedding: Tensor,
     guidance_scale: float,
 ) -> Tensor:
     """z_{t-1} of images that are all at t, guided away from their null embeddings.
 
     Args:
-        predict_noise: The network.
+        predict: The frozen network.
         schedule: The noise levels.
         latents: z_t, [batch, channels, height, width].
         t: 1 ... T.
-        noise_cond: eps(z_t, C), in the same shape.
+        cond: The prediction for the prompt, in the same shape.
         null_embedding: null_t, [batch, tokens, dim].
-        guidance_scale: w; at 1 the null embeddings are not looked at.
+        guidance_scale: w; at 1 the null embeddings are not used.
     """
-    noise = noise_cond
+    prediction = cond
     if guidance_scale != 1:
-        noise_uncond = predict_at(predict_noise, schedule, latents, t, null_embedding)
-        noise = classifier_free_guidance(noise_uncond, noise_cond, guidance_scale)
-    return ddim_step(schedule, latents, noise, _all_at(t, latents), _all_at(t - 1, latents))
+        uncond = predict_at(predict, schedule, latents, t, null_embedding)
+        prediction = classifier_free_guidance(uncond, cond, guidance_scale)
+    return ddim_step(schedule, latents, prediction, _all_at(t, latents), _all_at(t - 1, latents))
 
 
 def _all_at(t: int, latents: Tensor) -> Tensor:
@@ -70,26 +94,24 @@ def _all_at(t: int, latents: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def ddim_invert(
-    predict_noise: NoisePredictor, schedule: DDIMSchedule, latents: Tensor, prompt_embeddings: Tensor
-) -> Tensor:
+def ddim_invert(predict: Predictor, schedule: DDIMSchedule, latents: Tensor, prompt_embeddings: Tensor) -> Tensor:
     """Invert with guidance scale 1: the pivot trajectory z*_0 ... z*_T, [T + 1, batch, channels, height, width].
 
         z*_{t+1} = step(z*_t, eps(z*_t, C), t -> t + 1)
 
-    As everyone does, the network is asked at the timestep of t + 1: the level that sampling will come from.
+    Like other implementations, it evaluates the network at the timestep of t + 1, from which sampling comes down.
     """
     trajectory = [latents]
     for t in range(schedule.num_steps):
-        noise = predict_at(predict_noise, schedule, trajectory[t], t + 1, prompt_embeddings)
+        prediction = predict_at(predict, schedule, trajectory[t], t + 1, prompt_embeddings)
         here, above = _all_at(t, latents), _all_at(t + 1, latents)
-        trajectory.append(ddim_step(schedule, trajectory[t], noise, here, above))
+        trajectory.append(ddim_step(schedule, trajectory[t], prediction, here, above))
     return torch.stack(trajectory)
 
 
 @torch.no_grad()
 def ddim_sample(
-    predict_noise: NoisePredictor,
+    predict: Predictor,
     schedule: DDIMSchedule,
     noise_latents: Tensor,
     prompt_embeddings: Tensor,
@@ -99,15 +121,15 @@ def ddim_sample(
     """Sample from z_T down to z_0 with classifier-free guidance.
 
     Args:
-        predict_noise: The network.
+        predict: The frozen network.
         schedule: The noise levels.
         noise_latents: z_T, [batch, channels, height, width].
         prompt_embeddings: C, [batch, tokens, dim].
         null_embeddings: T unconditional embeddings, each [batch, tokens, dim]; the first belongs to t = T.
-        guidance_scale: w; at 1 the unconditional embeddings are not looked at.
+        guidance_scale: w; at 1 the unconditional embeddings are not used.
     """
     latents = noise_latents
     for t, null_embedding in zip(range(schedule.num_steps, 0, -1), null_embeddings, strict=True):
-        noise_cond = predict_at(predict_noise, schedule, latents, t, prompt_embeddings)
-        latents = guided_step(predict_noise, schedule, latents, t, noise_cond, null_embedding, guidance_scale)
+        cond = predict_at(predict, schedule, latents, t, prompt_embeddings)
+        latents = guided_step(predict, schedule, latents, t, cond, null_embedding, guidance_scale)
     return latents

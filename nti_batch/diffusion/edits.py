@@ -1,62 +1,92 @@
-"""What an edit asks for, in words, and what that is in tokens. The names are explained in `prompt_to_prompt`."""
+"""Settings of an edit in words, and their control of the tokens. `prompt_to_prompt` explains the names."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from nti_batch.diffusion.alignment import Kind, TokenizedPrompt, align
 
+DEFAULT_WORD = "default_"
+"""Key of `cross_replace_steps` for all words that have no entry of their own, as in the code of prompt-to-prompt."""
+
+StepRange = float | tuple[float, float]
+"""Shares of the steps at which a range starts and ends, 0 to 1; a number s is the range (0, s)."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EditSettings:
-    """What an edit does to the attention; words are words of its prompt, or several in a row."""
+    """Changes that an edit makes to the attention. A word is one word of the edit's prompt, or several in a row."""
 
     kind: Kind = "refine"
-    """`replace`: each word of the edit's prompt stands for the source's word at its place; `refine`: words that the
-    source has, too, stand for those."""
+    """`replace`: each word of the edit's prompt stands for the source's word at its place; `refine`: words that both
+    prompts have stand for each other."""
 
-    cross_replace_steps: float = 0.4
-    """Share of the steps in which cross-attention is the source's; PIE-Bench's, as `self_replace_steps`."""
+    cross_replace_steps: StepRange | Mapping[str, StepRange] = 0.4
+    """Share of the steps in which cross-attention is the source's: a number, [start, end], or {"default_": ..., word:
+    ...}. The default is PIE-Bench's, as the one of `self_replace_steps`."""
 
-    self_replace_steps: float = 0.6
-    """Share of the steps in which self-attention is the source's."""
-
-    word_shares: Mapping[str, float] = field(default_factory=dict)
-    """Words with a cross share of their own."""
+    self_replace_steps: StepRange = 0.6
+    """Share of the steps in which self-attention is the source's: a number, or [start, end]."""
 
     equalizer: Mapping[str, float] = field(default_factory=dict)
-    """Words to attend to more (above 1) or less."""
+    """Factors of words that get more attention (above 1) or less."""
 
     blend_words: tuple[str, str] | None = None
-    """A word of the source's prompt and one of the edit's: only where they look may the picture change."""
+    """A word of the source's prompt and one of the edit's: the image may change only where their attention is."""
 
     blend_threshold: float = 0.3
-    """Attention, as a share of its maximum, above which the blend words look somewhere."""
+    """Attention of the blend words, as a share of its maximum, above which the image may change."""
 
     blend_start: float = 0.2
     """Share of the steps after which local blend begins."""
 
     def __post_init__(self) -> None:
-        """Raise one ValueError that lists every setting out of range, with its limits."""
-        shares = {
-            name: getattr(self, name)
-            for name in ("cross_replace_steps", "self_replace_steps", "blend_threshold", "blend_start")
-        }
-        shares |= {f"word_shares[{word!r}]": share for word, share in self.word_shares.items()}
-        wrong = [f"{name} is {share}, allowed: 0 to 1" for name, share in shares.items() if not 0 <= share <= 1]
-        wrong += [
-            f"equalizer[{word!r}] is {weight}, allowed: finite numbers"
-            for word, weight in self.equalizer.items()
-            if not math.isfinite(weight)
-        ]
-        if self.kind not in get_args(Kind):
-            wrong.append(f"kind is {self.kind!r}, allowed: {' or '.join(map(repr, get_args(Kind)))}")
-        if wrong:
+        """Take lists for tuples, as JSON has them.
+
+        Raises:
+            ValueError: If settings are out of range. It lists each of them with its limits.
+        """
+        for name in ("cross_replace_steps", "self_replace_steps", "blend_words"):
+            object.__setattr__(self, name, _with_tuples(getattr(self, name)))
+        if wrong := list(self._errors()):
             raise ValueError("; ".join(wrong))
+
+    def _errors(self) -> Iterator[str]:
+        for word, steps in self.cross_replace_by_word.items():
+            place = f"[{word!r}]" if isinstance(self.cross_replace_steps, Mapping) else ""
+            yield from _range_errors(f"cross_replace_steps{place}", steps)
+        if DEFAULT_WORD not in self.cross_replace_by_word:
+            yield f"cross_replace_steps is {self.cross_replace_steps}, allowed: words with the key {DEFAULT_WORD!r}"
+        yield from _range_errors("self_replace_steps", self.self_replace_steps)
+        for name in ("blend_threshold", "blend_start"):
+            yield from _range_errors(name, getattr(self, name))
+        for word, weight in self.equalizer.items():
+            if not math.isfinite(weight):
+                yield f"equalizer[{word!r}] is {weight}, allowed: finite numbers"
+        if self.kind not in get_args(Kind):
+            yield f"kind is {self.kind!r}, allowed: {' or '.join(map(repr, get_args(Kind)))}"
+
+    @property
+    def cross_replace_by_word(self) -> Mapping[str, StepRange]:
+        """`cross_replace_steps` as words with their ranges; all other words have the one of `DEFAULT_WORD`."""
+        steps = self.cross_replace_steps
+        return steps if isinstance(steps, Mapping) else {DEFAULT_WORD: steps}
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings as JSON reads them back, with lists for tuples; the constructor takes them."""
+        return {
+            "kind": self.kind,
+            "cross_replace_steps": _with_lists(self.cross_replace_steps),
+            "self_replace_steps": _with_lists(self.self_replace_steps),
+            "equalizer": dict(self.equalizer),
+            "blend_words": _with_lists(self.blend_words),
+            "blend_threshold": self.blend_threshold,
+            "blend_start": self.blend_start,
+        }
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,22 +100,22 @@ class EditControl:
     """s, [tokens]."""
 
     cross_replace_steps: Tensor
-    """[tokens]."""
+    """Start and end of each token's range, shares of the steps, [2, tokens]."""
 
-    self_replace_steps: float
+    self_replace_steps: tuple[float, float]
     source_words: Tensor
-    """Blend words of the source's prompt, [tokens]: 1, and 0 for others."""
+    """1 for the blend word of the source's prompt, 0 for other tokens, [tokens]."""
 
     edit_words: Tensor
-    """Those of the edit's."""
+    """1 for the blend word of the edit's prompt, 0 for other tokens, [tokens]."""
 
     blend_threshold: float
     blend_start: float
-    """1 for a row that is not blended."""
+    """1 for a row without local blend."""
 
     @classmethod
     def of(cls, source: TokenizedPrompt, edit: TokenizedPrompt, settings: EditSettings) -> "EditControl":
-        """Look up the words.
+        """Find the words in the prompts.
 
         Raises:
             ValueError: If a word is not in its prompt, or the prompts cannot be aligned.
@@ -94,8 +124,8 @@ class EditControl:
         return cls(
             alignment=align(source, edit, settings.kind),
             weights=_by_word(edit, 1.0, settings.equalizer),
-            cross_replace_steps=_by_word(edit, settings.cross_replace_steps, settings.word_shares),
-            self_replace_steps=settings.self_replace_steps,
+            cross_replace_steps=_ranges_by_word(edit, settings.cross_replace_by_word),
+            self_replace_steps=_start_and_end(settings.self_replace_steps),
             source_words=_by_word(source, 0.0, {blend[0]: 1.0} if blend else {}),
             edit_words=_by_word(edit, 0.0, {blend[1]: 1.0} if blend else {}),
             blend_threshold=settings.blend_threshold,
@@ -104,14 +134,47 @@ class EditControl:
 
     @classmethod
     def none(cls, length: int) -> "EditControl":
-        """That of a source: there is none."""
+        """The control of a source, which changes nothing."""
         empty = torch.zeros(length)
-        return cls(torch.eye(length), torch.ones(length), empty, 0.0, empty, empty, 0.0, 1.0)
+        return cls(torch.eye(length), torch.ones(length), torch.zeros(2, length), (0.0, 0.0), empty, empty, 0.0, 1.0)
+
+
+def _ranges_by_word(prompt: TokenizedPrompt, ranges: Mapping[str, StepRange]) -> Tensor:
+    """Start and end of each token's range, [2, tokens]."""
+    by_word = {word: _start_and_end(steps) for word, steps in ranges.items()}
+    defaults = by_word.pop(DEFAULT_WORD)
+    return torch.stack([_by_word(prompt, defaults[i], {word: r[i] for word, r in by_word.items()}) for i in (0, 1)])
 
 
 def _by_word(prompt: TokenizedPrompt, default: float, values: Mapping[str, float]) -> Tensor:
     """A value for each token, [tokens]."""
-    tokens = torch.full((prompt.length,), default)
+    tokens = torch.full((prompt.length,), default, dtype=torch.float32)
     for word, value in values.items():
         tokens[prompt.find(word)] = value
     return tokens
+
+
+def _start_and_end(steps: StepRange) -> tuple[float, float]:
+    return steps if isinstance(steps, tuple) else (0.0, steps)
+
+
+def _range_errors(name: str, steps: StepRange) -> Iterator[str]:
+    if not isinstance(steps, tuple):
+        if not 0 <= steps <= 1:
+            yield f"{name} is {steps}, allowed: 0 to 1"
+    elif len(steps) != 2 or not 0 <= steps[0] <= steps[1] <= 1:
+        yield f"{name} is {list(steps)}, allowed: [start, end] with 0 <= start <= end <= 1"
+
+
+def _with_tuples(value: Any) -> Any:
+    """Tuples for lists, in a mapping too."""
+    if isinstance(value, Mapping):
+        return {key: _with_tuples(item) for key, item in value.items()}
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _with_lists(value: Any) -> Any:
+    """Lists for tuples, in a mapping too."""
+    if isinstance(value, Mapping):
+        return {key: _with_lists(item) for key, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value

@@ -1,7 +1,7 @@
-"""Classifier-free guidance, and what this package asks of a noise-prediction network.
+"""Classifier-free guidance, and the network that this package expects.
 
 Ho and Salimans, "Classifier-Free Diffusion Guidance", 2022, https://arxiv.org/abs/2207.12598.
-The guidance scale w is Stable Diffusion's: w = 1 is no guidance. (The paper's is w - 1.)
+The guidance scale w is that of Stable Diffusion: w = 1 is no guidance. (The paper's scale is w - 1.)
 """
 
 from typing import Protocol
@@ -9,11 +9,11 @@ from typing import Protocol
 from torch import Tensor
 
 
-class NoisePredictor(Protocol):
-    """A frozen network eps(z_t, t, embeddings); anything with this signature will do."""
+class Predictor(Protocol):
+    """A frozen network; any callable with this signature fits."""
 
     def __call__(self, latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
-        """Predict the noise in the latents.
+        """Predict the noise e, or the velocity v, whichever the schedule's `prediction_type` names.
 
         Args:
             latents: z_t, [batch, channels, height, width] float32.
@@ -21,11 +21,14 @@ class NoisePredictor(Protocol):
             embeddings: Text embedding of each image, [batch, tokens, dim] float32.
 
         Returns:
-            The noise e, float32, in the shape of `latents`.
+            The prediction, float32, in the shape of `latents`.
         """
         ...
 
 
-def classifier_free_guidance(noise_uncond: Tensor, noise_cond: Tensor, guidance_scale: float) -> Tensor:
-    """Return e_u + w (e_c - e_u)."""
-    return noise_uncond + guidance_scale * (noise_cond - noise_uncond)
+def classifier_free_guidance(uncond: Tensor, cond: Tensor, guidance_scale: float) -> Tensor:
+    """Return u + w (c - u).
+
+    The same guidance results for e and for v, since each is an affine function of the other at a given z_t.
+    """
+    return uncond + guidance_scale * (cond - uncond)

@@ -1,13 +1,13 @@
-"""Inversion of one image by null-text optimization or without, as a state moved on one network evaluation at a time.
+"""Inversion of one image by null-text optimization or by a method without it, one network evaluation after another.
 
 Mokady et al., "Null-text Inversion for Editing Real Images using Guided Diffusion Models", 2022,
 https://arxiv.org/abs/2211.09794, Algorithm 1. Names here and symbols there:
 
     trajectory[t]       z*_t      pivot: latents of DDIM inversion with guidance scale 1, t = 0 ... T
     latents             z_t       latents of guided sampling
-    null_embedding      null_t    unconditional text embedding at t; starts as the one of ""
+    null_embedding      null_t    unconditional text embedding at t; null_T starts from the embedding of ""
     prompt_embedding    C         embedding of the prompt
-    noise_cond          e_c       eps(z_t, C)
+    cond                          eps(z_t, C), or v(z_t, C) of a network that predicts v
     guidance_scale      w
     num_inner_steps     N
 
@@ -37,26 +37,55 @@ from nti_batch.diffusion.rounding import Storage, round_values
 from nti_batch.diffusion.settings import InversionSettings
 from nti_batch.diffusion.solvers import Moments
 
-Verdict = Literal["fail", "accept", "look again", "move", "backtrack"]
+Decision = Literal["append pivot", "keep cond", "fail", "accept", "evaluate again", "update", "backtrack"]
+"""What an image does with the outcome of a network call."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Look:
-    """One evaluation of a null embedding: where the guided step with it lands, and how far that is from the pivot."""
+class Candidate:
+    """A null embedding that has been evaluated."""
 
     null_embedding: Tensor
     latents: Tensor
-    """z_{t-1}."""
+    """z_{t-1} of the guided step with it."""
 
     loss: float
+    """Mean squared distance of z_{t-1} to the pivot."""
+
+
+@dataclass(slots=True, eq=False)
+class TimestepState:
+    """Progress of one image at one timestep t of the way down. A new one is made for each t."""
+
+    null_embedding: Tensor
+    """The embedding that is evaluated next."""
+
+    accepted_first: bool = False
+    """Whether the timestep before accepted its first candidate; this one then evaluates its first without gradient."""
+
+    cond: Tensor | None = None
+    """The prediction for the prompt, once it is known."""
+
+    evaluations: int = 0
+    """Candidates that were evaluated and not accepted."""
+
+    updates: int = 0
+    moments: Moments | None = None
+    """Adam's moments, from the first update on."""
+
+    step: Tensor | None = None
+    """The last change that Polyak's solver made to the embedding."""
+
+    best: Candidate | None = None
+    """The candidate that was updated last; Polyak's solver never accepts a worse one."""
 
 
 @dataclass(slots=True, eq=False)
 class InversionState:
-    """One image on its way: first up the pivot, then down again, one timestep solved after the other.
+    """Progress of one image: up the pivot, then down again, one timestep after the other.
 
-    Tensors have no batch dimension and stay on the network's device. `finished` tells the end; `error` a
-    loss that is no number.
+    Tensors have no batch dimension and stay on the network's device. An image ends when it is `finished`; then `error`
+    names a loss that is not finite, or is empty.
     """
 
     settings: InversionSettings
@@ -65,38 +94,19 @@ class InversionState:
     prompt_embedding: Tensor
     start_embedding: Tensor
     trajectory: list[Tensor]
-    null_embedding: Tensor = field(init=False)
-    """The candidate that the next look is at."""
-
+    current: TimestepState = field(init=False)
     t: int = 0
     latents: Tensor | None = None
-    noise_cond: Tensor | None = None
-    looks: int = 0
-    """Evaluations of null embeddings at this timestep that were not accepted."""
-
-    steps_taken: int = 0
-    """Updates at this timestep."""
-
-    accepted_first: bool = False
-    """Whether the last timestep was accepted at first sight, so that this one may be, too."""
-
-    moments: Moments | None = None
-    """Adam's, new at each timestep."""
+    """z_t; None on the way up."""
 
     square: Tensor | None = None
-    """Polyak's v."""
-
-    step: Tensor | None = None
-    """Polyak's last change of the embedding."""
-
-    best: Look | None = None
-    """The look that was last moved on from; Polyak's never returns to a worse one."""
+    """Running mean of the squared gradient that Polyak's solver keeps from timestep to timestep."""
 
     null_embeddings: list[Tensor] = field(default_factory=list)
-    """Accepted ones, t = T first."""
+    """Accepted embeddings, t = T first."""
 
     pivot: list[Tensor] = field(default_factory=list)
-    """z*_{t-1} that direct inversion went to, t = T first, in the form in which they are stored."""
+    """z*_{t-1} of direct inversion, t = T first, in the form in which they are stored."""
 
     losses: list[float] = field(default_factory=list)
     inner_steps: list[int] = field(default_factory=list)
@@ -105,8 +115,8 @@ class InversionState:
     error: str = ""
 
     def __post_init__(self) -> None:
-        """Begin at the start."""
-        self.null_embedding = self.start_embedding
+        """Prepare the first timestep of the way down."""
+        self.current = TimestepState(self.start_embedding)
 
     @property
     def inverting(self) -> bool:
@@ -121,31 +131,52 @@ class InversionState:
     @property
     def solving(self) -> bool:
         """Whether the next evaluation is of the null embedding; otherwise it is of the prompt."""
-        return self.noise_cond is not None
+        return self.current.cond is not None
+
+    @property
+    def has_guided_step(self) -> bool:
+        """Whether the next evaluation completes the guided step down."""
+        return not self.inverting and (self.solving or not self.settings.guided)
 
     @property
     def can_update(self) -> bool:
         """Whether another update is allowed at this timestep."""
-        return self.settings.method == "null-text" and self.steps_taken < self.settings.num_inner_steps
+        return self.settings.method == "null-text" and self.current.updates < self.settings.num_inner_steps
 
     @property
     def needs_gradient(self) -> bool:
-        """Whether the next evaluation should be ready for an update of the embedding."""
-        return self.solving and self.can_update and not (self.accepted_first and self.looks == 0)
+        """Whether the next evaluation prepares an update of the embedding."""
+        probing = self.current.accepted_first and self.current.evaluations == 0
+        return self.solving and self.can_update and not probing
 
     @property
     def network_t(self) -> int:
-        """The level whose timestep the network is asked for: in inversion the one that is stepped to."""
+        """The level whose timestep the network gets: on the way up, the level above."""
         return self.t + 1 if self.inverting else self.t
 
     @property
+    def next_t(self) -> int:
+        """The level that the next step leads to."""
+        return self.t + 1 if self.inverting else self.t - 1
+
+    @property
     def current_latents(self) -> Tensor:
-        """What the network sees next: z*_t on the way up, z_t on the way down."""
+        """Input of the next evaluation: z*_t on the way up, z_t on the way down."""
         return self.trajectory[-1] if self.latents is None else self.latents
 
     @property
+    def next_embedding(self) -> Tensor:
+        """Embedding of the next evaluation."""
+        return self.current.null_embedding if self.solving else self.prompt_embedding
+
+    @property
+    def previous_embedding(self) -> Tensor:
+        """null_{t+1}, or the start."""
+        return self.null_embeddings[-1] if self.null_embeddings else self.start_embedding
+
+    @property
     def target(self) -> Tensor:
-        """z*_{t-1}, where the next step down should land."""
+        """z*_{t-1}, the target of the next step down."""
         return self.trajectory[self.t - 1]
 
     @property
@@ -155,8 +186,26 @@ class InversionState:
 
     @property
     def learning_rate(self) -> float:
-        """Adam's at this timestep."""
+        """Adam's learning rate at this timestep."""
         return self.settings.learning_rate_at(self.t, self.num_steps)
+
+    def decide(self, loss: float) -> Decision:
+        """Choose what to do after an evaluation with this loss, which matters only for a guided step."""
+        if self.inverting:
+            return "append pivot"
+        if not self.has_guided_step:
+            return "keep cond"
+        if not isfinite(loss):
+            return "fail"
+        if loss < self.threshold or not (self.solving and self.can_update):
+            return "accept"
+        if not self.needs_gradient:
+            return "evaluate again"
+        return "backtrack" if self._is_worse(loss) else "update"
+
+    def _is_worse(self, loss: float) -> bool:
+        best = self.current.best
+        return self.settings.solver == "polyak" and best is not None and loss > best.loss
 
     def append_pivot(self, latents: Tensor) -> None:
         """Add z*_{t+1}; at the top, turn round: z_T = z*_T."""
@@ -165,45 +214,27 @@ class InversionState:
         if not self.inverting:
             self.latents = latents
 
-    @property
-    def previous_embedding(self) -> Tensor:
-        """null_{t+1}, or the start."""
-        return self.null_embeddings[-1] if self.null_embeddings else self.start_embedding
-
-    def verdict(self, loss: float) -> Verdict:
-        """What to do after a look with this loss."""
-        if not isfinite(loss):
-            return "fail"
-        if loss < self.threshold or not (self.solving and self.can_update):
-            return "accept"
-        if not self.needs_gradient:
-            return "look again"
-        return "backtrack" if self._is_worse(loss) else "move"
-
-    def _is_worse(self, loss: float) -> bool:
-        return self.settings.solver == "polyak" and self.best is not None and loss > self.best.loss
-
     def backtrack(self) -> Tensor:
-        """Half of Polyak's last step, from where it was made."""
-        assert self.best is not None and self.step is not None
-        self.step = self.step / 2
-        return self.best.null_embedding + self.step
+        """Halve the last step of Polyak's solver, and return the embedding that it then leads to."""
+        best, step = self.current.best, self.current.step
+        assert best is not None and step is not None
+        self.current.step = step / 2
+        return best.null_embedding + self.current.step
 
-    def accept(self, look: Look) -> None:
-        """Keep null_t and the z_{t-1} that it gave, or a better one seen before, and go to the next timestep.
+    def accept(self, candidate: Candidate) -> None:
+        """Keep null_t and its z_{t-1}, or a better candidate seen before, and go to the next timestep.
 
         With direct inversion z_{t-1} is the pivot's.
         """
-        if self.best is not None and self._is_worse(look.loss):
-            look = self.best
-        self.null_embedding = look.null_embedding
-        self.null_embeddings.append(look.null_embedding)
-        self.losses.append(look.loss)
-        self.inner_steps.append(self.steps_taken)
-        self.accepted_first = self.looks == 0
-        self.latents, self.noise_cond, self.moments, self.step, self.best = look.latents, None, None, None, None
+        best = self.current.best
+        if best is not None and self._is_worse(candidate.loss):
+            candidate = best
+        self.null_embeddings.append(candidate.null_embedding)
+        self.losses.append(candidate.loss)
+        self.inner_steps.append(self.current.updates)
+        self.latents = candidate.latents
         if self.settings.method == "direct":
             self.latents = round_values(self.storage, self.target)
             self.pivot.append(self.latents)
-        self.looks = self.steps_taken = 0
+        self.current = TimestepState(candidate.null_embedding, accepted_first=self.current.evaluations == 0)
         self.t -= 1

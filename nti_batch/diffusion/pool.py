@@ -1,12 +1,12 @@
-"""Images at different timesteps share network calls.
+"""Inverts images at different timesteps by shared network calls.
 
-A network call wants many images, and images want different numbers of calls: one meets its threshold at
-once, another takes ten updates. In lock-step all would wait for the slowest at every timestep. Here each image
-goes its own way, and every tick takes the images that need the same kind of call and makes that one call.
+A network call is efficient with many images, and images need different numbers of calls: one meets its threshold at
+once, another takes ten updates. In lock-step, all would wait for the slowest one at every timestep. Here each image
+advances by itself: every call takes the images that need the same kind of evaluation, with or without gradient.
 """
 
 import logging
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from nti_batch.diffusion.ddim import ddim_step
-from nti_batch.diffusion.guidance import NoisePredictor, classifier_free_guidance
-from nti_batch.diffusion.null_text import InversionState, Look
+from nti_batch.diffusion.guidance import Predictor, classifier_free_guidance
+from nti_batch.diffusion.null_text import Candidate, Decision, InversionState
 from nti_batch.diffusion.rounding import Storage, round_embeddings, round_values
 from nti_batch.diffusion.schedule import DDIMSchedule
 from nti_batch.diffusion.settings import InversionSettings
@@ -31,43 +31,44 @@ class Work:
 
     calls: int = 0
     full_calls: int = 0
-    """Calls in which every slot held an image."""
+    """Calls with `batch_size` images."""
 
     forwards: int = 0
     backwards: int = 0
-    """Image evaluations; a row that is accepted in a call in which others are not counts, for it was computed."""
+    """Passes of single images. A row that is accepted counts too where the call computes gradients for others."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evaluation:
-    """What one network call found out; no image has moved yet. Rows are images."""
+    """Outcome of one network call, not yet applied to the images. Rows are images."""
 
-    noise: Tensor
+    predictions: Tensor
     embeddings: Tensor
-    stepped: Tensor
-    """Where the images would go: one step up the pivot, or one down with guidance."""
+    latents: Tensor
+    """Latents after the step: up the pivot, or down with guidance."""
 
     losses: Tensor
-    """Mean squared distance of `stepped` to the pivot, [batch]; 0 on the way up."""
+    """Mean squared distance of `latents` to the pivot, [batch]; 0 on the way up."""
 
     values: list[float]
-    """The losses on the host; empty if nothing depends on them."""
+    """The losses on the host; zeros if no decision depends on them."""
 
+    decisions: list[Decision]
     gradients: Tensor | None
-    """Of the losses by the embeddings, if any image is going to move."""
+    """Gradients of the losses by the embeddings, if any image gets an update."""
 
 
 class InversionPool(Generic[K]):
     """Inversion of the images in flight on one device.
 
-    There are two kinds of call, with and without gradient. With 2 batch_size - 1 images in flight, one kind is always
-    wanted by at least `batch_size` of them: so every call is full while the pool is (`capacity`), and only the tail
-    of a job runs with smaller batches.
+    There are two kinds of call, with and without gradient. With 2 batch_size - 1 images in flight, at least `batch_size`
+    of them need one kind. So every call is full while the pool is (`capacity`), and only the tail of a job runs with
+    smaller batches.
     """
 
     def __init__(
         self,
-        predict_noise: NoisePredictor,
+        predict: Predictor,
         schedule: DDIMSchedule,
         settings: InversionSettings,
         empty_embedding: Tensor,
@@ -77,16 +78,19 @@ class InversionPool(Generic[K]):
         """Start empty.
 
         Args:
-            predict_noise: The frozen network; its parameters must not require gradients.
+            predict: The frozen network; its parameters must not require gradients.
             schedule: Noise levels, on the network's device.
-            settings: Of the method.
+            settings: The settings of the method.
             empty_embedding: Embedding of the empty prompt, [tokens, dim].
             batch_size: Images in one network call, at least 1.
-            storage: The form in which results will be stored; they are rounded to it as they are found.
+            storage: The form in which results will be stored; each is rounded to it when it is found.
+
+        Raises:
+            ValueError: If `batch_size` is below 1.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, allowed: at least 1")
-        self.predict_noise = predict_noise
+        self.predict = predict
         self.schedule = schedule
         self.settings = settings
         self.empty_embedding = empty_embedding
@@ -96,19 +100,26 @@ class InversionPool(Generic[K]):
         self._states: dict[K, InversionState] = {}
 
     def __len__(self) -> int:
-        """Images in flight."""
+        """Number of images in flight."""
         return len(self._states)
 
     @property
     def capacity(self) -> int:
-        """Images in flight that keep every call full."""
+        """Number of images in flight that keeps every call full."""
         return 2 * self.batch_size - 1
+
+    def run(self, images: Iterable[tuple[K, Tensor, Tensor]]) -> Iterator[tuple[K, InversionState]]:
+        """Invert images, given as the arguments of `admit`; yield each as it finishes."""
+        for key, latents, prompt_embedding in images:
+            self.admit(key, latents, prompt_embedding)
+            yield from self.make_room()
+        yield from self.finish()
 
     def admit(self, key: K, latents: Tensor, prompt_embedding: Tensor) -> None:
         """Take in an image.
 
         Args:
-            key: What `tick` will call it; no other image in flight may have it.
+            key: Name of the image in what `advance` returns; no other image in flight may have it.
             latents: z*_0, [channels, height, width] float32; one shape for all images of a pool.
             prompt_embedding: C, [tokens, dim] float32.
         """
@@ -123,13 +134,27 @@ class InversionPool(Generic[K]):
             trajectory=[latents],
         )
 
-    def tick(self) -> list[tuple[K, InversionState]]:
+    def make_room(self, stop_requested: Callable[[], bool] = lambda: False) -> Iterator[tuple[K, InversionState]]:
+        """Advance until another image can be admitted; yield the images that finish.
+
+        Args:
+            stop_requested: Called before each network call; once it returns true, no further call is made.
+        """
+        while len(self) >= self.capacity and not stop_requested():
+            yield from self.advance()
+
+    def finish(self, stop_requested: Callable[[], bool] = lambda: False) -> Iterator[tuple[K, InversionState]]:
+        """Advance until no image is in flight; yield the images that finish. `stop_requested` as in `make_room`."""
+        while len(self) and not stop_requested():
+            yield from self.advance()
+
+    def advance(self) -> list[tuple[K, InversionState]]:
         """Make one network call; return the images that it finished.
 
-        A call that does not fit the device's memory changes nothing but `batch_size`, which are halved.
+        A call that does not fit the device's memory changes nothing but `batch_size`, which is halved.
 
         Raises:
-            RuntimeError: Under `torch.inference_mode()`, where no gradient can be had.
+            RuntimeError: Under `torch.inference_mode()`, in which torch computes no gradient.
             torch.OutOfMemoryError: If a call for one image does not fit.
         """
         states = self._next_call()
@@ -143,14 +168,14 @@ class InversionPool(Generic[K]):
             self._halve_batch_size(len(states))
             return []
         self._count(states, evaluation)
-        self._settle(states, evaluation)
+        self._apply(states, evaluation)
         finished = [(key, state) for key, state in self._states.items() if state.finished]
         for key, _ in finished:
             del self._states[key]
         return finished
 
     def _next_call(self) -> list[InversionState]:
-        """The longest-waiting images of the kind of call that more images want, at most `batch_size`."""
+        """The longest-waiting images of the kind of call that more images need, at most `batch_size`."""
         with_gradient = [s for s in self._states.values() if s.needs_gradient]
         without = [s for s in self._states.values() if not s.needs_gradient]
         return max(without, with_gradient, key=len)[: self.batch_size]
@@ -175,105 +200,101 @@ class InversionPool(Generic[K]):
     # --- one call --------------------------------------------------------------------------------
 
     def _evaluate(self, states: list[InversionState]) -> Evaluation:
-        """The one network call of a tick, where it leads, and how far that is from the pivot."""
-        want_gradient = states[0].needs_gradient
-        embeddings = torch.stack([s.null_embedding if s.solving else s.prompt_embedding for s in states])
+        """Make one network call, take the step, compare it with the pivot, and decide what each image does."""
+        needs_gradient = states[0].needs_gradient
+        embeddings = torch.stack([s.next_embedding for s in states])
         latents = torch.stack([s.current_latents for s in states])
         asked, source, target = self._levels(states)
         timesteps = self.schedule.network_timesteps[asked]
-        with torch.set_grad_enabled(want_gradient):
-            noise = self.predict_noise(latents, timesteps, embeddings.requires_grad_(want_gradient))
-            stepped = ddim_step(self.schedule, latents, self._guide(states, noise), source, target)
+        with torch.set_grad_enabled(needs_gradient):
+            predictions = self.predict(latents, timesteps, embeddings.requires_grad_(needs_gradient))
+            stepped = ddim_step(self.schedule, latents, self._guide(states, predictions), source, target)
             losses = (self._targets(states, stepped) - stepped).square().mean(dim=(1, 2, 3))
-            values: list[float] = losses.tolist() if any(self.has_guided_step(s) for s in states) else []
-            moving = [i for i, s in enumerate(states) if want_gradient and s.verdict(values[i]) == "move"]
-            gradients = self._gradients(_rows(losses, moving).sum(), noise, embeddings) if moving else None
-        return Evaluation(noise.detach(), embeddings.detach(), stepped.detach(), losses.detach(), values, gradients)
-
-    def has_guided_step(self, state: InversionState) -> bool:
-        """Whether the image can go down a step with what the call predicts."""
-        return not state.inverting and (state.solving or not self.settings.guided)
+            has_losses = any(s.has_guided_step for s in states)
+            values: list[float] = losses.tolist() if has_losses else [0.0] * len(states)
+            decisions = [s.decide(value) for s, value in zip(states, values, strict=True)]
+            updates = [i for i, decision in enumerate(decisions) if decision == "update"]
+            gradients = self._gradients(_rows(losses, updates).sum(), predictions, embeddings) if updates else None
+        return Evaluation(
+            predictions.detach(), embeddings.detach(), stepped.detach(), losses.detach(), values, decisions, gradients
+        )
 
     def _levels(self, states: list[InversionState]) -> tuple[Tensor, Tensor, Tensor]:
-        """The level whose timestep the network is asked for, and those of the DDIM step; in one copy to the device."""
-        levels = [(s.network_t, s.t, s.t + 1 if s.inverting else s.t - 1) for s in states]
+        """The level whose timestep the network gets, and both levels of the DDIM step; in one copy to the device."""
+        levels = [(s.network_t, s.t, s.next_t) for s in states]
         asked, source, target = torch.tensor(levels, device=self.empty_embedding.device).unbind(1)
         return asked, source, target
 
-    def _guide(self, states: list[InversionState], noise: Tensor) -> Tensor:
-        """Guided noise where the embedding was the null embedding; elsewhere it stays as predicted."""
-        noise_cond = [e if s.noise_cond is None else s.noise_cond for s, e in zip(states, noise, strict=True)]
-        return classifier_free_guidance(noise, torch.stack(noise_cond), self.settings.guidance_scale)
+    def _guide(self, states: list[InversionState], predictions: Tensor) -> Tensor:
+        """Guided predictions where the embedding was the null embedding; the others stay as they are."""
+        pairs = zip(states, predictions, strict=True)
+        cond = torch.stack([p if s.current.cond is None else s.current.cond for s, p in pairs])
+        return classifier_free_guidance(predictions, cond, self.settings.guidance_scale)
 
     def _targets(self, states: list[InversionState], stepped: Tensor) -> Tensor:
         return torch.stack([z if s.inverting else s.target for s, z in zip(states, stepped, strict=True)])
 
-    def _gradients(self, loss: Tensor, noise: Tensor, embeddings: Tensor) -> Tensor:
-        """Each row's gradient is that of its own loss: the sum over images of the mean within an image.
+    def _gradients(self, loss: Tensor, predictions: Tensor, embeddings: Tensor) -> Tensor:
+        """Gradients by the embeddings; the loss is the sum of the images' losses, so each row has its own gradient.
 
         Losses near 1e-5, each a mean over thousands of values, have gradients too small for half precision. A
-        backward is linear in what is sent back: each row goes with a largest value of 1, and its scale follows after.
+        backward pass is linear in its input: each row enters with a largest value of 1, and is scaled back afterwards.
         """
-        of_noise = torch.autograd.grad(loss, noise)[0]
-        scale = of_noise.abs().amax(dim=(1, 2, 3)).clamp(min=torch.finfo(of_noise.dtype).tiny)
-        of_embeddings = torch.autograd.grad(noise, embeddings, of_noise / scale.view(-1, 1, 1, 1))[0]
+        of_predictions = torch.autograd.grad(loss, predictions)[0]
+        scale = of_predictions.abs().amax(dim=(1, 2, 3)).clamp(min=torch.finfo(of_predictions.dtype).tiny)
+        of_embeddings = torch.autograd.grad(predictions, embeddings, of_predictions / scale.view(-1, 1, 1, 1))[0]
         return of_embeddings * scale.view(-1, 1, 1)
 
-    # --- what follows from it --------------------------------------------------------------------
+    # --- what each image does ---------------------------------------------------------------------
 
-    def _settle(self, states: list[InversionState], evaluation: Evaluation) -> None:
-        """Let each image go where the call leads it."""
-        moving, retreating = [], []
-        rows = zip(states, evaluation.noise, evaluation.stepped, strict=True)
-        for i, (state, noise, stepped) in enumerate(rows):
-            if state.inverting:
-                state.append_pivot(stepped.clone())
-                continue
-            if not self.has_guided_step(state):
-                state.noise_cond = noise.clone()
-                continue
-            look = Look(state.null_embedding, stepped.clone(), evaluation.values[i])
-            match state.verdict(look.loss):
+    def _apply(self, states: list[InversionState], evaluation: Evaluation) -> None:
+        """Carry out the decisions."""
+        for i, state in enumerate(states):
+            candidate = Candidate(state.current.null_embedding, evaluation.latents[i].clone(), evaluation.values[i])
+            match evaluation.decisions[i]:
+                case "append pivot":
+                    state.append_pivot(candidate.latents)
+                case "keep cond":
+                    state.current.cond = evaluation.predictions[i].clone()
                 case "fail":
-                    state.error = f"the loss at t = {state.t} of {self.schedule.num_steps} is {look.loss}"
+                    state.error = f"the loss at t = {state.t} of {self.schedule.num_steps} is {candidate.loss}"
                 case "accept":
-                    state.accept(look)
-                case "look again":
-                    state.looks += 1
-                case "move":
-                    state.best = look
-                    moving.append(i)
-                case "backtrack":
-                    retreating.append(state)
-        if moving:
-            self._adopt([states[i] for i in moving], self._moved(states, evaluation, moving))
-        if retreating:
-            self._adopt(retreating, torch.stack([s.backtrack() for s in retreating]))
+                    state.accept(candidate)
+                case "evaluate again":
+                    state.current.evaluations += 1
+                case "update":
+                    state.current.best = candidate
+        updates = [i for i, decision in enumerate(evaluation.decisions) if decision == "update"]
+        if updates:
+            self._set_candidates([states[i] for i in updates], self._updated(states, evaluation, updates))
+        backtracking = [s for s, d in zip(states, evaluation.decisions, strict=True) if d == "backtrack"]
+        if backtracking:
+            self._set_candidates(backtracking, torch.stack([s.backtrack() for s in backtracking]))
 
-    def _moved(self, states: list[InversionState], evaluation: Evaluation, rows: list[int]) -> Tensor:
-        """Embeddings after a step of the solver, [rows, tokens, dim]."""
+    def _updated(self, states: list[InversionState], evaluation: Evaluation, rows: list[int]) -> Tensor:
+        """Embeddings after an update by the solver, [rows, tokens, dim]."""
         assert evaluation.gradients is not None
-        movers = [states[i] for i in rows]
+        updated = [states[i] for i in rows]
         gradients, embeddings = _rows(evaluation.gradients, rows), _rows(evaluation.embeddings, rows)
         if self.settings.solver == "adam":
-            for state, gradient in zip(movers, gradients, strict=True):
-                state.moments = state.moments or Moments(torch.zeros_like(gradient), torch.zeros_like(gradient))
-            moments = [s.moments for s in movers if s.moments is not None]
-            return adam_step(embeddings, gradients, moments, [s.learning_rate for s in movers])
-        steps, squares = polyak_step(gradients, _rows(evaluation.losses, rows), [s.square for s in movers])
-        for state, step, square in zip(movers, steps, squares, strict=True):
-            state.step, state.square = step.clone(), square.clone()
+            moments = [s.current.moments or Moments.zeros_like(g) for s, g in zip(updated, gradients, strict=True)]
+            for state, of_state in zip(updated, moments, strict=True):
+                state.current.moments = of_state
+            return adam_step(embeddings, gradients, moments, [s.learning_rate for s in updated])
+        steps, squares = polyak_step(gradients, _rows(evaluation.losses, rows), [s.square for s in updated])
+        for state, step, square in zip(updated, steps, squares, strict=True):
+            state.current.step, state.square = step.clone(), square.clone()
         return embeddings + steps
 
-    def _adopt(self, states: list[InversionState], embeddings: Tensor) -> None:
+    def _set_candidates(self, states: list[InversionState], embeddings: Tensor) -> None:
         """Give each image its next candidate, in the form in which it would be stored."""
         previous = torch.stack([s.previous_embedding for s in states])
         for state, embedding in zip(states, round_embeddings(self.storage, embeddings, previous), strict=True):
-            state.null_embedding = embedding.clone()
-            state.steps_taken += 1
-            state.looks += 1
+            state.current.null_embedding = embedding.clone()
+            state.current.updates += 1
+            state.current.evaluations += 1
 
 
 def _rows(tensor: Tensor, rows: list[int]) -> Tensor:
-    """Some rows of a tensor; indexing with a list would wait for the device."""
+    """Selected rows of a tensor; indexing with a list would wait for the device."""
     return torch.stack([tensor[i] for i in rows])

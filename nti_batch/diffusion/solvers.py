@@ -22,6 +22,11 @@ class Moments:
     square: Tensor
     steps: int = 0
 
+    @classmethod
+    def zeros_like(cls, gradient: Tensor) -> "Moments":
+        """Moments before the first step."""
+        return cls(torch.zeros_like(gradient), torch.zeros_like(gradient))
+
 
 def adam_step(embeddings: Tensor, gradients: Tensor, moments: list[Moments], learning_rates: list[float]) -> Tensor:
     """Move each image's embedding by Adam with its own moments, step count and rate.

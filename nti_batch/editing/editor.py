@@ -66,10 +66,10 @@ def edit_images(
         StopRequestedError: If a stop is requested before the last UNet call.
     """
 
-    def predict_noise(latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
+    def predict(latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
         if stop_requested():
             raise StopRequestedError
-        return networks.predict_noise(latents, timesteps, embeddings)
+        return networks.predict(latents, timesteps, embeddings)
 
     stored = [inversion for inversion, _ in images]
     prompts = [prompt for s, edits in images for prompt in (s.prompt, *(edit.prompt for edit in edits))]
@@ -77,18 +77,17 @@ def edit_images(
     noise_latents = torch.stack([s.noise_latents for s in stored]).to(networks.device)
     pivots = [s.pivot for s in stored if s.pivot is not None]
     pivot = list(torch.stack(pivots, 1).to(networks.device)) if pivots else None
-    control = _attention_control(networks, [edits for _, edits in images], null_embeddings, noise_latents)
-    with networks.controlled(control):
-        latents = edit_sample(
-            predict_noise,
-            networks.schedule(len(null_embeddings)),
-            noise_latents,
-            networks.embed_prompts(prompts),
-            list(null_embeddings),
-            guidance_scale,
-            control,
-            pivot,
-        )
+    latents = edit_sample(
+        predict,
+        networks.controlled,
+        networks.schedule(len(null_embeddings)),
+        noise_latents,
+        networks.embed_prompts(prompts),
+        list(null_embeddings),
+        guidance_scale,
+        _attention_control(networks, [edits for _, edits in images], null_embeddings, noise_latents),
+        pivot,
+    )
     # one image in a call: at the size of Stable Diffusion the VAE needs more memory for an image than the UNet
     decoded = torch.cat([networks.decode_latents(row[None]).cpu() for row in latents])
     return list(decoded.split([1 + len(edits) for _, edits in images]))
@@ -98,7 +97,7 @@ def _attention_control(
     networks: StableDiffusion, edits: list[Sequence[ControlledEdit]], null_embeddings: Tensor, noise_latents: Tensor
 ) -> AttentionControl:
     height, width = noise_latents.shape[-2:]
-    return AttentionControl(
+    return AttentionControl.of(
         [[edit.control for edit in of_image] for of_image in edits],
         len(null_embeddings),
         (height, width),

@@ -1,7 +1,7 @@
-"""The pixels of a mask, on its own grid and on the picture that a job makes of an image."""
+"""Masks of edits: their check, and their pixels on the mask's own grid and on a decoded image."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator
 from fractions import Fraction
 from itertools import pairwise
 
@@ -12,12 +12,20 @@ from nti_batch.records import Mask
 
 
 def mask_pixels(mask: Mask, height: int, width: int) -> Tensor:
-    """The pixels inside a mask after the centre crop and resize of `images.decode_image`, bool [height, width].
+    """Crop and resize a mask as `images.decode_image` does with its image.
 
-    A pixel is inside if any part of it is, so that what is left over surely is not edited.
+    A pixel is inside if any part of it is, so that the pixels outside are certainly not edited.
+
+    Args:
+        mask: A mask on a grid of its own.
+        height: Height of the decoded image, in pixels.
+        width: Width of the decoded image, in pixels.
+
+    Returns:
+        Whether each pixel is inside, bool [height, width].
 
     Raises:
-        ValueError: If a run does not lie on the mask's grid, or has no length.
+        ValueError: As `check_mask`.
     """
     grid = decode_runs(mask)
     scale = min(Fraction(mask.height, height), Fraction(mask.width, width))
@@ -26,41 +34,59 @@ def mask_pixels(mask: Mask, height: int, width: int) -> Tensor:
 
 
 def _cut(length: int, pieces: int, scale: Fraction) -> list[slice]:
-    """What of a side's `length` pixels touches each of `pieces`, of `scale` pixels each and centred."""
+    """Return which of a side's `length` pixels touch each of `pieces` centred pieces of `scale` pixels."""
     edges = [(length - pieces * scale) / 2 + i * scale for i in range(pieces + 1)]
     return [slice(math.floor(first), math.ceil(last)) for first, last in pairwise(edges)]
 
 
-def decode_runs(mask: Mask) -> Tensor:
-    """The pixels inside on the mask's own grid, bool [mask.height, mask.width].
+def check_mask(mask: Mask) -> None:
+    """Check that a mask has pairs of numbers, and that each run lies on its grid.
 
     Raises:
-        ValueError: As `mask_pixels`.
+        ValueError: If not.
     """
+    if mask.height < 1 or mask.width < 1:
+        raise ValueError(f"the mask's grid has height {mask.height} and width {mask.width}, allowed: at least 1")
     if len(mask.runs) % 2:
         raise ValueError(f"the mask's runs are {len(mask.runs)} numbers, allowed: pairs of a start and a length")
-    pixels = torch.zeros(mask.height * mask.width, dtype=torch.bool)
-    for start, length in zip(mask.runs[::2], mask.runs[1::2], strict=True):
-        if start < 0 or length < 0 or start + length > len(pixels):
+    pixels = mask.height * mask.width
+    for start, length in _pairs(mask):
+        if start < 0 or length < 0 or start + length > pixels:
             raise ValueError(
-                f"the mask has a run of {length} pixels from {start} on, allowed: runs within the {len(pixels)} pixels "
-                f"of its grid of height {mask.height} and width {mask.width}; give the size of the picture that it "
+                f"the mask has a run of {length} pixels from {start} on, allowed: runs within the {pixels} pixels "
+                f"of its grid of height {mask.height} and width {mask.width}; give the size of the image that it "
                 "was drawn on"
             )
+
+
+def _pairs(mask: Mask) -> Iterator[tuple[int, int]]:
+    """Start and length of each run."""
+    return zip(mask.runs[::2], mask.runs[1::2], strict=True)
+
+
+def decode_runs(mask: Mask) -> Tensor:
+    """Return whether each pixel of the mask's own grid is inside, bool [mask.height, mask.width].
+
+    Raises:
+        ValueError: As `check_mask`.
+    """
+    check_mask(mask)
+    pixels = torch.zeros(mask.height * mask.width, dtype=torch.bool)
+    for start, length in _pairs(mask):
         pixels[start : start + length] = True
     return pixels.view(mask.height, mask.width)
 
 
 def encode_runs(pixels: Tensor) -> Mask:
-    """The mask of bool [height, width]; `decode_runs` is its inverse."""
+    """Return the mask whose pixels inside are True in bool [height, width]; the inverse of `decode_runs`."""
     height, width = pixels.shape
     outside = torch.zeros(1, dtype=torch.int8)
     change = torch.cat([outside, pixels.flatten().to(torch.int8), outside]).diff()
-    starts, ends = _places(change == 1), _places(change == -1)
+    starts, ends = _indices(change == 1), _indices(change == -1)
     runs = (number for start, end in zip(starts, ends, strict=True) for number in (start, end - start))
     return Mask(tuple(runs), height, width)
 
 
-def _places(chosen: Tensor) -> Sequence[int]:
-    places: list[int] = chosen.nonzero().flatten().tolist()
-    return places
+def _indices(chosen: Tensor) -> list[int]:
+    indices: list[int] = chosen.nonzero().flatten().tolist()
+    return indices

@@ -1,24 +1,25 @@
-"""PIE-Bench's files: `python -m nti_batch.editing.pie_bench FOLDER OUT.tar` makes a shard of them for `nti-batch invert`.
+"""Reads PIE-Bench's folder: its edits, and its images as a shard.
+
+`python -m nti_batch.editing.pie_bench FOLDER OUT.tar` writes the shard for `nti-batch invert`.
 
 Ju et al., "PnP Inversion: Boosting Diffusion-based Editing with 3 Lines of Code", 2023,
-https://arxiv.org/abs/2310.01506. A folder holds `mapping_file.json` and the pictures, below `annotation_images`.
+https://arxiv.org/abs/2310.01506. The folder holds `mapping_file.json`, and the images below `annotation_images`.
 """
 
 import argparse
-import io
 import json
-import os
-import tarfile
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from nti_batch.data.tar import write_samples
 from nti_batch.diffusion.alignment import TokenizedPrompt
 from nti_batch.diffusion.edits import EditSettings
 from nti_batch.editing.masks import decode_runs, encode_runs
 from nti_batch.records import EditRequest, Mask
 
 SIZE = 512
-"""Height and width of the benchmark's pictures and masks."""
+"""Height and width of the benchmark's images and masks, in pixels."""
 
 
 CATEGORIES = (
@@ -33,16 +34,16 @@ CATEGORIES = (
     "change background",
     "change style",
 )
-"""What `editing_type_id` stands for."""
+"""Categories by `editing_type_id`."""
 
 
 WEIGHT = 2.0
-"""Of the edit's blend word in the benchmark's runs of prompt-to-prompt."""
+"""Equalizer of the edit's blend word in the benchmark's runs of prompt-to-prompt."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """What is read of an entry of `mapping_file.json`; the prompts with their brackets taken off."""
+    """An entry of `mapping_file.json`; the prompts are without brackets."""
 
     image_path: str
     original_prompt: str
@@ -53,16 +54,16 @@ class _Entry:
 
 
 def read_edits(folder: Path, shard: str, defaults: EditSettings) -> list[EditRequest]:
-    """The benchmark's edits, one of each picture, called by its category and id.
+    """Read the benchmark's edits, one for each image, named by category and id.
 
-    As in the benchmark's code, `blended_word` gives the blend words, of which the edit's is attended to twice as much,
-    and a mask's borders are inside. Where `blended_word` is empty, as for changes of style, nothing is blended; nor
-    where one of its words is not in its prompt as a word, since then there is nowhere to look for it.
+    As in the benchmark's code, `blended_word` gives the blend words, the attention to the edit's word is doubled, and
+    the borders of a mask are inside. Local blend needs each word in its prompt as a word: an edit whose `blended_word`
+    is empty, as for changes of style, or has another word does not blend.
 
     Args:
-        folder: The benchmark's.
+        folder: The benchmark's folder.
         shard: Shard of the inversions, without '.tar'.
-        defaults: All other settings; those of `EditSettings` are the benchmark's.
+        defaults: All other settings; the defaults of `EditSettings` are the benchmark's.
 
     Raises:
         ValueError: If the mapping file is missing or damaged.
@@ -71,37 +72,30 @@ def read_edits(folder: Path, shard: str, defaults: EditSettings) -> list[EditReq
 
 
 def category(edit_name: str) -> str:
-    """The category of an edit from `read_edits`, one of `CATEGORIES`, by its name."""
+    """Return the category, one of `CATEGORIES`, of an edit from `read_edits` by its name."""
     return CATEGORIES[int(edit_name.partition("-")[0])]
 
 
 def write_shard(folder: Path, out_tar: Path) -> int:
-    """Write the pictures, as they are, and the source's prompts as a WebDataset shard; return how many.
+    """Write the image files, unchanged, and the source prompts as a WebDataset shard; return the number of images.
 
     Raises:
-        ValueError: If the mapping file or a picture is missing or damaged.
+        ValueError: If the mapping file or an image is missing or damaged.
+        OSError: If the shard cannot be written.
     """
     entries = _read_mapping(folder)
-    unfinished = out_tar.with_name(f"{out_tar.name}.part")
-    with tarfile.open(unfinished, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for key, entry in entries.items():
-            path = folder / "annotation_images" / entry.image_path
-            try:
-                picture = path.read_bytes()
-            except OSError as error:
-                raise ValueError(
-                    f"picture of {key!r} cannot be read: {error}; take PIE-Bench's whole folder"
-                ) from error
-            _add(tar, f"{key}{path.suffix}", picture)
-            _add(tar, f"{key}.txt", entry.original_prompt.encode())
-    os.replace(unfinished, out_tar)
+    write_samples(out_tar, _samples(folder, entries))
     return len(entries)
 
 
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = len(data)
-    tar.addfile(member, io.BytesIO(data))
+def _samples(folder: Path, entries: dict[str, _Entry]) -> Iterator[dict[str, str | bytes]]:
+    for key, entry in entries.items():
+        path = folder / "annotation_images" / entry.image_path
+        try:
+            image = path.read_bytes()
+        except OSError as error:
+            raise ValueError(f"image of {key!r} cannot be read: {error}; take PIE-Bench's whole folder") from error
+        yield {"__key__": key, path.suffix[1:]: image, "txt": entry.original_prompt.encode()}
 
 
 def _read_mapping(folder: Path) -> dict[str, _Entry]:
@@ -113,9 +107,9 @@ def _read_mapping(folder: Path) -> dict[str, _Entry]:
     except ValueError as error:
         raise ValueError(f"{path} is no JSON file: {error}; download it anew") from error
     if not isinstance(mapping, dict):
-        raise ValueError(
-            f"{path} is of type {type(mapping).__name__}, allowed: an object with an entry for each picture"
-        )
+        raise ValueError(f"{path} is of type {type(mapping).__name__}, allowed: an object with an entry for each image")
+    if not mapping:
+        raise ValueError(f"{path} has no entries; give PIE-Bench's folder")
     return {key: _entry(f"{path}, entry {key!r}", values) for key, values in mapping.items()}
 
 
@@ -161,12 +155,12 @@ def _settings(entry: _Entry, defaults: EditSettings) -> EditSettings:
 
 
 def _has(prompt: str, word: str) -> bool:
-    """Whether the word is in the prompt as a word."""
+    """Return whether the word is in the prompt as a word."""
     return set(TokenizedPrompt.of(word, ()).words) <= set(TokenizedPrompt.of(prompt, ()).words)
 
 
 def _mask(runs: list[int]) -> Mask:
-    """The benchmark's mask: a run may reach past the end, and the borders, where drawn masks have gaps, are inside."""
+    """Cut runs at the end of the image, and put the borders inside, where drawn masks have gaps."""
     clipped = [min(n, SIZE * SIZE - runs[i - 1]) if i % 2 else n for i, n in enumerate(runs)]
     pixels = decode_runs(Mask(tuple(clipped), SIZE, SIZE))
     pixels[[0, -1], :] = True
@@ -182,6 +176,6 @@ if __name__ == "__main__":
     parser.add_argument("out", type=Path, help="the tar to write")
     chosen = parser.parse_args()
     try:
-        print(f"{write_shard(chosen.folder, chosen.out)} pictures in {chosen.out}")
+        print(f"{write_shard(chosen.folder, chosen.out)} images in {chosen.out}")
     except (ValueError, OSError) as error:
         parser.error(str(error))

@@ -30,7 +30,7 @@ def reconstruct(networks: StableDiffusion, stored: list[StoredInversion], guided
     if not guided:
         null = networks.embed_prompts([""]).expand_as(null)
     latents = ddim_sample(
-        networks.predict_noise,
+        networks.predict,
         networks.schedule(len(null)),
         torch.stack([s.noise_latents for s in stored]).to(networks.device),
         prompts,

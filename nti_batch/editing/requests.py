@@ -8,7 +8,7 @@
     the fields of `EditSettings`; those left out are the job's
 
 In a cell of a CSV, as on the command line, words with numbers are written `word=1.5;other word=2`, two words
-`one;other`, and lists as in JSON. An empty cell is left out.
+`one;other`, a range of steps `0.1;0.5`, and lists as in JSON. An empty cell is left out.
 """
 
 import csv
@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from nti_batch.data.tables import Cells, csv_lines, json_lines
-from nti_batch.diffusion.alignment import Kind
-from nti_batch.diffusion.edits import EditSettings
+from nti_batch.diffusion.edits import EditSettings, StepRange
 from nti_batch.output.manifest import member_name
 from nti_batch.output.serialization import StoredInversion
 from nti_batch.records import CaptionedImage, EditRequest, Mask, WorkUnit
@@ -51,7 +50,7 @@ def request_sha256(request: EditRequest) -> str:
     """A checksum of what changes the picture or its scores."""
     asked = (
         request.edit_prompt,
-        dataclasses.asdict(request.settings),
+        request.settings.to_json(),
         request.mask and dataclasses.asdict(request.mask),
     )
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
@@ -98,14 +97,13 @@ def read_settings(cells: Cells, defaults: EditSettings) -> EditSettings:
     Raises:
         ValueError: If one cannot be understood, or is out of range.
     """
-    columns = {field.name: _COLUMN_OF_TYPE[field.type] for field in dataclasses.fields(EditSettings)}
-    given = {name: c.read(name, cells[name]) for name, c in columns.items() if cells.get(name) is not None}
+    given = {name: c.read(name, cells[name]) for name, c in _SETTINGS.items() if cells.get(name) is not None}
     return dataclasses.replace(defaults, **given) if given else defaults
 
 
 def _request(cells: Cells, shards: list[str], defaults: EditSettings, counts: Counter[tuple[str, str]]) -> EditRequest:
     """One edit; `counts` has those of each image so far."""
-    columns = [*_COLUMNS, *(field.name for field in dataclasses.fields(EditSettings))]
+    columns = [*_COLUMNS, *_SETTINGS]
     if unknown := [name for name in cells if name not in columns]:
         raise ValueError(f"there is no column {', '.join(map(repr, unknown))}, allowed: {', '.join(columns)}")
     given = {name: c.read(name, cells[name]) for name, c in _COLUMNS.items() if cells.get(name) is not None}
@@ -173,6 +171,26 @@ def _numbers(value: str | Mapping[str, str | float]) -> dict[str, float]:
     return {_text(word.strip()): _number(number) for word, number in value.items()}
 
 
+def _steps(value: str | float | list[str | float]) -> StepRange:
+    if isinstance(value, str) and value.startswith("["):
+        return _steps(json.loads(value))
+    parts = value.split(";") if isinstance(value, str) and ";" in value else value
+    if isinstance(parts, list):
+        start, end = map(_number, parts)
+        return start, end
+    return _number(parts)
+
+
+def _steps_by_word(value: str | float | list[str | float] | Mapping[str, Any]) -> StepRange | dict[str, StepRange]:
+    if isinstance(value, str) and value.startswith("{"):
+        value = json.loads(value)
+    elif isinstance(value, str) and "=" in value:
+        value = {word: steps for word, _, steps in (part.rpartition("=") for part in value.split(";"))}
+    if isinstance(value, Mapping):
+        return {_text(word.strip()): _steps(steps) for word, steps in value.items()}
+    return _steps(value)
+
+
 def _pair(value: str | list[str]) -> tuple[str, str]:
     first, second = (_text(word.strip()) for word in (value.split(";") if isinstance(value, str) else value))
     return first, second
@@ -202,11 +220,19 @@ _COLUMNS = {
 }
 
 
-_COLUMN_OF_TYPE: dict[object, _Column] = {
-    Kind: _TEXT,
-    float: _Column(_number, "a number"),
-    Mapping[str, float]: _Column(_numbers, 'words with a number each, {"word": 1.5} or word=1.5;other=2'),
-    tuple[str, str] | None: _Column(
+_STEPS = "a number such as 0.4, a range [0.1, 0.5] or 0.1;0.5"
+
+_SETTINGS = {
+    "kind": _TEXT,
+    "cross_replace_steps": _Column(
+        _steps_by_word, f'{_STEPS}, or {{"default_": 0.4, "word": 1}} or default_=0.4;word=1'
+    ),
+    "self_replace_steps": _Column(_steps, _STEPS),
+    "equalizer": _Column(_numbers, 'words with a number each, {"word": 1.5} or word=1.5;other=2'),
+    "blend_words": _Column(
         _pair, 'a word of the source\'s prompt and one of the edit\'s, ["one", "other"] or one;other'
     ),
+    "blend_threshold": _Column(_number, "a number"),
+    "blend_start": _Column(_number, "a number"),
 }
+"""How each field of `EditSettings` is read."""

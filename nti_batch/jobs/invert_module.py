@@ -76,7 +76,7 @@ class InversionModule(LightningModule):
         gc.collect()
         gc.freeze()
         self.pool = InversionPool(
-            partial(self.networks.predict_noise, optimize_pooled=self.settings.optimize_pooled),
+            partial(self.networks.predict, optimize_pooled=self.settings.optimize_pooled),
             self.networks.schedule(self.settings.num_steps),
             self.settings.inversion,
             self.networks.embed_prompts([""])[0],
@@ -92,9 +92,8 @@ class InversionModule(LightningModule):
         else:
             outcomes.append(batch)
         is_last: bool = self.trainer.predict_loop.batch_progress.is_last_batch  # type: ignore[attr-defined]
-        while not self.stop.requested and len(self.pool) >= (1 if is_last else self.pool.capacity):
-            finished = self.pool.tick()
-            outcomes += [self._conclude(key, state) for key, state in finished]
+        advance = self.pool.finish if is_last else self.pool.make_room
+        outcomes += [self._conclude(key, state) for key, state in advance(lambda: self.stop.requested)]
         return outcomes
 
     def _admit(self, image: CaptionedImage) -> None:
@@ -104,7 +103,7 @@ class InversionModule(LightningModule):
         prompt = self.networks.embed_prompts([image.prompt])[0]
         if self.batch_size == "auto":
             self.batch_size = find_batch_size(
-                self.networks.predict_noise, latents, self.pool.schedule.network_timesteps[1], prompt
+                self.networks.predict, latents, self.pool.schedule.network_timesteps[1], prompt
             )
             self.pool.batch_size = self.batch_size
             logger.warning("model.batch_size: %d images in one call are the fastest on this device", self.batch_size)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nti_batch.diffusion.alignment import TokenizedPrompt
 from nti_batch.diffusion.pooled import split_pooled
-from nti_batch.diffusion.prompt_to_prompt import AttentionControl
+from nti_batch.diffusion.prompt_to_prompt import StepControl
 from nti_batch.diffusion.schedule import DDIMSchedule
 from nti_batch.models.attention import ControlledAttention
 from nti_batch.models.source import ModelDescription, ModelSource, Precision
@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
-LEAST_ALPHA_CUMPROD = 2.0**-24
-"""Floor of the noise levels, as in diffusers' Euler scheduler: at 0, with which some trainings end, e hides x_0."""
+LEAST_ALPHA_CUMPROD = 2.0**-64
+"""Stands for 0, with which a schedule of zero terminal SNR ends, so that ratios of levels are defined.
+
+Its root is far below the rounding error of float32."""
 
 
 class StableDiffusion(nn.Module):
@@ -97,7 +99,8 @@ class StableDiffusion(nn.Module):
         else:
             timesteps = [i * (training // num_steps) + 1 for i in reversed(range(num_steps))]
             final = levels[0].item()
-        return DDIMSchedule.from_training(levels, timesteps, final).to(self.device)
+        prediction_type = self.scheduler.config.prediction_type
+        return DDIMSchedule.from_training(levels, timesteps, final, prediction_type).to(self.device)
 
     @torch.no_grad()
     def embed_prompts(self, prompts: list[str]) -> Tensor:
@@ -125,12 +128,8 @@ class StableDiffusion(nn.Module):
         pictures: Tensor = self.vae.decode(latents / self.vae.config.scaling_factor).sample
         return (pictures / 2 + 0.5).clamp(0, 1)
 
-    def predict_noise(
-        self, latents: Tensor, timesteps: Tensor, embeddings: Tensor, optimize_pooled: bool = False
-    ) -> Tensor:
-        """The UNet as a `NoisePredictor`: e, whatever the model predicts.
-
-        e = v sqrt(abar_t) + z_t sqrt(1 - abar_t)      for v-prediction
+    def predict(self, latents: Tensor, timesteps: Tensor, embeddings: Tensor, optimize_pooled: bool = False) -> Tensor:
+        """Evaluate the UNet as a `Predictor`.
 
         Args:
             latents: z_t, [batch, channels, height, width].
@@ -144,13 +143,10 @@ class StableDiffusion(nn.Module):
             embeddings, pooled = split_pooled(embeddings, self.text.pooled_dim)
             pooled = pooled if optimize_pooled else pooled.detach()
             condition = {"text_embeds": pooled.to(dtype), "time_ids": self._time_ids(latents)}
-        predicted = self.unet(
+        prediction: Tensor = self.unet(
             latents.to(dtype), timesteps, embeddings.to(dtype), added_cond_kwargs=condition, return_dict=False
         )[0].float()
-        if self.scheduler.config.prediction_type == "epsilon":
-            return predicted
-        abar = self.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
-        return abar.sqrt() * predicted + (1 - abar).sqrt() * latents
+        return prediction
 
     def _time_ids(self, latents: Tensor) -> Tensor:
         """Sizes that Stable Diffusion XL is told, [batch, 6]: of the original, of what was cropped, of the picture."""
@@ -166,8 +162,8 @@ class StableDiffusion(nn.Module):
         return sorted({(-(-height // 2**k), -(-width // 2**k)) for k in levels})
 
     @contextmanager
-    def controlled(self, control: AttentionControl) -> Iterator[None]:
-        """Put the UNet's attention under control for as long as is needed."""
+    def controlled(self, control: StepControl) -> Iterator[None]:
+        """Put the UNet's attention under control within a `with` block."""
         before = self.unet.attn_processors
         self.unet.set_attn_processor({name: ControlledAttention(control, own) for name, own in before.items()})
         try:

@@ -1,18 +1,18 @@
-"""Inversions in the form that other programs take.
+"""Exports inversions in the form that other programs take.
 
-`diffusers` is what `NullTextPipeline`, of diffusers' examples/community/pipeline_null_text_inversion.py, returns from
-`invert` and takes in its call, under the names of its arguments; and beside it as JSON what the call needs besides:
+The form is diffusers': `invert` of `NullTextPipeline` (examples/community/pipeline_null_text_inversion.py) returns
+these tensors, and its call takes them, under the names of its arguments. A JSON has what the call needs besides.
 
     FOLDER/<shard>/<key>.safetensors   float32: inverted_latent [1, channels, h, w],
                                        uncond_embeddings [T, 1, tokens, dim], the noisiest timestep first;
-                                       of XL uncond_pooled_embeddings [T, 1, pooled dim], too
-    FOLDER/<shard>/<key>.json          written last: an image is exported when it has one
+                                       for XL also uncond_pooled_embeddings [T, 1, pooled dim]
+    FOLDER/<shard>/<key>.json          written last; an image is exported once it exists
 """
 
 import hashlib
 import json
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors.torch import save
@@ -24,27 +24,36 @@ from nti_batch.output.inversions import InversionRun, read_part
 from nti_batch.output.manifest import InversionRow, Manifest, member_name
 from nti_batch.output.serialization import StoredInversion
 
-_LONGEST_NAME = 200
-"""In bytes; file systems take 255, endings included."""
+_MAX_NAME_BYTES = 200
+"""Bytes of a file name without extensions; file systems take 255 in all."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Exported:
-    """What became of the images of a run."""
+    """Counts of the images of a run, or of a part of it, by their outcome."""
 
     written: int = 0
-    there: int = 0
-    """Exported earlier, to the same folder."""
+    existing: int = 0
+    """Images that an earlier export has written to the same folder."""
 
     failed: int = 0
-    """Without an inversion, and so left out."""
+    """Images that have no inversion, and are left out."""
 
-    damage: list[str] = field(default_factory=list)
-    """Parts that could not be read, and why; what stands in the others is exported."""
+    damage: tuple[str, ...] = ()
+    """An error for each part that could not be read; the inversions before the damage are exported."""
+
+    def __add__(self, other: "Exported") -> "Exported":
+        """Sum up two parts."""
+        return Exported(
+            written=self.written + other.written,
+            existing=self.existing + other.existing,
+            failed=self.failed + other.failed,
+            damage=self.damage + other.damage,
+        )
 
 
 def diffusers_tensors(inversion: StoredInversion) -> dict[str, Tensor]:
-    """The tensors of `NullTextPipeline` under the names of its arguments: the one place that knows its layout."""
+    """Lay out the tensors as `NullTextPipeline` takes them, under the names of its arguments."""
     embeddings, pooled = inversion.split_null_embeddings()
     tensors = {
         "inverted_latent": inversion.noise_latents[None].contiguous(),
@@ -54,7 +63,7 @@ def diffusers_tensors(inversion: StoredInversion) -> dict[str, Tensor]:
 
 
 def scheduler_settings(timesteps: list[Json]) -> dict[str, Json]:
-    """What diffusers' DDIMScheduler must be told, besides the model's own settings, to go through these timesteps."""
+    """Return the settings that make diffusers' DDIMScheduler visit these timesteps, beside the model's own settings."""
     if timesteps[-1] == 1:
         return {"timestep_spacing": "leading", "steps_offset": 1, "set_alpha_to_one": False, "clip_sample": False}
     return {"timestep_spacing": "trailing", "clip_sample": False}
@@ -63,10 +72,13 @@ def scheduler_settings(timesteps: list[Json]) -> dict[str, Json]:
 def choose_ids(
     run: InversionRun, shards: Collection[str] | None, keys: Collection[str] | None
 ) -> set[tuple[str, str]] | None:
-    """The committed images that are of these shards and have these keys; None, which is all, if neither is given.
+    """Choose committed images by shard and by key.
+
+    Returns:
+        Shard and key of each chosen image; None, which stands for all, if neither shards nor keys are given.
 
     Raises:
-        ValueError: If it is no run, or has nothing of one of them.
+        ValueError: If the folder is no run, or has no image of a given shard or key.
     """
     if shards is None and keys is None:
         return None
@@ -86,12 +98,12 @@ def choose_ids(
 
 
 def export_run(run: InversionRun, folder: Path, only: Collection[tuple[str, str]] | None = None) -> Exported:
-    """Write committed inversions into a folder, those that are not there yet; one part is in work at a time.
+    """Export the committed inversions that the folder does not have yet, part by part.
 
     Args:
-        run: Of any method that rebuilds an image by embeddings.
-        folder: Made if it is not there.
-        only: Image ids (shard, key); all if None.
+        run: A run of any method whose embeddings rebuild the image.
+        folder: Folder to write; it is created if it does not exist.
+        only: Shard and key of each image to export; None for all.
 
     Raises:
         ValueError: If it is no run, or one of direct inversion.
@@ -102,42 +114,49 @@ def export_run(run: InversionRun, folder: Path, only: Collection[tuple[str, str]
             f"{str(run.out)!r} was inverted with --model.method=direct, whose embeddings do not rebuild an image: "
             "export a run of another method, or read its pivot with `nti_batch.read_inversions`"
         )
-    exported = Exported()
-    for manifest in run.all_manifests():
-        try:
-            _export_part(manifest, folder, only, exported)
-        except ValueError as error:
-            exported.damage.append(str(error))
-    return exported
+    parts = (_export_part(manifest, folder, only) for manifest in run.all_manifests())
+    return sum(parts, Exported())
 
 
-def _export_part(manifest: Path, folder: Path, only: Collection[tuple[str, str]] | None, exported: Exported) -> None:
-    rows = [row for row in Manifest.read(manifest, InversionRow).rows if only is None or (row.shard, row.key) in only]
-    exported.failed += sum(row.status == "failed" and row.key != "" for row in rows)
-    done = [row for row in rows if row.status == "done"]
-    open_ids = {(row.shard, row.key) for row in done if not _is_there(folder, row)}
-    exported.there += len(done) - len(open_ids)
-    for inversion in read_part(manifest, open_ids):
-        path = _path(folder, inversion.shard, inversion.key)
-        with translate_os_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(path, save(diffusers_tensors(inversion)))
-            atomic_write(path.with_suffix(".json"), json.dumps(_call(inversion), indent=2) + "\n")
-        exported.written += 1
+def _export_part(manifest: Path, folder: Path, only: Collection[tuple[str, str]] | None) -> Exported:
+    try:
+        rows = Manifest.read(manifest, InversionRow).rows
+    except ValueError as error:
+        return Exported(damage=(str(error),))
+    chosen = [row for row in rows if only is None or (row.shard, row.key) in only]
+    done = [row for row in chosen if row.status == "done"]
+    missing = {(row.shard, row.key) for row in done if not _is_exported(folder, row)}
+    written, damage = 0, list[str]()
+    try:
+        for inversion in read_part(manifest, missing):
+            _write(folder, inversion)
+            written += 1
+    except ValueError as error:
+        damage.append(str(error))
+    failed = sum(row.status == "failed" and row.key != "" for row in chosen)
+    return Exported(written, len(done) - len(missing), failed, tuple(damage))
 
 
-def _is_there(folder: Path, row: InversionRow) -> bool:
-    """Whether an earlier export has written this very inversion."""
+def _write(folder: Path, inversion: StoredInversion) -> None:
+    path = _path(folder, inversion.shard, inversion.key)
+    with translate_os_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, save(diffusers_tensors(inversion)))
+        atomic_write(path.with_suffix(".json"), json.dumps(_call(inversion), indent=2) + "\n")
+
+
+def _is_exported(folder: Path, row: InversionRow) -> bool:
+    """Return whether an earlier export has written this very inversion."""
     path = _path(folder, row.shard, row.key)
     try:
-        told = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        return path.exists() and told["inversion_sha256"] == row.sha256
+        call = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        return path.exists() and call["inversion_sha256"] == row.sha256
     except (OSError, ValueError, TypeError, KeyError):
         return False
 
 
 def _call(inversion: StoredInversion) -> dict[str, Json]:
-    """What a pipeline must be told besides the tensors, under diffusers' names where it has some."""
+    """Return the arguments of a pipeline's call beside the tensors, under diffusers' names where there are any."""
     metadata, settings = inversion.metadata, inversion.settings
     source, timesteps = settings.source, metadata["timesteps"]
     assert isinstance(timesteps, list)
@@ -159,13 +178,13 @@ def _call(inversion: StoredInversion) -> dict[str, Json]:
 
 
 def _path(folder: Path, shard: str, key: str) -> Path:
-    """Its own for each image: no name goes up a folder or into another one."""
+    """Path of an image's tensors; it is unique, and no name leads out of the shard's folder."""
     return folder / _file_name(shard) / f"{_file_name(key)}.safetensors"
 
 
 def _file_name(name: str) -> str:
     quoted = member_name(name)
-    if len(quoted) <= _LONGEST_NAME:
+    if len(quoted) <= _MAX_NAME_BYTES:
         return quoted
-    # quoted names hold no plus
-    return f"{quoted[:_LONGEST_NAME]}+{hashlib.sha256(name.encode()).hexdigest()[:32]}"
+    # quoted names hold no plus, so that no other name ends like this
+    return f"{quoted[:_MAX_NAME_BYTES]}+{hashlib.sha256(name.encode()).hexdigest()[:32]}"

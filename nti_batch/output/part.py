@@ -106,19 +106,6 @@ def _tar_member(name: str, content: bytes) -> bytes:
     return info.tobuf(tarfile.PAX_FORMAT) + content + bytes(-len(content) % tarfile.BLOCKSIZE)
 
 
-def locate_members(part: Path) -> dict[str, tuple[int, int]]:
-    """Offset and size in bytes of each member's content, by name; of the part the headers are read.
-
-    Raises:
-        ValueError: If they are damaged, naming the part.
-    """
-    try:
-        with tarfile.open(part, "r:", tarinfo=Header) as tar:
-            return {member.name: (member.offset_data, member.size) for member in tar}
-    except (tarfile.TarError, OSError, ValueError) as error:
-        raise ValueError(f"{part} is damaged: {error}") from error
-
-
 def read_members(part: Path) -> Iterator[tuple[bytes, Metadata]]:
     """The records of a part in order, in their stored form, each checked against its checksum.
 

@@ -109,7 +109,8 @@ class OutputRun(Generic[AnyRecord, AnyRow, AnySettings]):
                 "give the --output.dir of one"
             )
         content = read_run_file(out, kind.command)
-        command, settings, shards = content.text("command"), content.section("settings"), content.texts("shards")
+        command = content.choice("command", ("invert", "edit"))
+        settings, shards = content.section("settings"), content.texts("shards")
         if command != kind.command:
             raise ValueError(
                 f"{str(out)!r} is a run of `nti-batch {command}`: give the --output.dir of `nti-batch {kind.command}`"

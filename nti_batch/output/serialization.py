@@ -65,7 +65,9 @@ class StoredInversion:
         Raises:
             ValueError: If the metadata is damaged.
         """
-        return InversionRunSettings.from_json(JsonObject(self.metadata, f"the .json of {self.key!r}").section("settings"))
+        return InversionRunSettings.from_json(
+            JsonObject(self.metadata, f"the .json of {self.key!r}").section("settings")
+        )
 
     def split_null_embeddings(self) -> tuple[Tensor, Tensor | None]:
         """[T, tokens, dim] of the tokens alone, and the pooled ones, [T, pooled dim], None in families without."""

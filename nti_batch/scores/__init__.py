@@ -1,1 +1,1 @@
-""""""
+"""Scores of images and of edits."""

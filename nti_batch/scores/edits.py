@@ -1,11 +1,11 @@
-"""Scores of edits in PIE-Bench's columns, by its own protocol and without its bias.
+"""Scores of edits in PIE-Bench's columns, by two protocols: the benchmark's own, and one without its bias.
 
-The benchmark looks at the unedited part by setting the edited part of both pictures to zero and averaging over all
-pixels, so that with s the unedited part's share
+`pie-bench` sets the edited part of both images to zero and averages over all pixels. With the share s of the unedited
+pixels among all pixels,
 
-    MSE = s MSE of the unedited pixels        PSNR = PSNR of the unedited pixels - 10 log10 s
+    MSE = s MSE(unedited pixels)        PSNR = PSNR(unedited pixels) - 10 log10 s
 
-and a larger mask gives a better score. `unedited` averages over the unedited pixels alone.
+so that a larger mask gives a better score. `unedited` averages over the unedited pixels alone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,22 +23,23 @@ Protocol = Literal["pie-bench", "unedited"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EditScores:
-    """Scores of one edit; None where the weights are missing or the mask leaves no pixel to look at."""
+    """Scores of one edit; None where weights are missing or the mask leaves no pixel to score."""
 
     structure: float | None
-    """DINO structure distance of the whole pictures."""
+    """DINO structure distance of the whole images."""
 
     psnr: float | None
-    """Of the unedited part against the source, in dB, as are LPIPS, MSE and SSIM."""
+    """PSNR of the unedited part against the source, in dB; LPIPS, MSE and SSIM are of the same part."""
 
     lpips: float | None
     mse: float | None
     ssim: float | None
+
     clip_whole: float | None
-    """CLIP score of the edited picture for the edit's prompt."""
+    """CLIP score of the whole edited image for the edit's prompt."""
 
     clip_edited: float | None
-    """The same with all but the edited part set to zero, in both protocols."""
+    """CLIP score with the unedited part set to zero, in both protocols."""
 
 
 _COLUMNS = {
@@ -50,6 +51,7 @@ _COLUMNS = {
     "clip_whole": ("CLIP whole", 1.0),
     "clip_edited": ("CLIP edited", 1.0),
 }
+"""Title of each column, and the factor that its title names."""
 
 
 _TITLES: Mapping[Protocol, str] = {"pie-bench": "PIE-Bench", "unedited": "unedited pixels alone"}
@@ -61,28 +63,31 @@ def score_edits(
     """Score edits of sources.
 
     Args:
-        edited: Pictures, [batch, 3, height, width] in [0, 1].
-        sources: The pictures that were edited.
-        inside: The edited part, bool [batch, height, width].
-        prompts: The edits', one a picture.
-        learned: What networks there are.
-        protocol: `pie-bench` is the benchmark's own, which also gives DINO a white of 255; `unedited` averages over
-            the unedited pixels alone and gives DINO the white of 1 that it was trained on.
+        edited: Edited images, [batch, 3, height, width] in [0, 1].
+        sources: Images that were edited, in the same form.
+        inside: Edited part, bool [batch, height, width].
+        prompts: Prompt of each edit.
+        learned: Scores by networks; those without weights are left out.
+        protocol: `pie-bench` is the benchmark's own, which also gives DINO a white of 255. `unedited` averages over
+            the unedited pixels alone, and gives DINO the white of 1 that it was trained on.
+
+    Returns:
+        The scores of each image.
     """
     outside = ~inside
     if protocol == "pie-bench":
-        pictures, where, white = (edited * outside[:, None], sources * outside[:, None]), None, 255.0
+        images, where, white = (edited * outside[:, None], sources * outside[:, None]), None, 255.0
     else:
-        pictures, where, white = (edited, sources), outside, 1.0
-    is_left, is_edited = outside.any(dim=(1, 2)), inside.any(dim=(1, 2))
+        images, where, white = (edited, sources), outside, 1.0
+    has_outside, has_inside = outside.any(dim=(1, 2)), inside.any(dim=(1, 2))
     columns = {
-        "structure": learned.structure and _listed(learned.structure(edited, sources, white)),
-        "psnr": _listed(psnr(*pictures, where), is_left),
-        "lpips": learned.lpips and _listed(learned.lpips(*pictures, where), is_left),
-        "mse": _listed(mse(*pictures, where), is_left),
-        "ssim": _listed(ssim(*pictures, where), is_left),
-        "clip_whole": learned.clip and _listed(learned.clip(edited, prompts)),
-        "clip_edited": learned.clip and _listed(learned.clip(edited * inside[:, None], prompts), is_edited),
+        "structure": learned.structure and _to_list(learned.structure(edited, sources, white)),
+        "psnr": _to_list(psnr(*images, where), has_outside),
+        "lpips": learned.lpips and _to_list(learned.lpips(*images, where), has_outside),
+        "mse": _to_list(mse(*images, where), has_outside),
+        "ssim": _to_list(ssim(*images, where), has_outside),
+        "clip_whole": learned.clip and _to_list(learned.clip(edited, prompts)),
+        "clip_edited": learned.clip and _to_list(learned.clip(edited * inside[:, None], prompts), has_inside),
     }
     return [
         EditScores(**{name: column[i] if column else None for name, column in columns.items()})
@@ -90,19 +95,20 @@ def score_edits(
     ]
 
 
-def _listed(scores: Tensor, is_valid: Tensor | None = None) -> list[float | None]:
+def _to_list(scores: Tensor, is_valid: Tensor | None = None) -> list[float | None]:
+    """Return a score of each image, and None where it is not valid."""
     valid = torch.ones(len(scores)) if is_valid is None else is_valid
-    return [score if good else None for score, good in zip(scores.tolist(), valid.tolist(), strict=True)]
+    return [score if ok else None for score, ok in zip(scores.tolist(), valid.tolist(), strict=True)]
 
 
 def scores_table(groups: Mapping[str, Sequence[EditScores]], protocol: Protocol) -> str:
-    """Means over all edits and, where there are several groups, over those of each, as a Markdown table.
+    """Lay out mean scores as a Markdown table: a row for all edits, and one for each group if there are several.
 
-    Its layout is the benchmark's. A column without a score is left out.
+    The columns are the benchmark's; a column without any score is left out.
 
     Args:
-        groups: Scores by the name of their group, such as those in `pie_bench.CATEGORIES`.
-        protocol: How they were scored.
+        groups: Scores by the name of their group, such as a category in `pie_bench.CATEGORIES`.
+        protocol: Protocol by which the edits were scored.
     """
     every = [score for group in groups.values() for score in group]
     shown = [name for name in _COLUMNS if any(getattr(score, name) is not None for score in every)]
@@ -120,6 +126,6 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _mean(scores: Sequence[EditScores], name: str) -> str:
-    """Over the edits that have it, in the column's unit."""
+    """Average a score over the edits that have it, in the column's unit; '-' if none has."""
     values = [value for score in scores if (value := getattr(score, name)) is not None]
     return f"{sum(values) / len(values) * _COLUMNS[name][1]:.2f}" if values else "-"

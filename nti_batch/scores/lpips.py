@@ -1,11 +1,12 @@
-"""LPIPS, a distance of pictures by the features of a network, without torchvision.
+"""LPIPS, a distance of images by the features of a network, without torchvision.
 
 Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", 2018,
-https://arxiv.org/abs/1801.03924, equation (1): features y_l of layer l, each pixel's of length 1, weighed by w_l,
+https://arxiv.org/abs/1801.03924, equation (1). With the features y_l of layer l, scaled to length 1 at each pixel, and
+the learned weights w_l,
 
     d(x, x0) = sum over l  mean over pixels  w_l . (y_l - y0_l)^2
 
-with version 0.1's weights of SqueezeNet 1.1, which PIE-Bench takes.
+The network is SqueezeNet 1.1 with version 0.1's weights, as in PIE-Bench.
 """
 
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _SLICES = (range(2), range(2, 5), range(5, 8), range(8, 10), range(10, 11), range(11, 12), range(12, 13))
-"""The layers of SqueezeNet's `features` up to each that is compared."""
+"""Layers of SqueezeNet's `features`, cut behind each layer that is compared."""
 
 
 _POOLINGS = (2, 5, 8)
@@ -28,13 +29,13 @@ _DEVIATION = (0.458, 0.448, 0.450)
 
 
 class Lpips:
-    """The distance, with weights from `model.safetensors`: torchmetrics' state dict for SqueezeNet."""
+    """LPIPS with the weights in `model.safetensors`, torchmetrics' state dict for SqueezeNet."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         """Load the weights.
 
         Raises:
-            ValueError: If there are none, or they are of another network.
+            ValueError: If the weights are missing or belong to another network.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -50,25 +51,32 @@ class Lpips:
             raise ValueError(f"{path} lacks {lacking[0]!r}: it is not LPIPS's SqueezeNet; see docs/scores.md")
 
     @torch.no_grad()
-    def __call__(self, picture: Tensor, reference: Tensor, where: Tensor | None = None) -> Tensor:
-        """Distance of pictures, [batch, 3, height, width] in [0, 1] and at least 17 pixels wide and high: [batch].
+    def __call__(self, image: Tensor, reference: Tensor, where: Tensor | None = None) -> Tensor:
+        """Return the distances of a batch of images.
 
-        With `where`, bool [batch, height, width], each layer's distances are resized to the picture, bilinearly, and
-        averaged over the pixels chosen, nan if there are none; a pixel's features see others around it.
+        Args:
+            image: [batch, 3, height, width] in [0, 1], at least 17 pixels high and wide.
+            reference: Images to compare with, in the same form.
+            where: Pixels to average over, bool [batch, height, width]; None for all. Each layer's distances are
+                resized bilinearly to the image. The features of a pixel depend on pixels around it.
+
+        Returns:
+            [batch]; nan for an image without a chosen pixel.
         """
-        total = torch.zeros(len(picture), device=self.device)
-        for i, (y, y0) in enumerate(zip(self._features(picture), self._features(reference), strict=True)):
-            weighed = F.conv2d((_unit(y) - _unit(y0)).square(), self.weights[f"lin{i}.model.1.weight"])
+        total = torch.zeros(len(image), device=self.device)
+        for i, (y, y0) in enumerate(zip(self._features(image), self._features(reference), strict=True)):
+            weighted = F.conv2d((_unit(y) - _unit(y0)).square(), self.weights[f"lin{i}.model.1.weight"])
             if where is None:
-                total += weighed.mean(dim=(1, 2, 3))
+                total += weighted.mean(dim=(1, 2, 3))
             else:
-                resized = F.interpolate(weighed, where.shape[1:], mode="bilinear")[:, 0]
+                resized = F.interpolate(weighted, where.shape[1:], mode="bilinear")[:, 0]
                 chosen = where.to(self.device)
                 total += (resized * chosen).sum(dim=(1, 2)) / chosen.sum(dim=(1, 2))
         return total
 
-    def _features(self, picture: Tensor) -> list[Tensor]:
-        x = picture.to(self.device)
+    def _features(self, image: Tensor) -> list[Tensor]:
+        """Return the features y_l of each layer that is compared."""
+        x = image.to(self.device)
         mean, deviation = (torch.tensor(values).to(x)[:, None, None] for values in (_MEAN, _DEVIATION))
         x = (2 * x - 1 - mean) / deviation
         features = []
@@ -78,9 +86,9 @@ class Lpips:
             features.append(x)
         return features
 
-    def _layer(self, x: Tensor, part: int, layer: int) -> Tensor:
-        """One of SqueezeNet 1.1's `features`: convolution, its rectifier, pooling, or a fire module."""
-        name = f"net.slices.{part}.{layer}"
+    def _layer(self, x: Tensor, slice_index: int, layer: int) -> Tensor:
+        """Apply one of SqueezeNet 1.1's `features`: a convolution, its ReLU, a pooling, or a fire module."""
+        name = f"net.slices.{slice_index}.{layer}"
         if layer == 0:
             return self._conv(x, name, stride=2)
         if layer == 1:
@@ -88,14 +96,14 @@ class Lpips:
         if layer in _POOLINGS:
             return F.max_pool2d(x, 3, 2, ceil_mode=True)
         squeezed = self._conv(x, f"{name}.squeeze").relu()
-        narrow = self._conv(squeezed, f"{name}.expand1x1")
-        wide = self._conv(squeezed, f"{name}.expand3x3", padding=1)
-        return torch.cat([narrow, wide], dim=1).relu()
+        expand1x1 = self._conv(squeezed, f"{name}.expand1x1")
+        expand3x3 = self._conv(squeezed, f"{name}.expand3x3", padding=1)
+        return torch.cat([expand1x1, expand3x3], dim=1).relu()
 
     def _conv(self, x: Tensor, name: str, stride: int = 1, padding: int = 0) -> Tensor:
         return F.conv2d(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"], stride, padding)
 
 
 def _unit(features: Tensor) -> Tensor:
-    """Each pixel's features, scaled to length 1."""
+    """Scale the features of each pixel to length 1."""
     return features / (features.square().sum(dim=1, keepdim=True) + 1e-8).sqrt()

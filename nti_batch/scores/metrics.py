@@ -1,7 +1,7 @@
-"""Picture quality, one number an image.
+"""Measures of image quality, one number for each image of a batch.
 
-Pictures are [batch, 3, height, width] in [0, 1]; `where`, bool [batch, height, width], restricts a measure to the
-pixels chosen, and a picture with none chosen has nan.
+Images are [batch, 3, height, width] in [0, 1]. `where`, bool [batch, height, width], restricts a measure to the pixels
+that are True; an image without such pixels has nan.
 """
 
 import torch
@@ -17,18 +17,18 @@ _C1 = 0.01**2
 _C2 = 0.03**2
 
 
-def mse(picture: Tensor, reference: Tensor, where: Tensor | None = None) -> Tensor:
-    """Mean squared error over pixels and colours, [batch]."""
-    return _mean((picture - reference).square(), where)
+def mse(image: Tensor, reference: Tensor, where: Tensor | None = None) -> Tensor:
+    """Return the mean squared error over pixels and colours, [batch]."""
+    return _mean((image - reference).square(), where)
 
 
-def psnr(picture: Tensor, reference: Tensor, where: Tensor | None = None) -> Tensor:
-    """Peak signal-to-noise ratio in dB, -10 log10 of the mean squared error, [batch]; equal pictures have 100."""
-    return -10 * mse(picture, reference, where).clamp(min=1e-10).log10()
+def psnr(image: Tensor, reference: Tensor, where: Tensor | None = None) -> Tensor:
+    """Return the peak signal-to-noise ratio in dB, -10 log10(MSE), [batch]; equal images have 100."""
+    return -10 * mse(image, reference, where).clamp(min=1e-10).log10()
 
 
-def ssim(picture: Tensor, reference: Tensor, where: Tensor | None = None) -> Tensor:
-    """Structural similarity, [batch]; equal pictures have 1.
+def ssim(image: Tensor, reference: Tensor, where: Tensor | None = None) -> Tensor:
+    """Return the structural similarity, [batch]; equal images have 1.
 
     Wang et al., "Image quality assessment: from error visibility to structural similarity", 2004,
     https://doi.org/10.1109/TIP.2003.819861, for each colour:
@@ -36,25 +36,25 @@ def ssim(picture: Tensor, reference: Tensor, where: Tensor | None = None) -> Ten
         (2 mu_x mu_y + C1) (2 sigma_xy + C2) / ((mu_x^2 + mu_y^2 + C1) (sigma_x^2 + sigma_y^2 + C2))
 
     with a Gaussian window of 11 x 11 and standard deviation 1.5 around each pixel, mirrored at the borders. The map is
-    averaged over pixels and colours; the window of a pixel of `where` may reach out of `where`. Pictures have at least
+    averaged over pixels and colours; the window of a pixel of `where` may reach out of `where`. Images have at least
     6 x 6 pixels.
     """
-    x, y = picture, reference
+    x, y = image, reference
     mu_x, mu_y = _blur(x), _blur(y)
     var_x, var_y, cov = _blur(x * x) - mu_x * mu_x, _blur(y * y) - mu_y * mu_y, _blur(x * y) - mu_x * mu_y
     luminance = (2 * mu_x * mu_y + _C1) / (mu_x * mu_x + mu_y * mu_y + _C1)
     return _mean(luminance * (2 * cov + _C2) / (var_x + var_y + _C2), where)
 
 
-def _blur(pictures: Tensor) -> Tensor:
-    """Gaussian mean around each pixel."""
-    window = (_WINDOW / _WINDOW.sum()).to(pictures)
-    planes = F.pad(pictures.flatten(0, 1)[:, None], (5, 5, 5, 5), mode="reflect")
-    return F.conv2d(F.conv2d(planes, window.view(1, 1, 1, -1)), window.view(1, 1, -1, 1)).view_as(pictures)
+def _blur(images: Tensor) -> Tensor:
+    """Return the Gaussian mean around each pixel, in the same shape."""
+    window = (_WINDOW / _WINDOW.sum()).to(images)
+    planes = F.pad(images.flatten(0, 1)[:, None], (5, 5, 5, 5), mode="reflect")
+    return F.conv2d(F.conv2d(planes, window.view(1, 1, 1, -1)), window.view(1, 1, -1, 1)).view_as(images)
 
 
 def _mean(values: Tensor, where: Tensor | None) -> Tensor:
-    """Mean over colours and the pixels chosen, [batch]."""
+    """Return the mean over colours and the chosen pixels, [batch]."""
     if where is None:
         return values.mean(dim=(1, 2, 3))
     chosen = where[:, None].expand_as(values)

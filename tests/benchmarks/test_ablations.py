@@ -12,27 +12,27 @@ from helpers.fakes import rowwise, stable_diffusion_schedule
 from torch import Tensor
 
 from nti_batch.benchmarks import ablations
-from nti_batch.benchmarks.ablations import Pictures
-from nti_batch.diffusion.guidance import NoisePredictor
+from nti_batch.benchmarks.ablations import EncodedImages
+from nti_batch.diffusion.guidance import Predictor
 from nti_batch.diffusion.pool import InversionPool
 from nti_batch.diffusion.settings import InversionSettings
 
 STEPS = 5
 
 
-def pictures(predict: NoisePredictor, prompt: float | None = None) -> Pictures:
+def pictures(predict: Predictor, prompt: float | None = None) -> EncodedImages:
     """Three of them; all values of a prompt's embedding are `prompt`, or at random."""
     generator = torch.Generator().manual_seed(0)
     latents, prompts = torch.randn(2, 3, 4, 2, 2, generator=generator)
     prompts = prompts.flatten(2) if prompt is None else torch.full((3, 4, 4), prompt)
-    return Pictures(predict, stable_diffusion_schedule(STEPS), 3.0, latents, prompts, torch.zeros(3, 4, 4))
+    return EncodedImages(predict, stable_diffusion_schedule(STEPS), 3.0, latents, prompts, torch.zeros(3, 4, 4))
 
 
 def its_embedding(latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
     return embeddings.view_as(latents)
 
 
-def error(found: Iterator[Tensor], of: Pictures, passes: int) -> float:
+def error(found: Iterator[Tensor], of: EncodedImages, passes: int) -> float:
     latents = next(islice(found, passes - 1, None))
     return (latents - of.latents).abs().max().item()
 
@@ -47,11 +47,7 @@ def test_null_text_is_that_of_the_pool_without_its_early_stop(updates: int):
         guidance_scale=3.0, num_inner_steps=updates, early_stop_epsilon=0.0, early_stop_growth=0.0
     )
     pool = InversionPool[int](predict, of.schedule, settings, of.empty[0], 2)
-    done = {}
-    for key, (latents, prompt) in enumerate(zip(of.latents, of.prompts, strict=True)):
-        pool.admit(key, latents, prompt)
-    while len(pool):
-        done.update(pool.tick())
+    done = dict(pool.run((key, *image) for key, image in enumerate(zip(of.latents, of.prompts, strict=True))))
     expected = torch.stack([done[key].current_latents for key in range(3)])
     torch.testing.assert_close(ablations.null_text(of, of.pivot(), updates), expected, rtol=0, atol=1e-4)
 

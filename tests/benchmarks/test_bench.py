@@ -13,6 +13,7 @@ import yaml
 from diffusers.models.unets import unet_2d_condition
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from helpers.tiny import captioned, write_shard
+from nti_batch.jobs.invert_datamodule import InversionDataModule
 from PIL import Image
 
 from nti_batch.benchmarks import edits, inner_step
@@ -28,7 +29,6 @@ from nti_batch.benchmarks.timing import UNetClock
 from nti_batch.cli import main
 from nti_batch.diffusion.rounding import Storage
 from nti_batch.diffusion.settings import InversionSettings
-from nti_batch.jobs.invert_datamodule import InversionDataModule
 from nti_batch.models.stable_diffusion import ModelSource, StableDiffusion
 from nti_batch.output.serialization import StoredInversion
 
@@ -47,7 +47,7 @@ def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_with_the_early_stop_off_both_sides_find_the_same(networks: StableDiffusion, shard: Path):
     images, schedule = load_images(InversionDataModule(str(shard)), 16, 2), networks.schedule(3)
-    clock = UNetClock(networks.predict_noise, networks.device)
+    clock = UNetClock(networks.predict, networks.device)
     ours = job_loop(networks, clock, images, schedule, NEVER, batch_size=2, storage="float32")
     for image, found in zip(images, ours, strict=True):
         theirs = reference_loop(networks, clock, image, schedule, NEVER)
@@ -104,7 +104,7 @@ def test_a_replay_from_what_would_be_in_the_file_is_the_jobs_own(networks: Stabl
     images, schedule = load_images(InversionDataModule(str(shard)), 16, 2), networks.schedule(50)
     settings = InversionSettings(num_inner_steps=2)
     for storage in get_args(Storage):
-        inverted = job_loop(networks, networks.predict_noise, images, schedule, settings, 16, storage)
+        inverted = job_loop(networks, networks.predict, images, schedule, settings, 16, storage)
         for image, found in zip(images, inverted, strict=True):
             own = score(networks, image, found).psnr
             assert abs(own - replay_psnr(networks, image, packed(storage, found), 50, 7.5)) < 1e-3

@@ -1,4 +1,4 @@
-"""The corpus of damaged shards through the front door: one job over all of them, and each image ends as it must."""
+"""One job over many damaged shards: each image gets the row that it must get."""
 
 import re
 from pathlib import Path
@@ -7,16 +7,17 @@ import pytest
 import torch
 from helpers.damage import CASES, DONE, JSON_CASES, Case
 from helpers.jobs import arguments
+from helpers.runs import units_of
 
 from nti_batch import read_inversions
 from nti_batch.cli import main
-from nti_batch.output.inversions import InversionRun
-from nti_batch.output.manifest import ManifestRow
-from nti_batch.output.status import run_status, units_of
+from nti_batch.output.inversions import open_inversions
+from nti_batch.output.manifest import InversionRow
+from nti_batch.output.status import run_status
 
 
 def invert(model: Path, folder: Path, cases: list[Case], *more: str) -> Path:
-    """One quick job over the shards of these cases; return its output folder."""
+    """Run a quick job over the shards of these cases, and return its output folder."""
     shards, out = folder / "shards", folder / "out"
     shards.mkdir()
     for case in cases:
@@ -28,25 +29,25 @@ def invert(model: Path, folder: Path, cases: list[Case], *more: str) -> Path:
 
 @pytest.fixture(scope="module")
 def texts(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run over all cases with captions in texts."""
+    """Run the job over the cases with captions in texts."""
     return invert(tiny_model, tmp_path_factory.mktemp("damage"), CASES)
 
 
 @pytest.fixture(scope="module")
 def jsons(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run over those with captions in JSON."""
+    """Run the job over the cases with captions in JSON."""
     return invert(tiny_model, tmp_path_factory.mktemp("json"), JSON_CASES, "--data.caption=json:caption")
 
 
 @pytest.fixture(scope="module")
-def rows(texts: Path, jsons: Path) -> dict[str, list[ManifestRow]]:
-    """By shard."""
-    runs = InversionRun(texts), InversionRun(jsons)
+def rows(texts: Path, jsons: Path) -> dict[str, list[InversionRow]]:
+    """Rows by shard."""
+    runs = open_inversions(texts), open_inversions(jsons)
     return {unit.shard: run.rows(unit) for run in runs for unit in units_of(run)}
 
 
 @pytest.mark.parametrize("case", [*CASES, *JSON_CASES], ids=lambda case: case.shard)
-def test_every_image_of_a_damaged_shard_ends_in_the_row_it_must(case: Case, rows: dict[str, list[ManifestRow]]):
+def test_every_image_of_a_damaged_shard_gets_its_row(case: Case, rows: dict[str, list[InversionRow]]):
     ended = {row.key: row for row in rows[case.shard]}
     assert len(ended) == len(rows[case.shard]), "no image has two rows"
     assert {key: row.stage or row.status for key, row in ended.items()} == {
@@ -57,27 +58,27 @@ def test_every_image_of_a_damaged_shard_ends_in_the_row_it_must(case: Case, rows
             assert re.search(row[1], ended[key].error), ended[key].error
 
 
-def test_every_healthy_image_is_read_back_with_its_own_caption_and_picture(texts: Path):
+def test_every_healthy_image_is_read_back_with_its_own_caption_and_image(texts: Path):
     expected = {(case.shard, key) for case in CASES for key, row in case.rows.items() if row == DONE}
     found = {(stored.shard, stored.key): stored for stored in read_inversions(texts)}
     assert found.keys() == expected
     for neighbour in ("a", "z"):
         first, *others = (stored for (_, key), stored in found.items() if key == neighbour)
-        assert {stored.prompt for stored in (first, *others)} == {f"a picture of {neighbour}"}
+        assert {stored.prompt for stored in (first, *others)} == {f"an image of {neighbour}"}
         for other in others:
             torch.testing.assert_close(other.noise_latents, first.noise_latents, atol=1e-4, rtol=1e-4)
 
 
-def test_damage_is_told_and_nothing_is_missing_or_amiss_in_the_run(
+def test_a_run_over_damaged_shards_is_complete_and_passes_verify(
     texts: Path, jsons: Path, capsys: pytest.CaptureFixture[str]
 ):
     for out in (texts, jsons):
-        run = InversionRun(out)
+        run = open_inversions(out)
         assert main(["verify", str(out)]) == 0
         assert capsys.readouterr().out == "all is well\n"
         assert run_status(run, units_of(run)).missing == 0
 
 
-def test_no_case_is_there_twice():
+def test_every_case_is_different():
     shards = [case.shard for case in (*CASES, *JSON_CASES)]
     assert len(set(shards)) == len({case.content for case in (*CASES, *JSON_CASES)}) == len(shards) >= 60

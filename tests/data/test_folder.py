@@ -1,4 +1,4 @@
-"""`--data.images`: a folder is inverted as a shard is, and all that comes after knows no difference."""
+"""`--data.images`: a folder of images is inverted like a shard, and every other command works on the result."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.jobs import arguments, files, ids, rows
-from helpers.packing import NAMES, members, pack, write_folder
+from helpers.pack import NAMES, members, pack, write_folder
 from helpers.tiny import png
 
 from nti_batch import read_inversions
@@ -19,20 +19,20 @@ from nti_batch.records import Failure
 
 
 def invert(model: Path, folder: Path, out: Path, *more: str) -> list[str]:
-    """A quick job on a folder."""
+    """Arguments of a quick job on a folder."""
     command = arguments(model, "", out, f"--data.images={folder}", *more)
     return [argument for argument in command if not argument.startswith("--data.shards")]
 
 
 def test_a_folder_gives_the_inversions_that_its_shards_give(tiny_model: Path, tmp_path: Path):
-    """One image in a call: so the batches are the same, and the bits."""
+    """The batch size is 1, so that the batches and hence the bits are equal."""
     source = write_folder(tmp_path / "source")
     assert pack(source, tmp_path / "shards") == 0
     assert main(arguments(tiny_model, tmp_path / "shards" / "*.tar", tmp_path / "a", "--model.batch_size=1")) == 0
     assert main(invert(tiny_model, source, tmp_path / "b", "--model.batch_size=1")) == 0
     paths = {
-        told["key"]: told["path"]
-        for told in (json.loads(c) for name, c in members(tmp_path / "shards").items() if name.endswith(".json"))
+        metadata["key"]: metadata["path"]
+        for metadata in (json.loads(c) for name, c in members(tmp_path / "shards").items() if name.endswith(".json"))
     }
     packed = {paths[stored.key]: stored for stored in read_inversions(tmp_path / "a")}
     loose = {f"{stored.key}.png": stored for stored in read_inversions(tmp_path / "b")}
@@ -45,7 +45,7 @@ def test_a_folder_gives_the_inversions_that_its_shards_give(tiny_model: Path, tm
         assert torch.equal(stored.null_embeddings, packed[path].null_embeddings)
 
 
-def test_what_comes_after_the_inversion_works_from_any_folder(
+def test_every_other_command_works_from_any_folder(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     write_folder(tmp_path / "my photos", ("a", "d/b", "c"))
@@ -58,15 +58,15 @@ def test_what_comes_after_the_inversion_works_from_any_folder(
     before = files(out)
     assert main(invert(tiny_model, Path("my photos/"), out)) == 0, "the same folder, written otherwise"
     assert files(out) == before
-    assert main(["status", str(out), "--exit-code"]) == 0
+    assert main(["status", str(out), "--exit_code"]) == 0
     assert "3 done, 0 failed, 0 missing of 3 images" in capsys.readouterr().out
     assert main(["verify", str(out), "--recompute=3"]) == 0
     edits = tmp_path / "edits.jsonl"
-    edits.write_text(json.dumps({"key": "d/b", "edit_prompt": "picture 1", "mask": [0, 8], "mask_size": [4, 4]}))
+    edits.write_text(json.dumps({"key": "d/b", "edit_prompt": "image 1", "mask": [0, 8], "mask_size": [4, 4]}))
     edit = [f"--data.inversions={out}", f"--data.edits={edits}", "--trainer.accelerator=cpu"]
     assert main(["edit", *edit, f"--output.dir={tmp_path / 'edits'}"]) == 0
-    (picture,) = (tmp_path / "edits" / "edits").glob("*.jsonl")
-    assert '"psnr_unedited": null' not in picture.read_text(), "the input was found"
+    (image,) = (tmp_path / "edits" / "edits").glob("*.jsonl")
+    assert '"psnr_unedited": null' not in image.read_text(), "the input was found"
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "my photos").rename(tmp_path / "elsewhere" / "my photos")
     assert main(["verify", str(out), f"--data.images={tmp_path / 'elsewhere' / 'my photos'}"]) == 0
@@ -76,7 +76,7 @@ def test_what_comes_after_the_inversion_works_from_any_folder(
     assert "No such file or directory" in said
 
 
-def test_every_bad_image_of_a_folder_ends_as_a_row(tiny_model: Path, tmp_path: Path):
+def test_every_bad_image_of_a_folder_has_a_row(tiny_model: Path, tmp_path: Path):
     source = write_folder(tmp_path / "source", ("good", "mute", "blank", "twin", "html", "gone", "long/case"))
     (source / "mute.txt").unlink()
     (source / "blank.txt").write_text("")
@@ -121,7 +121,7 @@ def test_captions_may_be_in_json_beside_the_images(tiny_model: Path, tmp_path: P
 def test_a_folder_whose_images_have_changed_is_another_input(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    """Work units are units_per_shard by position: with one image more, others would be inverted twice or never."""
+    """Samples are dealt to work units by position, so that another image would move others to another unit."""
     source, out = write_folder(tmp_path / "source", ("b", "c")), tmp_path / "out"
     assert main(invert(tiny_model, source, out)) == 0
     write_folder(source, ("a",))

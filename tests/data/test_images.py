@@ -1,4 +1,4 @@
-"""`decode_image`: every kind of file gives the picture that a person would see, or a reason."""
+"""`decode_image`: a file of any kind gives the image that a person would see, or a reason."""
 
 import io
 import struct
@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from helpers.image_files import encode, photograph, png
+from helpers.image_files import encode, gradient, png
 from PIL import Image, ImageFile
 from torch import Tensor
 
@@ -17,32 +17,32 @@ RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 
 
 def pixels_of(image: Image.Image) -> Tensor:
-    """Convert an RGB picture, [3, height, width]."""
+    """Convert an RGB image to [3, height, width]."""
     return torch.tensor(np.array(image)).permute(2, 0, 1)
 
 
 def assert_close(a: Tensor, b: Tensor, within: int) -> None:
-    """Every pixel agrees within so many grey levels."""
+    """Check that every pixel agrees within so many grey levels."""
     assert a.shape == b.shape
     assert (a.int() - b.int()).abs().max() <= within
 
 
 def colour(data: bytes) -> tuple[int, ...]:
-    """Average the decoded file's colour."""
+    """Decode a file, and return its mean colour."""
     return tuple(decode_image(data, 8, 8).float().mean((1, 2)).round().int().tolist())
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "BMP", "TIFF", "PPM"])
-def test_lossless_formats_of_the_asked_size_come_back_exactly(file_format: str) -> None:
-    decoded = decode_image(encode(photograph(), file_format), 48, 64)
+def test_lossless_formats_of_the_requested_size_come_back_exactly(file_format: str) -> None:
+    decoded = decode_image(encode(gradient(), file_format), 48, 64)
     assert decoded.dtype == torch.uint8 and decoded.is_contiguous()
-    assert torch.equal(decoded, pixels_of(photograph()))
+    assert torch.equal(decoded, pixels_of(gradient()))
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "WEBP", "JPEG2000", "AVIF"])
 def test_lossy_formats_come_back_nearly(file_format: str) -> None:
-    decoded = decode_image(encode(photograph(), file_format, quality=95), 48, 64)
-    assert (decoded.int() - pixels_of(photograph()).int()).abs().float().mean() < 4
+    decoded = decode_image(encode(gradient(), file_format, quality=95), 48, 64)
+    assert (decoded.int() - pixels_of(gradient()).int()).abs().float().mean() < 4
 
 
 UNDO = {  # how the camera's file must be turned so that viewers, following the tag, see it upright
@@ -58,13 +58,13 @@ UNDO = {  # how the camera's file must be turned so that viewers, following the 
 
 @pytest.mark.parametrize("orientation", UNDO)
 def test_exif_orientation_is_undone(orientation: int) -> None:
-    stored = photograph()
+    stored = gradient()
     for turn in UNDO[orientation]:
         stored = stored.transpose(turn)
     exif = Image.Exif()
     exif[0x0112] = orientation
     decoded = decode_image(encode(stored, "JPEG", exif=exif, quality=98, subsampling=0), 48, 64)
-    assert_close(decoded, pixels_of(photograph()), 12)
+    assert_close(decoded, pixels_of(gradient()), 12)
 
 
 def test_sideways_grey_16_bit_png_is_turned_too() -> None:
@@ -145,7 +145,7 @@ def test_big_endian_16_bit_ramp_equals_the_8_bit_ramp() -> None:
     assert_close(decode_image(encode(ramp, "TIFF"), 4, 256)[0], torch.tensor(RAMP), 1)
 
 
-def test_dark_16_bit_picture_stays_dark() -> None:
+def test_dark_16_bit_image_stays_dark() -> None:
     for file_format in ("PNG", "PPM"):
         assert colour(encode(Image.fromarray(np.full((8, 8), 200, np.uint16)), file_format)) == (1, 1, 1)
 
@@ -157,7 +157,7 @@ def test_32_bit_ramp_equals_the_8_bit_ramp(scale: float, kind: str) -> None:
     assert_close(decoded, torch.tensor(RAMP).expand(3, 4, 256), 1)
 
 
-def test_32_bit_integers_up_to_one_are_not_taken_for_shares_of_white() -> None:
+def test_32_bit_integers_up_to_one_are_not_fractions_of_white() -> None:
     assert colour(encode(Image.fromarray(np.ones((8, 8), np.int32)), "TIFF")) == (1, 1, 1)
 
 
@@ -186,7 +186,7 @@ def test_centre_is_cropped(upright: bool) -> None:
 
 
 def test_height_and_width_are_not_mixed_up() -> None:
-    assert decode_image(encode(photograph()), 24, 40).shape == (3, 24, 40)
+    assert decode_image(encode(gradient()), 24, 40).shape == (3, 24, 40)
 
 
 def test_resizing_averages_rather_than_skips() -> None:
@@ -200,7 +200,7 @@ def test_small_and_thin_images_are_enlarged(size: tuple[int, int]) -> None:
 
 
 def test_pillow_settings_change_nothing_and_are_left_as_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = encode(photograph(480, 640), "JPEG")
+    whole = encode(gradient(480, 640), "JPEG")
     expected = decode_image(whole, 48, 64)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
@@ -243,23 +243,23 @@ def test_other_files_are_refused_with_their_first_bytes() -> None:
 
 
 def test_half_a_jpeg_is_refused() -> None:
-    data = encode(photograph(480, 640), "JPEG")
+    data = encode(gradient(480, 640), "JPEG")
     with pytest.raises(ValueError, match=f"image of {len(data) // 2} bytes is damaged, truncated.*truncated"):
         decode_image(data[: len(data) // 2], 8, 8)
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "BMP", "GIF", "TIFF", "PPM", "WEBP", "AVIF"])
 def test_half_a_file_is_refused(file_format: str) -> None:
-    data = encode(photograph(), file_format)
+    data = encode(gradient(), file_format)
     with pytest.raises(ValueError, match=r"truncated|not a whole"):
         decode_image(data[: len(data) // 2], 8, 8)
 
 
 def test_errors_of_every_type_that_damage_raises_become_a_value_error() -> None:
     for data, error in (
-        (encode(photograph(), "PPM").replace(b"48", b"4\xd5"), "ValueError: invalid literal"),
+        (encode(gradient(), "PPM").replace(b"48", b"4\xd5"), "ValueError: invalid literal"),
         (png(8, 8, 8, 0, b"").replace(b"IEND", b"I\xd5ND"), "SyntaxError: broken PNG"),
-        (encode(photograph(), "BMP")[:100], "OSError: image file is truncated"),
+        (encode(gradient(), "BMP")[:100], "OSError: image file is truncated"),
     ):
         with pytest.raises(ValueError, match=f"image of {len(data)} bytes is damaged.*{error}"):
             decode_image(data, 8, 8)
@@ -269,7 +269,7 @@ def test_errors_of_every_type_that_damage_raises_become_a_value_error() -> None:
 def test_damaged_files_give_pixels_or_a_value_error(file_format: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    whole = np.frombuffer(encode(photograph(), file_format, exif=exif), np.uint8)
+    whole = np.frombuffer(encode(gradient(), file_format, exif=exif), np.uint8)
     rng = np.random.default_rng(0)
     for _ in range(60):
         data = whole.copy()

@@ -1,4 +1,4 @@
-"""Shards from a server that cuts connections, stalls and refuses: tried again, then told."""
+"""Shards from a server that cuts connections, stalls and refuses: each is tried again, then reported."""
 
 import sys
 import threading
@@ -22,7 +22,7 @@ IMAGES = 40
 
 
 class Server(ThreadingHTTPServer):
-    """Serves one tar under /BEHAVIOUR/FAILURES/s.tar: the first FAILURES requests meet the behaviour."""
+    """Serves a tar under /BEHAVIOUR/FAILURES/s.tar: the first FAILURES requests meet the behaviour."""
 
     def __init__(self, content: bytes) -> None:
         """Listen on a port that is free."""
@@ -32,11 +32,11 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
 
     def url(self, behaviour: str, failures: int) -> str:
-        """Where the tar is to be had."""
+        """Address of the tar."""
         return f"http://127.0.0.1:{self.server_port}/{behaviour}/{failures}/s.tar"
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that hangs up is no news."""
+        """Ignore clients that hang up."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -61,7 +61,7 @@ class Handler(BaseHTTPRequestHandler):
             self.server.closing.wait(60)
 
     def log_message(self, *_: object) -> None:
-        """Quiet."""
+        """Log nothing."""
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shard_reader, "RETRY_DELAYS", (0.0, 0.0))
     monkeypatch.setattr(transfer, "READ_TIMEOUT", 1.0)
 
@@ -84,8 +84,8 @@ def read(url: str) -> list[RawSample | Failure]:
     return list(read_unit(WorkUnit("s", url, 0, 1), "txt", ()))
 
 
-def told(url: str) -> tuple[list[str], str]:
-    """The keys of the whole samples, and the error of the shard."""
+def read_keys_and_error(url: str) -> tuple[list[str], str]:
+    """Read the keys of the whole samples, and the error of the shard."""
     rows = read(url)
     samples = [row for row in rows if isinstance(row, RawSample)]
     assert all(row.prompt == f"a small red circle, number {int(row.key)}" for row in samples)
@@ -101,13 +101,13 @@ KEYS = [f"{i:03}" for i in range(IMAGES)]
 
 @pytest.mark.parametrize("behaviour", ["cut", "stall"])
 def test_a_broken_transfer_is_tried_again_and_gives_every_sample_once(server: Server, behaviour: str):
-    assert told(server.url(behaviour, 2)) == (KEYS, "")
+    assert read_keys_and_error(server.url(behaviour, 2)) == (KEYS, "")
     assert server.requests.total() == 3
     assert count_images(server.url(behaviour, 1)) == IMAGES
 
 
 def test_curl_itself_tries_again_when_the_server_is_overloaded(server: Server):
-    assert told(server.url("503", 1)) == (KEYS, "")
+    assert read_keys_and_error(server.url("503", 1)) == (KEYS, "")
     assert server.requests.total() == 2
 
 
@@ -121,7 +121,7 @@ def test_curl_itself_tries_again_when_the_server_is_overloaded(server: Server):
 def test_a_transfer_that_breaks_every_time_keeps_what_came_and_fails_the_shard(
     server: Server, behaviour: str, reason: str
 ):
-    keys, error = told(server.url(behaviour, 99))
+    keys, error = read_keys_and_error(server.url(behaviour, 99))
     assert keys == KEYS[: len(keys)]
     assert 0 < len(keys) < IMAGES
     assert error.startswith(reason)
@@ -129,7 +129,7 @@ def test_a_transfer_that_breaks_every_time_keeps_what_came_and_fails_the_shard(
 
 
 def test_a_refusal_is_final(server: Server):
-    keys, error = told(server.url("404", 99))
+    keys, error = read_keys_and_error(server.url("404", 99))
     assert keys == []
     assert error.startswith(REFUSED)
     assert server.requests.total() == 1
@@ -143,14 +143,14 @@ def test_a_server_that_is_always_broken_fails_the_shard(server: Server, monkeypa
 
     monkeypatch.setattr(sys.modules["webdataset.gopen"], "Pipe", hasty)
     monkeypatch.setattr(transfer, "READ_TIMEOUT", 60.0)
-    keys, error = told(server.url("500", 99))
+    keys, error = read_keys_and_error(server.url("500", 99))
     assert keys == []
     assert error.startswith(REFUSED)
     assert server.requests.total() == 2
 
 
 def test_a_host_that_is_not_there_fails_the_shard():
-    keys, error = told("http://127.0.0.1:9/s.tar")
+    keys, error = read_keys_and_error("http://127.0.0.1:9/s.tar")
     assert keys == []
     assert error.startswith("'curl' ended with exit code 7: the host does not answer (tried 3 times)")
 

@@ -65,7 +65,7 @@ def test_null_text_rebuilds_what_plain_guidance_loses_alone_as_in_company(networ
     empty, schedule = networks.embed_prompts([""])[0], networks.schedule(50)
     rebuilt = []
     for images, batch_size in [(inputs, 3), (inputs[:1], 1)]:
-        states, _ = invert(networks.predict_noise, schedule, InversionSettings(), images, batch_size, empty)
+        states, _ = invert(networks.predict, schedule, InversionSettings(), images, batch_size, empty)
         pictures = networks.decode_latents(torch.stack([state.current_latents for state in states]))
         rebuilt.append(psnr(pictures, start.round_trip[: len(images)]))
     together, alone = rebuilt
@@ -81,10 +81,10 @@ def test_rescaled_embeddings_are_the_same_model(networks: StableDiffusion):
     latents, timesteps = torch.randn(2, 4, 16, 16), torch.tensor([981, 1])
     before = networks.embed_prompts(["a red ring", ""])
     with torch.no_grad():
-        expected = networks.predict_noise(latents, timesteps, before)
+        expected = networks.predict(latents, timesteps, before)
         rescale_embeddings(networks.text.encoder, networks.unet, 0.5)
         after = networks.embed_prompts(["a red ring", ""])
-        found = networks.predict_noise(latents, timesteps, after)
+        found = networks.predict(latents, timesteps, after)
         rescale_embeddings(networks.text.encoder, networks.unet, 2.0)
     torch.testing.assert_close(after, before / 2)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)

@@ -89,11 +89,11 @@ def test_the_work_is_counted_no_gradient_is_computed_and_every_call_is_full(
     with HostTraffic() as traffic:
         for key, image in enumerate(inputs):
             while len(pool) == pool.capacity:
-                states += [state for _, state in pool.tick()]
+                states += [state for _, state in pool.advance()]
                 assert pool.work.full_calls == pool.work.calls
             pool.admit(key, *image)
         while len(pool):
-            states += [state for _, state in pool.tick()]
+            states += [state for _, state in pool.advance()]
     assert traffic.reads <= traffic.writes == pool.work.calls, "the device should not be waited for more often"
     assert {(s.forwards, s.backwards, sum(s.inner_steps), len(s.null_embeddings)) for s in states} == {
         (forwards, 0, 0, 50)

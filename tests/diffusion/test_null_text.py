@@ -10,7 +10,7 @@ from helpers.pools import EMPTY, NEVER, HostTraffic, images, invert
 from torch import Tensor
 
 from nti_batch.diffusion.ddim import ddim_invert, ddim_sample, ddim_step
-from nti_batch.diffusion.guidance import NoisePredictor
+from nti_batch.diffusion.guidance import Predictor
 from nti_batch.diffusion.null_text import InversionState
 from nti_batch.diffusion.pool import InversionPool
 from nti_batch.diffusion.rounding import Storage
@@ -20,7 +20,7 @@ from nti_batch.diffusion.solvers import Moments, adam_step
 
 
 def reference_loop(
-    predict: NoisePredictor, schedule: DDIMSchedule, latents: Tensor, prompt: Tensor, settings: InversionSettings
+    predict: Predictor, schedule: DDIMSchedule, latents: Tensor, prompt: Tensor, settings: InversionSettings
 ) -> tuple[list[Tensor], Tensor]:
     """One image, plainly: pivot, then for each timestep N steps of torch's Adam and an advance of its own."""
     prompt = prompt[None]
@@ -147,7 +147,7 @@ def test_an_accepted_embedding_never_moves_again():
     states.update(pool._states)
     accepted: dict[tuple[int, int], Tensor] = {}
     while len(pool):
-        pool.tick()
+        pool.advance()
         for key, state in states.items():
             for i, row in enumerate(state.null_embeddings):
                 assert torch.equal(accepted.setdefault((key, i), row.clone()), row)
@@ -161,12 +161,12 @@ def test_calls_are_full_until_the_last_image_is_admitted_and_then_it_drains(batc
     pool = InversionPool[int](rowwise, schedule, InversionSettings(), EMPTY, batch_size)
     for key, image in enumerate(inputs):
         while len(pool) == pool.capacity:
-            pool.tick()
+            pool.advance()
             assert pool.work.full_calls == pool.work.calls
         pool.admit(key, *image)
     while len(pool):
-        pool.tick()
-    assert pool.tick() == []
+        pool.advance()
+    assert pool.advance() == []
     if batch_size > 1:
         assert pool.work.full_calls < pool.work.calls
 
@@ -212,6 +212,6 @@ def test_a_network_call_costs_one_read_and_at_most_two_writes(solver: Solver, st
         pool.admit(key, latents, prompt)
     with HostTraffic() as traffic:
         while len(pool):
-            pool.tick()
+            pool.advance()
     assert 0 < traffic.reads <= pool.work.calls
     assert pool.work.calls <= traffic.writes <= pool.work.calls + (traffic.reads if solver == "adam" else 0)

@@ -1,6 +1,8 @@
 """Attention control against a second implementation in loops, and what must hold whatever the network is."""
 
+import json
 import math
+import re
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -8,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.prompts import noise, tokenized
+from jsonargparse import ArgumentParser
 from torch import Tensor
 
 from nti_batch.diffusion.ddim import ddim_sample
 from nti_batch.diffusion.edits import EditControl, EditSettings
-from nti_batch.diffusion.prompt_to_prompt import AttentionControl, edit_sample
+from nti_batch.diffusion.prompt_to_prompt import AttentionControl, LocalBlend, edit_sample
 from nti_batch.editing.reconstruct import reconstruct
 from nti_batch.models.attention import ControlledAttention
 from nti_batch.models.stable_diffusion import ModelSource, StableDiffusion
@@ -56,7 +59,7 @@ def control_of(
         ]
         for source, of_image in edits
     ]
-    return AttentionControl(controls, STEPS, size, networks.cross_attention_sizes(*size), networks.device)
+    return AttentionControl.of(controls, STEPS, size, networks.cross_attention_sizes(*size), networks.device)
 
 
 def null_embeddings(images: int = 1) -> list[Tensor]:
@@ -72,14 +75,13 @@ def sample(
     control = control_of(networks, edits, size)
     prompts = [prompt for source, of_image in edits for prompt in (source, *(p for p, _ in of_image))]
     inputs = (noise(size, len(edits)), networks.embed_prompts(prompts), null_embeddings(len(edits)))
-    with networks.controlled(control):
-        return edit_sample(networks.predict_noise, networks.schedule(STEPS), *inputs, SCALE, control)
+    return edit_sample(networks.predict, networks.controlled, networks.schedule(STEPS), *inputs, SCALE, control)
 
 
 def plain(networks: StableDiffusion, prompt: str, size: tuple[int, int] = (8, 8), image: int = 0) -> Tensor:
     nulls = [null[image:] for null in null_embeddings(image + 1)]
     inputs = (noise(size, image + 1)[image:], networks.embed_prompts([prompt]), nulls)
-    return ddim_sample(networks.predict_noise, networks.schedule(STEPS), *inputs, SCALE)
+    return ddim_sample(networks.predict, networks.schedule(STEPS), *inputs, SCALE)
 
 
 def some_controls(length: int = 12) -> list[list[EditControl]]:
@@ -87,14 +89,13 @@ def some_controls(length: int = 12) -> list[list[EditControl]]:
     source, other = tokenized("a tiger sat", length), tokenized("one cat", length)
     swap = EditSettings(
         kind="replace",
-        cross_replace_steps=0.5,
+        cross_replace_steps={"default_": 0.5, "cat": (0.2, 0.9)},
         self_replace_steps=0.3,
-        word_shares={"cat": 0.9},
         equalizer={"cat": 3.0, "sat": -0.5},
         blend_words=("tiger", "cat"),
         blend_threshold=0.8,
     )
-    refine = EditSettings(cross_replace_steps=0.7, self_replace_steps=0.8, equalizer={"big tiger": 0.5})
+    refine = EditSettings(cross_replace_steps=(0.1, 0.7), self_replace_steps=(0.2, 0.8), equalizer={"big tiger": 0.5})
     blended = EditSettings(
         cross_replace_steps=0.0,
         self_replace_steps=0.0,
@@ -123,14 +124,14 @@ ROWS = [None, (0, 0, 0), (0, 0, 1), None, (3, 1, 0)]
 @pytest.mark.parametrize("t", range(STEPS, 0, -1))
 def test_cross_maps_follow_the_equation(t: int):
     controls, maps = some_controls(), some_maps((2, 3))
-    control = AttentionControl(controls, STEPS, (4, 6), [(2, 3)], torch.device("cpu"))
-    with control.at(t):
-        found = control.replace(maps)
+    control = AttentionControl.of(controls, STEPS, (4, 6), [(2, 3)], torch.device("cpu"))
+    found = control.at(t).cross_attention(maps)
     expected = maps.clone()
     for row, place in enumerate(ROWS):
         for h, p, j in product(range(2), range(6), range(12)) if place else ():
             source, edit = place[0], controls[place[1]][place[2]]
-            if STEPS - t < round(STEPS * edit.cross_replace_steps[j].item()):
+            start, end = (round(STEPS * share) for share in edit.cross_replace_steps[:, j].tolist())
+            if start <= STEPS - t < end:
                 partners = [i for i in range(12) if edit.alignment[i, j] != 0]
                 replaced = sum(maps[source, h, p, i] * edit.alignment[i, j] for i in partners) or maps[row, h, p, j]
                 expected[row, h, p, j] = edit.weights[j] * replaced
@@ -139,10 +140,10 @@ def test_cross_maps_follow_the_equation(t: int):
 
 @pytest.mark.parametrize("t", [10, 8, 7, 3, 2])
 def test_self_attention_takes_the_map_of_the_source(networks: StableDiffusion, t: int):
-    control = AttentionControl(some_controls(), STEPS, (4, 6), [(2, 3)], torch.device("cpu"))
+    control = AttentionControl.of(some_controls(), STEPS, (4, 6), [(2, 3)], torch.device("cpu"))
     attn = networks.unet.mid_block.attentions[0].transformer_blocks[0].attn1
     hidden = torch.randn(5, 6, 8, generator=torch.Generator().manual_seed(1))
-    takes = {1: 0 if 10 - t < 3 else 1, 2: 0 if 10 - t < 8 else 2}
+    takes = {1: 0 if 10 - t < 3 else 1, 2: 0 if 2 <= 10 - t < 8 else 2}
     expected = []
     for row in range(5):
         source, channels, heads = hidden[takes.get(row, row)], 8 // attn.heads, []
@@ -151,9 +152,8 @@ def test_self_attention_takes_the_map_of_the_source(networks: StableDiffusion, t
             query, key = attn.to_q(source)[:, own], attn.to_k(source)[:, own]
             heads.append((query @ key.T / math.sqrt(channels)).softmax(-1) @ attn.to_v(hidden[row])[:, own])
         expected.append(attn.to_out[0](torch.cat(heads, -1)))
-    processor = ControlledAttention(control, attn.processor)
-    with control.at(t):
-        torch.testing.assert_close(processor(attn, hidden), torch.stack(expected))
+    processor = ControlledAttention(control.at(t), attn.processor)
+    torch.testing.assert_close(processor(attn, hidden), torch.stack(expected))
 
 
 @pytest.mark.parametrize(
@@ -170,11 +170,11 @@ def test_self_attention_takes_the_map_of_the_source(networks: StableDiffusion, t
 def test_self_attention_is_the_sources_below_the_latents_resolution_and_up_to_32_x_32(
     networks: StableDiffusion, latents: tuple[int, int], layer: tuple[int, int], replaced: bool
 ):
-    control = AttentionControl(some_controls(), STEPS, latents, [layer], torch.device("cpu"))
+    control = AttentionControl.of(some_controls(), STEPS, latents, [layer], torch.device("cpu"))
     attn = networks.unet.mid_block.attentions[0].transformer_blocks[0].attn1
     hidden = torch.randn(5, math.prod(layer), 8, generator=torch.Generator().manual_seed(2))
-    with control.at(STEPS), torch.no_grad():
-        found, own = ControlledAttention(control, attn.processor)(attn, hidden), attn(hidden)
+    with torch.no_grad():
+        found, own = ControlledAttention(control.at(STEPS), attn.processor)(attn, hidden), attn(hidden)
     assert torch.equal(found, own) is not replaced
 
 
@@ -196,10 +196,10 @@ def looks_at(maps: list[Tensor], row: int, words: Tensor, threshold: float) -> l
 @pytest.mark.parametrize("t", [10, 9, 8, 6, 5, 1])
 def test_local_blend_follows_the_equation(t: int):
     controls = some_controls()
-    control = AttentionControl(controls, STEPS, LATENTS, [MAP], torch.device("cpu"))
-    maps = [some_maps(MAP), some_maps(MAP).flip(0)]
+    control = AttentionControl.of(controls, STEPS, LATENTS, [MAP], torch.device("cpu"))
+    maps, blend = [some_maps(MAP), some_maps(MAP).flip(0)], LocalBlend(control)
     for m in maps:
-        control.collect(m)
+        blend.collect(m)
     latents = torch.randn(5, 4, *LATENTS)
     expected, kept = latents.clone(), 0
     for row, place in enumerate(ROWS):
@@ -211,7 +211,7 @@ def test_local_blend_follows_the_equation(t: int):
                 if not (mine[y][x] or sources[y][x]):
                     expected[row, :, y, x] = latents[place[0], :, y, x]
                     kept += 1
-    assert torch.equal(control.blend(latents, t), expected)
+    assert torch.equal(blend(latents, t), expected)
     assert (kept > 20) == (t <= 8)
 
 
@@ -257,12 +257,11 @@ def test_with_direct_inversion_sources_go_along_their_pivots_and_edits_their_own
     seen: list[Tensor] = []
 
     def predict(latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
-        seen.append(latents[control.sources])
-        return networks.predict_noise(latents, timesteps, embeddings)
+        seen.append(latents[control.rows.sources])
+        return networks.predict(latents, timesteps, embeddings)
 
     inputs = (start, networks.embed_prompts(prompts), null_embeddings(2), SCALE, control)
-    with networks.controlled(control):
-        rows = edit_sample(predict, networks.schedule(STEPS), *inputs, list(pivot))
+    rows = edit_sample(predict, networks.controlled, networks.schedule(STEPS), *inputs, list(pivot))
     assert torch.equal(torch.stack(seen[::2]), torch.cat([start[None], pivot[:-1]]))
     assert torch.equal(rows[[0, 2]], pivot[-1])
     torch.testing.assert_close(rows[1:2], plain(networks, prompts[1]), atol=1e-4, rtol=1e-4)
@@ -317,7 +316,7 @@ def test_without_guidance_the_null_embeddings_are_not_looked_at(networks: Stable
         return torch.zeros_like(latents)
 
     inputs = (noise(), networks.embed_prompts([SOURCE, SOURCE]), null_embeddings())
-    edit_sample(predict, networks.schedule(STEPS), *inputs, 1, control)
+    edit_sample(predict, networks.controlled, networks.schedule(STEPS), *inputs, 1, control)
     assert asked == [[t, t] for t in range(901, 0, -100)]
 
 
@@ -328,29 +327,40 @@ def test_where_nothing_is_controlled_the_layers_own_attention_runs_bit_for_bit(n
 
     @torch.no_grad()
     def predict(t: int) -> Tensor:
-        return networks.predict_noise(latents, networks.schedule(STEPS).network_timesteps[[t, t]], prompts)
+        return networks.predict(latents, networks.schedule(STEPS).network_timesteps[[t, t]], prompts)
 
     free = {t: predict(t) for t in (10, 3, 2, 1)}
-    with networks.controlled(control):
-        assert torch.equal(predict(10), free[10])  # an unconditional evaluation
-        for t in (10, 3, 2, 1):
-            with control.at(t):
-                assert torch.equal(predict(t), free[t]) == (t < 3)  # the larger share is 0.8
-            with control.at(t):
-                assert (control.self_rows is None) == (t < 5)
+    for t in (10, 3, 2, 1):
+        with networks.controlled(control.at(t)):
+            assert torch.equal(predict(t), free[t]) == (t < 3)  # the larger share is 0.8
+        assert (control.at(t).self_rows is None) == (t < 5)
     assert torch.equal(predict(10), free[10])
-    assert control.maps is None
+    assert not control.blends
+
+
+def test_only_the_evaluations_of_the_prompts_are_controlled(networks: StableDiffusion):
+    control, before = control_of(networks, [(SOURCE, [(SOURCE, SWAP)])]), networks.unet.attn_processors
+    controlled = []
+
+    def predict(latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
+        controlled.append(networks.unet.attn_processors != before)
+        return torch.zeros_like(latents)
+
+    inputs = (noise(), networks.embed_prompts([SOURCE, SOURCE]), null_embeddings())
+    edit_sample(predict, networks.controlled, networks.schedule(STEPS), *inputs, SCALE, control)
+    assert controlled == [True, False] * STEPS
 
 
 def test_only_the_blend_words_maps_of_one_resolution_are_kept(networks: StableDiffusion):
     uncontrolled = EditSettings(cross_replace_steps=0, self_replace_steps=0, blend_words=("red", "red"))
     control = control_of(networks, [(SOURCE, [(SOURCE, uncontrolled)] * 2)], (8, 12))
     assert control.map_size == (8, 12)
-    with networks.controlled(control), control.at(STEPS), torch.no_grad():
+    blend = LocalBlend(control)
+    with networks.controlled(control.at(STEPS, blend)), torch.no_grad():
         prompts = networks.embed_prompts([SOURCE] * 3)
-        networks.predict_noise(noise((8, 12)).repeat(3, 1, 1, 1), torch.tensor([901] * 3), prompts)
-    assert control.maps is not None
-    assert control.maps.shape == (3, 2, 96)
+        networks.predict(noise((8, 12)).repeat(3, 1, 1, 1), torch.tensor([901] * 3), prompts)
+    assert blend.maps is not None
+    assert blend.maps.shape == (3, 2, 96)
 
 
 @pytest.mark.parametrize(
@@ -364,7 +374,7 @@ def test_only_the_blend_words_maps_of_one_resolution_are_kept(networks: StableDi
     ],
 )
 def test_blend_maps_are_those_nearest_to_256_pixels(sizes: list[tuple[int, int]], chosen: tuple[int, int]):
-    assert AttentionControl(some_controls(), STEPS, sizes[0], sizes, torch.device("cpu")).map_size == chosen
+    assert AttentionControl.of(some_controls(), STEPS, sizes[0], sizes, torch.device("cpu")).map_size == chosen
 
 
 @pytest.mark.parametrize("size", [(8, 8), (8, 12), (7, 9)])
@@ -376,7 +386,7 @@ def test_the_sizes_of_the_cross_attention_layers_are_known(networks: StableDiffu
         if name.endswith("attn2")
     ]
     with torch.no_grad():
-        networks.predict_noise(noise(size), torch.tensor([1]), networks.embed_prompts([""]))
+        networks.predict(noise(size), torch.tensor([1]), networks.embed_prompts([""]))
     for hook in hooks:
         hook.remove()
     assert {h * w for h, w in networks.cross_attention_sizes(*size)} == seen
@@ -384,27 +394,87 @@ def test_the_sizes_of_the_cross_attention_layers_are_known(networks: StableDiffu
 
 def test_a_failure_leaves_the_network_as_it_was(networks: StableDiffusion):
     before, control = networks.unet.attn_processors, control_of(networks, [(SOURCE, [(SOURCE, SWAP)])])
-    with pytest.raises(RuntimeError, match="stop"), networks.controlled(control), control.at(STEPS):
+    with pytest.raises(RuntimeError, match="stop"), networks.controlled(control.at(STEPS)):
         raise RuntimeError("stop")
     assert networks.unet.attn_processors == before
-    assert control.cross is None
 
 
 def test_all_wrong_settings_are_named_at_once():
     expected = (
-        r"cross_replace_steps is 1.5, allowed: 0 to 1; blend_start is -1, allowed: 0 to 1; word_shares\['red'\] is 2, "
-        r"allowed: 0 to 1; equalizer\['red'\] is nan, allowed: finite numbers; kind is 'swap', "
-        r"allowed: 'replace' or 'refine'"
+        "cross_replace_steps['default_'] is 1.5, allowed: 0 to 1; "
+        "cross_replace_steps['red'] is [0.5, 0.2], allowed: [start, end] with 0 <= start <= end <= 1; "
+        "self_replace_steps is nan, allowed: 0 to 1; blend_start is -1, allowed: 0 to 1; "
+        "equalizer['red'] is nan, allowed: finite numbers; kind is 'swap', allowed: 'replace' or 'refine'"
     )
-    with pytest.raises(ValueError, match=f"^{expected}$"):
+    with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
         EditSettings(
-            kind="swap", cross_replace_steps=1.5, blend_start=-1, word_shares={"red": 2}, equalizer={"red": math.nan}
+            kind="swap",
+            cross_replace_steps={"default_": 1.5, "red": (0.5, 0.2)},
+            self_replace_steps=math.nan,
+            blend_start=-1,
+            equalizer={"red": math.nan},
         )
 
 
 @pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        (1.5, "cross_replace_steps is 1.5, allowed: 0 to 1"),
+        ((0.1, 0.2, 0.3), "cross_replace_steps is [0.1, 0.2, 0.3], allowed: [start, end] with"),
+        ({"red": 1}, "cross_replace_steps is {'red': 1}, allowed: words with the key 'default_'"),
+    ],
+)
+def test_wrong_ranges_of_steps_are_refused(steps: object, words: str):
+    with pytest.raises(ValueError, match=f"^{re.escape(words)}"):
+        EditSettings(cross_replace_steps=steps)
+
+
+def test_a_number_of_steps_is_the_range_from_the_start():
+    source, edit = tokenized("a tiger sat"), tokenized("a cat sat")
+    number, as_range, by_word = (
+        EditControl.of(source, edit, EditSettings(cross_replace_steps=steps, self_replace_steps=own))
+        for steps, own in ((0.7, 0.3), ((0, 0.7), (0, 0.3)), ({"default_": 0.7, "cat": (0, 0.7)}, 0.3))
+    )
+    for other in (as_range, by_word):
+        assert torch.equal(other.cross_replace_steps, number.cross_replace_steps)
+        assert other.self_replace_steps == number.self_replace_steps
+
+
+@pytest.mark.parametrize(
     "settings",
-    [{"word_shares": {"dog": 1}}, {"equalizer": {"dog": 1}}, {"blend_words": ("dog", "cat")}],
+    [
+        EditSettings(),
+        EditSettings(cross_replace_steps=(0.1, 0.5), self_replace_steps=(0.2, 1), blend_words=("cat", "dog")),
+        EditSettings(cross_replace_steps={"default_": (0.1, 0.5), "red": 1}, equalizer={"red": 2}),
+    ],
+)
+def test_settings_come_back_from_json(settings: EditSettings):
+    assert EditSettings(**json.loads(json.dumps(settings.to_json()))) == settings
+    assert json.loads(json.dumps(settings.to_json())) == settings.to_json()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0.4", 0.4),
+        ("[0.1, 0.5]", (0.1, 0.5)),
+        ('{"default_": 0.4, "blue sky": [0, 1]}', {"default_": 0.4, "blue sky": (0.0, 1.0)}),
+    ],
+)
+def test_the_command_line_takes_every_form_of_steps(text: str, expected: object):
+    parser = ArgumentParser()
+    parser.add_class_arguments(EditSettings, "edit")
+    parsed = parser.parse_args([f"--edit.cross_replace_steps={text}"])
+    assert EditSettings(**parsed.edit).cross_replace_steps == expected
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"cross_replace_steps": {"default_": 0.5, "dog": 1}},
+        {"equalizer": {"dog": 1}},
+        {"blend_words": ("dog", "cat")},
+    ],
 )
 def test_a_word_that_is_not_in_its_prompt_is_refused(settings: dict[str, object]):
     with pytest.raises(ValueError, match="'dog' is not in what the text encoder reads of the prompt"):

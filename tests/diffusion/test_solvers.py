@@ -142,14 +142,20 @@ def test_a_compact_embedding_is_a_whole_number_of_steps_from_the_last_and_comes_
 @pytest.mark.parametrize("storage", ["float16", "compact"])
 @pytest.mark.parametrize("solver", ["adam", "polyak"])
 def test_rounded_embeddings_still_lead_to_the_picture_and_retrace_the_path(storage: str, solver: str):
-    schedule, (latents, prompt) = stable_diffusion_schedule(50), images(3)[2]
-    (state,), _ = invert(rowwise, schedule, InversionSettings(solver=solver), [(latents, prompt)], storage=storage)
+    schedule, (latents, prompt), settings = (
+        stable_diffusion_schedule(50),
+        images(3)[2],
+        InversionSettings(solver=solver),
+    )
+    (state,), _ = invert(rowwise, schedule, settings, [(latents, prompt)], storage=storage)
     null = [row[None] for row in state.null_embeddings]
     replay = ddim_sample(rowwise, schedule, state.trajectory[-1][None], prompt[None], null, 7.5)[0]
     torch.testing.assert_close(replay, state.current_latents, atol=1e-5, rtol=1e-5)
-    exact, _ = invert(rowwise, schedule, InversionSettings(solver=solver), [(latents, prompt)])
-    error = (replay - latents).square().mean()
-    assert error < 2 * (exact[0].current_latents - latents).square().mean() + 1e-4
+    (exact,), _ = invert(rowwise, schedule, settings, [(latents, prompt)])
+    error, exact_error = ((z - latents).square().mean().item() for z in (replay, exact.current_latents))
+    # The early stop accepts any loss below its threshold. The last bit of the input decides whether one more update is
+    # made: with Polyak's solver in float32 the error is then 6e-5 or 9e-4, and the last threshold is 9.9e-4.
+    assert error < max(2 * exact_error, settings.threshold_at(1, 50))
     pivot = ddim_invert(rowwise, schedule, latents[None], prompt[None])
     torch.testing.assert_close(torch.stack(state.trajectory), pivot[:, 0])
     previous = state.start_embedding

@@ -1,4 +1,4 @@
-"""Masks against loops over pixels, and against what becomes of a picture."""
+"""Masks against loops over pixels, and against decoded images."""
 
 import io
 import math
@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from nti_batch.data.images import decode_image
-from nti_batch.editing.masks import decode_runs, encode_runs, mask_pixels
+from nti_batch.editing.masks import check_mask, decode_runs, encode_runs, mask_pixels
 from nti_batch.records import Mask
 
 SIZES = st.integers(1, 12)
@@ -23,7 +23,7 @@ def random_pixels(height: int, width: int, seed: int, share: float = 0.3) -> Ten
 
 
 def touches(pixels: Tensor, top: float, left: float, bottom: float, right: float) -> bool:
-    """Whether a pixel that is set shares some area with a rectangle."""
+    """Return whether a pixel that is set shares some area with a rectangle."""
     return any(
         min(i + 1, bottom) - max(i, top) > 1e-9 and min(j + 1, right) - max(j, left) > 1e-9
         for i, j in pixels.nonzero().tolist()
@@ -35,7 +35,7 @@ def test_runs_are_counted_row_by_row():
 
 
 @given(SIZES, SIZES, st.integers(0, 999), st.sampled_from([0.0, 0.3, 0.9, 1.0]))
-def test_a_mask_is_what_it_was_encoded_from(height: int, width: int, seed: int, share: float):
+def test_decoding_inverts_encoding(height: int, width: int, seed: int, share: float):
     pixels = random_pixels(height, width, seed, share)
     mask = encode_runs(pixels)
     assert (mask.height, mask.width) == (height, width)
@@ -61,7 +61,7 @@ def test_a_pixel_is_inside_if_its_part_of_the_centre_touches_the_mask(
 
 
 @pytest.mark.parametrize(("height", "width"), [(24, 24), (40, 24), (24, 60)])
-def test_a_mask_goes_where_its_picture_goes(height: int, width: int):
+def test_a_mask_is_cropped_and_resized_as_its_image(height: int, width: int):
     """A white spot on black, decoded as the job decodes it, lies inside the spot's mask."""
     rng = random.Random(height * width)
     for _ in range(10):
@@ -76,7 +76,7 @@ def test_a_mask_goes_where_its_picture_goes(height: int, width: int):
         assert inside.sum() <= math.ceil(4 / 2 + 1) ** 2
 
 
-def test_a_mask_of_the_pictures_size_stays_as_it_is():
+def test_a_mask_of_the_images_size_is_unchanged():
     pixels = random_pixels(9, 7, 0)
     assert torch.equal(mask_pixels(encode_runs(pixels), 9, 7), pixels)
 
@@ -90,3 +90,9 @@ def test_an_odd_number_of_values_is_refused():
 def test_a_run_outside_the_grid_is_refused(runs: tuple[int, int]):
     with pytest.raises(ValueError, match=rf"a run of {runs[1]} pixels from {runs[0]} on, allowed: runs within the 16"):
         mask_pixels(Mask(runs, 4, 4), 4, 4)
+
+
+@pytest.mark.parametrize("size", [(0, 4), (4, 0), (-1, -1)])
+def test_a_grid_without_pixels_is_refused(size: tuple[int, int]):
+    with pytest.raises(ValueError, match=rf"grid has height {size[0]} and width {size[1]}, allowed: at least 1"):
+        check_mask(Mask((), *size))

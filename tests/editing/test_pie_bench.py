@@ -1,8 +1,9 @@
-"""PIE-Bench's files, read and turned into a shard."""
+"""PIE-Bench's folder: its edits, and its images as a shard."""
 
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,22 +35,11 @@ def test_the_protocol_is_the_benchmarks(folder: Path):
         ("pie", SECOND, f"1-{SECOND}"),
         ("pie", THIRD, f"9-{THIRD}"),
     ]
+    without_blend = EditSettings(kind="refine", cross_replace_steps=0.4, self_replace_steps=0.6)
     assert [e.settings for e in edits] == [
-        EditSettings(
-            kind="refine",
-            cross_replace_steps=0.4,
-            self_replace_steps=0.6,
-            blend_words=("circle", "circle"),
-            equalizer={"circle": 2},
-        ),
-        EditSettings(
-            kind="refine",
-            cross_replace_steps=0.4,
-            self_replace_steps=0.6,
-            blend_words=("red", "green"),
-            equalizer={"green": 2},
-        ),
-        EditSettings(kind="refine", cross_replace_steps=0.4, self_replace_steps=0.6),
+        replace(without_blend, blend_words=("circle", "circle"), equalizer={"circle": 2}),
+        replace(without_blend, blend_words=("red", "green"), equalizer={"green": 2}),
+        without_blend,
     ]
     assert [category(e.name) for e in edits] == ["random", "change object", "change style"]
 
@@ -90,7 +80,7 @@ def test_a_word_is_found_in_any_case_and_beside_punctuation(tmp_path: Path):
     assert first_edit(folder).settings.blend_words == ("dog", "cat")
 
 
-def test_the_shard_holds_the_pictures_as_they_are_and_the_sources_prompts(folder: Path, tmp_path: Path):
+def test_the_shard_holds_the_images_unchanged_and_the_source_prompts(folder: Path, tmp_path: Path):
     tar = tmp_path / "pie.tar"
     assert write_shard(folder, tar) == 3
     samples = list(read_unit(WorkUnit("pie", str(tar), 0, 1), "txt", skip=()))
@@ -106,13 +96,13 @@ def test_the_command_writes_the_same(folder: Path, tmp_path: Path):
     write_shard(folder, tmp_path / "expected.tar")
     command = [sys.executable, "-m", "nti_batch.editing.pie_bench", str(folder), str(tmp_path / "written.tar")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout == f"3 pictures in {tmp_path / 'written.tar'}\n"
+    assert done.stdout == f"3 images in {tmp_path / 'written.tar'}\n"
     assert (tmp_path / "written.tar").read_bytes() == (tmp_path / "expected.tar").read_bytes()
 
 
-def test_a_missing_picture_is_named_and_leaves_no_shard(folder: Path, tmp_path: Path):
+def test_a_missing_image_is_named_and_leaves_no_shard(folder: Path, tmp_path: Path):
     (folder / f"annotation_images/1_category/{SECOND}.jpg").unlink()
-    with pytest.raises(ValueError, match=rf"picture of '{SECOND}' cannot be read: .*{SECOND}\.jpg"):
+    with pytest.raises(ValueError, match=rf"image of '{SECOND}' cannot be read: .*{SECOND}\.jpg"):
         write_shard(folder, tmp_path / "pie.tar")
     assert not (tmp_path / "pie.tar").exists()
 
@@ -128,10 +118,11 @@ def test_a_missing_mapping_file_is_named(tmp_path: Path):
         ('{"000000000000": {', r"mapping_file\.json is no JSON file"),
         ("\xff", r"mapping_file\.json is no JSON file"),
         ("[]", r"mapping_file\.json is of type list, allowed: an object"),
+        ("{}", r"mapping_file\.json has no entries"),
         (json.dumps({FIRST: 3}), rf"mapping_file\.json, entry '{FIRST}' is of type int"),
     ],
 )
-def test_a_damaged_mapping_file_is_told(tmp_path: Path, content: str, message: str):
+def test_a_damaged_mapping_file_is_refused(tmp_path: Path, content: str, message: str):
     (tmp_path / "mapping_file.json").write_bytes(content.encode("latin-1"))
     with pytest.raises(ValueError, match=message):
         read_edits(tmp_path, "pie", EditSettings())

@@ -1,6 +1,6 @@
-"""A corpus of damaged shards, each small, with the manifest row that each of its images must end in.
+"""Small damaged shards, with the manifest row that each of their images must get.
 
-A key's row is DONE, or the stage and a pattern of the error's text; the empty key is the row of the shard as a whole.
+A key's row is DONE, or the stage and a pattern of the error; the empty key stands for the shard as a whole.
 """
 
 import bz2
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from helpers.image_files import encode, photograph
+from helpers.image_files import encode, gradient
 from helpers.image_files import png as chunks
 from helpers.tars import END, file, forge, header, record
 from helpers.tiny import png
@@ -35,23 +35,23 @@ class Case:
 
     @property
     def shard(self) -> str:
-        """The name of its file, without '.tar'."""
+        """Name of the file, without '.tar'."""
         return f"{self.kind} {self.name}"
 
 
 def good(key: str) -> bytes:
-    """A sample that is inverted."""
+    """A healthy sample."""
     return file(f"{key}.png", png(ord(key[0]))) + caption(key)
 
 
 def caption(key: str) -> bytes:
-    return file(f"{key}.txt", f"a picture of {key}".encode())
+    return file(f"{key}.txt", f"an image of {key}".encode())
 
 
 def between(kind: str, name: str, members: bytes, rows: dict[str, Row], shard: str = "") -> Case:
-    """Members between two healthy neighbours; `shard` is what is told of the shard as a whole, if anything."""
-    told: dict[str, Row] = {"": ("shard", shard)} if shard else {}
-    return Case(kind, name, good("a") + members + good("z") + END, {"a": DONE, **rows, "z": DONE, **told})
+    """Put members between two healthy samples; `shard` is the error of the whole shard, if there is one."""
+    whole: dict[str, Row] = {"": ("shard", shard)} if shard else {}
+    return Case(kind, name, good("a") + members + good("z") + END, {"a": DONE, **rows, "z": DONE, **whole})
 
 
 def after(kind: str, name: str, content: bytes, shard: str, rows: dict[str, Row] | None = None) -> Case:
@@ -62,7 +62,7 @@ def after(kind: str, name: str, content: bytes, shard: str, rows: dict[str, Row]
 # --- archives ---
 
 X, Y, PNG = good("x"), good("y"), file("x.png", png(1))
-PICTURE = X.index(b"x.txt")
+IMAGE_END = X.index(b"x.txt")
 IS_DONE: dict[str, Row] = {"x": DONE}
 IRREGULAR: dict[str, Row] = {"x": ("shard", "'x.png' is no regular file; pack with 'tar --dereference")}
 NO_HEADER = "neither header nor end marker"
@@ -78,18 +78,18 @@ def cuts() -> list[Case]:
     places = {
         "before the first header": (0, NO_HEADER, {}),
         "in the first header": (100, NO_HEADER, {}),
-        "behind the picture's header": (512, "unexpected end of data", {"x": lost}),
-        "in the picture": (512 + 100, "unexpected end of data", {"x": lost}),
-        "in the picture's padding": (PICTURE - 1, "unexpected end of data|" + NO_HEADER, {"x": lost}),
-        "between picture and caption": (PICTURE, NO_HEADER, {"x": lost}),
-        "in the caption's header": (PICTURE + 511, NO_HEADER, {"x": lost}),
-        "behind the caption's header": (PICTURE + 512, "unexpected end of data", {"x": lost}),
-        "in the caption": (PICTURE + 515, "unexpected end of data", {"x": lost}),
+        "behind the image's header": (512, "unexpected end of data", {"x": lost}),
+        "in the image": (512 + 100, "unexpected end of data", {"x": lost}),
+        "in the image's padding": (IMAGE_END - 1, "unexpected end of data|" + NO_HEADER, {"x": lost}),
+        "between image and caption": (IMAGE_END, NO_HEADER, {"x": lost}),
+        "in the caption's header": (IMAGE_END + 511, NO_HEADER, {"x": lost}),
+        "behind the caption's header": (IMAGE_END + 512, "unexpected end of data", {"x": lost}),
+        "in the caption": (IMAGE_END + 515, "unexpected end of data", {"x": lost}),
         "in the caption's padding": (len(X) - 1, "unexpected end of data|" + NO_HEADER, {"x": DONE}),
         "between samples": (len(X), NO_HEADER, {"x": DONE}),
     }
     cases = [after("archive", f"cut {where}", X[:end], what, rows) for where, (end, what, rows) in places.items()]
-    meeting = good("x") + good("a")[: PICTURE + 515]
+    meeting = good("x") + good("a")[: IMAGE_END + 515]
     rows: dict[str, Row] = {"x": DONE, "a": lost, "": ("shard", "unexpected end of data")}
     cases.append(Case("archive", "cut in the key that the next shard begins with", meeting, rows))
     cases.append(after("archive", "cut before its end marker", X + Y, NO_HEADER, {"x": DONE, "y": DONE}))
@@ -100,28 +100,33 @@ def cuts() -> list[Case]:
 def headers() -> list[Case]:
     """Headers that were wiped or forged."""
     lost = ("shard", "the shard is damaged here")
-    caption_header = X[PICTURE : PICTURE + 512]
+    caption_header = X[IMAGE_END : IMAGE_END + 512]
     forged = {
         "zeroed first header": (0, bytes(512), "data follows the end marker", {}),
-        "zeroed caption header": (PICTURE, bytes(512), "data follows the end marker", {"x": lost}),
+        "zeroed caption header": (IMAGE_END, bytes(512), "data follows the end marker", {"x": lost}),
         "two zeroed blocks": (0, bytes(1024), "data follows the end marker", {}),
         "noise for a header": (0, b"\xa5" * 512, NO_HEADER, {}),
-        "text for a header": (PICTURE, b"<html>".ljust(512), NO_HEADER, {"x": lost}),
-        "wrong checksum": (PICTURE, caption_header[:-1] + b"!", NO_HEADER, {"x": lost}),
-        "no checksum": (PICTURE, caption_header[:148] + bytes(8) + caption_header[156:], NO_HEADER, {"x": lost}),
-        "size that is no number": (PICTURE, header("x.txt", 0, size_field=b"zzzzzzzzzzz\0"), NO_HEADER, {"x": lost}),
+        "text for a header": (IMAGE_END, b"<html>".ljust(512), NO_HEADER, {"x": lost}),
+        "wrong checksum": (IMAGE_END, caption_header[:-1] + b"!", NO_HEADER, {"x": lost}),
+        "no checksum": (IMAGE_END, caption_header[:148] + bytes(8) + caption_header[156:], NO_HEADER, {"x": lost}),
+        "size that is no number": (
+            IMAGE_END,
+            header("x.txt", 0, size_field=b"zzzzzzzzzzz\0"),
+            NO_HEADER,
+            {"x": lost},
+        ),
         "size too small": (0, header("x.png", 5), NO_HEADER, {"x": lost}),
-        "size too large": (PICTURE, header("x.txt", 4000), NO_HEADER, {"x": lost}),
-        "size beyond the end": (PICTURE, header("x.txt", 1 << 30), "unexpected end of data", {"x": lost}),
+        "size too large": (IMAGE_END, header("x.txt", 4000), NO_HEADER, {"x": lost}),
+        "size beyond the end": (IMAGE_END, header("x.txt", 1 << 30), "unexpected end of data", {"x": lost}),
         "size of 2 to the 94": (
-            PICTURE,
+            IMAGE_END,
             header("x.txt", 0, size_field=b"\x80" + b"\x3f" * 11),
             "impossible size",
             {"x": lost},
         ),
-        "negative size": (PICTURE, header("x.txt", 0, size_field=b"\xff" * 12), "impossible size", {"x": lost}),
+        "negative size": (IMAGE_END, header("x.txt", 0, size_field=b"\xff" * 12), "impossible size", {"x": lost}),
         "size that goes back": (
-            PICTURE,
+            IMAGE_END,
             header("x.txt", 0, size_field=b"\xff" * 10 + b"\xf0\x00"),
             "impossible size",
             {"x": lost},
@@ -144,7 +149,7 @@ def zipped(content: bytes) -> bytes:
 
 
 def whole_files() -> list[Case]:
-    """What is no tar, or a tar in another dress."""
+    """Files that are no tars, and compressed tars."""
     whole = good("a") + X + good("z") + END
     rows: dict[str, Row] = {"a": DONE, "x": DONE, "z": DONE}
     noise = file("x.png", np.random.default_rng(0).bytes(200_000)) + caption("x")
@@ -184,7 +189,7 @@ def whole_files() -> list[Case]:
         ),
         Case(
             "archive",
-            "tar.gz with wrong data in a picture",
+            "tar.gz with wrong data in an image",
             torn,
             {"a": DONE, "x": ("shard", "shard is damaged here"), "": ("shard", "invalid block type")},
         ),
@@ -192,7 +197,7 @@ def whole_files() -> list[Case]:
         Case("archive", "end marker alone", END, {"": ("shard", "holds no samples")}),
         Case("archive", "zeros", bytes(10240), {"": ("shard", "holds no samples")}),
         Case("archive", "html", b"<html>404 Not Found</html>", {"": ("shard", NO_HEADER)}),
-        Case("archive", "picture named tar", png(1), {"": ("shard", NO_HEADER)}),
+        Case("archive", "image named tar", png(1), {"": ("shard", NO_HEADER)}),
         Case("archive", "zip named tar", b"PK\3\4" + bytes(1000), {"": ("shard", NO_HEADER)}),
         Case("archive", "noise", np.random.default_rng(1).bytes(5000), {"": ("shard", NO_HEADER)}),
         Case(
@@ -212,7 +217,7 @@ def whole_files() -> list[Case]:
 def written(tar_format: int, key: str, **fields: object) -> bytes:
     """A sample as Python's tarfile writes it."""
     parts = []
-    for name, content in ((f"{key}.png", png(1)), (f"{key}.txt", f"a picture of {key}".encode())):
+    for name, content in ((f"{key}.png", png(1)), (f"{key}.txt", f"an image of {key}".encode())):
         info = tarfile.TarInfo(name)
         info.size = len(content)
         for field, value in fields.items():
@@ -222,12 +227,12 @@ def written(tar_format: int, key: str, **fields: object) -> bytes:
 
 
 def both(*fields: tuple[int, bytes]) -> bytes:
-    """A sample both headers of which have other bytes at these places."""
+    """A sample whose headers have other bytes at these places."""
     return forge(PNG, *fields) + forge(caption("x"), *fields)
 
 
 def formats() -> list[Case]:
-    """Old, new and odd ways to write a member: read, or told."""
+    """Old, new and odd ways to write a member: some are read, the others have an error."""
     long = "d/" + "k" * 120
     gnu, v7 = (257, b"ustar  \0"), (257, bytes(255))
     size = len(png(1))
@@ -268,7 +273,7 @@ def formats() -> list[Case]:
     large: dict[str, Row] = {"x": ("shard", "'x.png' has 2147483648 bytes, and at most 1073741824 are read")}
     return [
         *cases,
-        after("member", "picture of 2 GiB", header("x.png", 1 << 31), "unexpected end of data", large),
+        after("member", "image of 2 GiB", header("x.png", 1 << 31), "unexpected end of data", large),
         after("member", "pax global size", record(b"g", {"size": "3"}) + X + END, "impossible size of 3 bytes"),
         after(
             "member",
@@ -295,7 +300,7 @@ def renamed(names: dict[bytes, bytes]) -> bytes:
 
 
 def keys() -> list[Case]:
-    """What a sample may be called, and what belongs to none."""
+    """Awkward keys, and members that belong to no sample."""
     plain = {
         "in folders": "d/e.f/x",
         "that goes up": "../../x",
@@ -314,31 +319,34 @@ def keys() -> list[Case]:
     cases = [between("key", name, good(key), {key: DONE}) for name, key in plain.items()]
     long = {"of 300 characters": "k" * 300, "of 20000 characters": "k" * 20_000, "in 300 folders": "d/" * 300 + "x"}
     cases += [between("key", name, written(tarfile.GNU_FORMAT, key), {key: DONE}) for name, key in long.items()]
-    picture, text = png(1), b"a picture of x"
-    nul = b"".join(record(b"x", {"path": f"x\0y.{e}"}) + file("n", d) for e, d in (("png", picture), ("txt", text)))
+    image, text = png(1), b"an image of x"
+    nul = b"".join(record(b"x", {"path": f"x\0y.{e}"}) + file("n", d) for e, d in (("png", image), ("txt", text)))
     odd = b"\xff\xe9"
     samples: dict[str, tuple[bytes, dict[str, Row]]] = {
-        "that is no utf-8": (renamed({odd + b".png": picture, odd + b".txt": text}), {r"\xff\xe9": DONE}),
+        "that is no utf-8": (renamed({odd + b".png": image, odd + b".txt": text}), {r"\xff\xe9": DONE}),
         "with a zero byte": (nul, {"x\0y": DONE}),
-        "with capital extensions": (renamed({b"x.PNG": picture, b"x.Txt": text}), IS_DONE),
+        "with capital extensions": (renamed({b"x.PNG": image, b"x.Txt": text}), IS_DONE),
         "in both cases": (good("x") + good("X"), {"x": DONE, "X": DONE}),
-        "with more members": (X + renamed({b"x.json": b"{}", b"x.mask.png": picture, b"x.cls": b"1"}), IS_DONE),
+        "with more members": (X + renamed({b"x.json": b"{}", b"x.mask.png": image, b"x.cls": b"1"}), IS_DONE),
         "with two dots": (
-            renamed({b"x.v2.png": picture, b"x.v2.txt": text}),
+            renamed({b"x.v2.png": image, b"x.v2.txt": text}),
             {"x": ("image", "first dot of the file name")},
         ),
-        "with two pictures": (
-            X + renamed({b"x.jpg": picture}),
+        "with two images": (
+            X + renamed({b"x.jpg": image}),
             {"x": ("image", "2 image members among .png, .txt, .jpg")},
         ),
-        "without a picture": (caption("x"), {"x": ("image", "0 image members")}),
+        "without an image": (caption("x"), {"x": ("image", "0 image members")}),
         "with one member twice": (X + caption("x"), {"x": ("shard", "two members are called 'x.txt'")}),
-        "with one member in both cases": (X + renamed({b"x.TXT": text}), {"x": ("shard", "small and capital letters")}),
-        "that ends in a dot": (renamed({b"x.": picture}), {"x": ("image", "0 image members among ., not")}),
+        "with one member in both cases": (
+            X + renamed({b"x.TXT": text}),
+            {"x": ("shard", "upper and lower case being equal")},
+        ),
+        "that ends in a dot": (renamed({b"x.": image}), {"x": ("image", "0 image members among ., not")}),
         "beside webdataset's own": (renamed({b"__url__": b"", b"__meta__/x.json": b"{}"}) + X, IS_DONE),
         "beside folders": (header("d", 0, b"5") + header("d.e/", 0, b"5") + X, IS_DONE),
         "of macOS": (
-            renamed({b"._x.png": b"\0\5\x16\7", b"x.png": picture, b"._x.txt": b"\0\5\x16\7", b"x.txt": text}),
+            renamed({b"._x.png": b"\0\5\x16\7", b"x.png": image, b"._x.txt": b"\0\5\x16\7", b"x.txt": text}),
             IS_DONE,
         ),
         "of macOS in a folder": (
@@ -346,7 +354,7 @@ def keys() -> list[Case]:
                 {
                     b"d/.DS_Store": b"\0\0\0\1Bud1",
                     b"d/._x.png": b"\0\5",
-                    b"d/x.png": picture,
+                    b"d/x.png": image,
                     b"d/._x.txt": b"\0\5",
                     b"d/x.txt": text,
                 }
@@ -359,36 +367,36 @@ def keys() -> list[Case]:
         ),
     }
     cases += [between("key", name, content, rows) for name, (content, rows) in samples.items()]
-    told: dict[str, tuple[bytes, dict[str, Row], str]] = {
+    with_errors: dict[str, tuple[bytes, dict[str, Row], str]] = {
         "that comes again": (X + good("y") + good("x"), {"x": DONE, "y": DONE}, "members of key 'x' come again"),
         "of a neighbour": (X + good("a"), IS_DONE, "members of key 'a' come again"),
-        "the members of which lie apart": (
+        "with a member further on": (
             PNG + Y + caption("x"),
             {"x": ("caption", "no .txt member beside .png"), "y": DONE},
             "key 'x' come again",
         ),
         "without an extension": (
-            file("x", picture) + Y,
+            file("x", image) + Y,
             {"y": DONE},
             "'x' belongs to no sample: its name is not KEY.EXT",
         ),
-        "that is empty": (file("", picture) + Y, {"y": DONE}, "'' belongs to no sample"),
-        "that is an extension": (file(".png", picture) + Y, {"y": DONE}, "'.png' belongs to no sample"),
-        "that is hidden in a folder": (file("d/.x.png", picture) + Y, {"y": DONE}, "'d/.x.png' belongs to no sample"),
-        "that ends in a slash": (file("x.png/", picture) + Y, {"y": DONE}, "'x.png/' belongs to no sample"),
+        "that is empty": (file("", image) + Y, {"y": DONE}, "'' belongs to no sample"),
+        "that is an extension": (file(".png", image) + Y, {"y": DONE}, "'.png' belongs to no sample"),
+        "that is hidden in a folder": (file("d/.x.png", image) + Y, {"y": DONE}, "'d/.x.png' belongs to no sample"),
+        "that ends in a slash": (file("x.png/", image) + Y, {"y": DONE}, "'x.png/' belongs to no sample"),
     }
-    return cases + [between("key", name, content, rows, shard) for name, (content, rows, shard) in told.items()]
+    return cases + [between("key", name, content, rows, shard) for name, (content, rows, shard) in with_errors.items()]
 
 
-# --- pictures ---
+# --- images ---
 
 
-def picture(name: str, data: bytes, row: Row) -> Case:
+def image_case(name: str, data: bytes, row: Row) -> Case:
     return between("image", name, file("x.png", data) + caption("x"), {"x": row})
 
 
 def large_tiff() -> bytes:
-    """The head of a TIFF of 30,000 x 30,000 pixels in one strip."""
+    """Return the beginning of a TIFF of 30,000 x 30,000 pixels in one strip."""
     tags = [(256, 4, 1, 30_000), (257, 4, 1, 30_000), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1)]
     tags += [(273, 4, 1, 8), (277, 3, 1, 1), (278, 4, 1, 30_000), (279, 4, 1, 900_000_000)]
     return (
@@ -397,22 +405,22 @@ def large_tiff() -> bytes:
 
 
 def with_size(data: bytes, place: int, code: str) -> bytes:
-    """A picture that says that it is 30,000 pixels wide and high."""
+    """A image that says that it is 30,000 pixels wide and high."""
     size = struct.pack(code, 30_000, 30_000)
     return data[:place] + size + data[place + len(size) :]
 
 
 def bombs() -> dict[str, bytes]:
     """Small files that unpack to much."""
-    photo = photograph()
-    jpeg = encode(photo, "JPEG")
+    image = gradient()
+    jpeg = encode(image, "JPEG")
     zeros = zlib.compress(bytes(64 << 20), 9)
     return {
         "png": chunks(30_000, 30_000, 8, 2, b""),
         "png of zeros": chunks(30_000, 30_000, 1, 0, bytes(30_000 * 3751)),
-        "gif": with_size(encode(photo, "GIF"), 6, "<HH"),
+        "gif": with_size(encode(image, "GIF"), 6, "<HH"),
         "tiff": large_tiff(),
-        "bmp": with_size(encode(photo, "BMP"), 18, "<ii"),
+        "bmp": with_size(encode(image, "BMP"), 18, "<ii"),
         "jpeg": with_size(jpeg, jpeg.index(b"\xff\xc0") + 5, ">HH"),
         "ppm": b"P6 30000 30000 255\n",
         "png text": chunks(1, 1, 8, 2, bytes(4), (b"zTXt", b"a\0\0" + zeros)),
@@ -421,42 +429,42 @@ def bombs() -> dict[str, bytes]:
     }
 
 
-def pictures() -> list[Case]:
-    """Every kind of picture file."""
-    photo, grey = photograph(), photograph().convert("L")
+def images() -> list[Case]:
+    """Image files of every kind."""
+    image, grey = gradient(), gradient().convert("L")
     sideways, broken = Image.Exif(), b"Exif\0\0not a tiff"
     sideways[0x0112] = 6
-    frames = {"save_all": True, "append_images": [photo.rotate(90)]}
+    frames = {"save_all": True, "append_images": [image.rotate(90)]}
     read = {
-        "jpeg": encode(photo, "JPEG"),
-        "jpeg cmyk": encode(photo.convert("CMYK"), "JPEG"),
+        "jpeg": encode(image, "JPEG"),
+        "jpeg cmyk": encode(image.convert("CMYK"), "JPEG"),
         "jpeg grey": encode(grey, "JPEG"),
-        "jpeg progressive": encode(photo, "JPEG", progressive=True),
-        "jpeg turned by exif": encode(photo, "JPEG", exif=sideways),
-        "jpeg with exif that is none": encode(photo, "JPEG", exif=broken),
-        "jpeg with bytes behind its end": encode(photo, "JPEG") + bytes(100),
+        "jpeg progressive": encode(image, "JPEG", progressive=True),
+        "jpeg turned by exif": encode(image, "JPEG", exif=sideways),
+        "jpeg with exif that is none": encode(image, "JPEG", exif=broken),
+        "jpeg with bytes behind its end": encode(image, "JPEG") + bytes(100),
         "png 16 bit": encode(Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000)),
-        "png palette": encode(photo.quantize(16)),
-        "png palette with transparency": encode(photo.quantize(16), transparency=3),
-        "png alpha": encode(photo.convert("RGBA")),
+        "png palette": encode(image.quantize(16)),
+        "png palette with transparency": encode(image.quantize(16), transparency=3),
+        "png alpha": encode(image.convert("RGBA")),
         "png grey": encode(grey),
-        "png grey alpha": encode(photo.convert("LA")),
-        "png black and white": encode(photo.convert("1")),
-        "png animation": encode(photo, **frames),
-        "gif animation": encode(photo, "GIF", **frames),
-        "webp": encode(photo, "WEBP"),
-        "webp animation": encode(photo, "WEBP", **frames),
-        "bmp": encode(photo, "BMP"),
-        "tiff": encode(photo, "TIFF"),
-        "tiff lzw": encode(photo, "TIFF", compression="tiff_lzw"),
+        "png grey alpha": encode(image.convert("LA")),
+        "png black and white": encode(image.convert("1")),
+        "png animation": encode(image, **frames),
+        "gif animation": encode(image, "GIF", **frames),
+        "webp": encode(image, "WEBP"),
+        "webp animation": encode(image, "WEBP", **frames),
+        "bmp": encode(image, "BMP"),
+        "tiff": encode(image, "TIFF"),
+        "tiff lzw": encode(image, "TIFF", compression="tiff_lzw"),
         "tiff of no numbers": encode(Image.fromarray(np.full((4, 4), np.nan, np.float32)), "TIFF"),
-        "tiff lab": encode(photo.convert("LAB"), "TIFF"),
-        "jpeg 2000": encode(photo, "JPEG2000"),
-        "avif": encode(photo, "AVIF"),
-        "1 x 1": encode(photo.resize((1, 1))),
-        "1 x 5000": encode(photo.resize((1, 5000))),
+        "tiff lab": encode(image.convert("LAB"), "TIFF"),
+        "jpeg 2000": encode(image, "JPEG2000"),
+        "avif": encode(image, "AVIF"),
+        "1 x 1": encode(image.resize((1, 1))),
+        "1 x 5000": encode(image.resize((1, 5000))),
     }
-    jpeg = encode(photo, "JPEG")
+    jpeg = encode(image, "JPEG")
     unknown = "not a whole JPEG, PNG"
     refused = {
         "empty": (b"", r"empty \(0 bytes\)"),
@@ -464,28 +472,30 @@ def pictures() -> list[Case]:
         "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "looks like an HTML or XML page"),
         "text": (b"https://example.org/a.jpg", unknown),
         "pdf": (b"%PDF-1.7\n", unknown + ".*%PDF-1.7"),
-        "eps": (encode(photo, "EPS"), unknown + ".*%!PS-Adobe"),
-        "ico": (encode(photo, "ICO"), unknown),
+        "eps": (encode(image, "EPS"), unknown + ".*%!PS-Adobe"),
+        "ico": (encode(image, "ICO"), unknown),
         "zeros": (bytes(2000), unknown),
         "jpeg cut": (jpeg[: len(jpeg) // 2], "truncated"),
         "jpeg head": (jpeg[:3], unknown),
         "jpeg with wrong tables": (jpeg.replace(b"\xff\xdb", b"\xff\xe4"), "damaged, truncated or of an unknown kind"),
-        "png cut": (encode(photo)[:-200], "truncated"),
+        "png cut": (encode(image)[:-200], "truncated"),
         "png with a wrong byte": (
-            with_block(encode(photo), 60, b"\0\0\0\0"),
+            with_block(encode(image), 60, b"\0\0\0\0"),
             "damaged, truncated or of an unknown kind",
         ),
         "png of no width": (chunks(0, 8, 8, 2, b""), "damaged|" + unknown),
-        "gif cut": (encode(photo, "GIF")[:300], "truncated|" + unknown),
-        "webp cut": (encode(photo, "WEBP")[:100], "damaged, truncated or of an unknown kind"),
-        "tiff cut": (encode(photo, "TIFF")[:1000], "truncated|" + unknown),
+        "gif cut": (encode(image, "GIF")[:300], "truncated|" + unknown),
+        "webp cut": (encode(image, "WEBP")[:100], "damaged, truncated or of an unknown kind"),
+        "tiff cut": (encode(image, "TIFF")[:1000], "truncated|" + unknown),
     }
     texts = "Decompressed data too large"
     return [
-        *(picture(name, data, DONE) for name, data in read.items()),
-        *(picture(name, data, ("image", reason)) for name, (data, reason) in refused.items()),
+        *(image_case(name, data, DONE) for name, data in read.items()),
+        *(image_case(name, data, ("image", reason)) for name, (data, reason) in refused.items()),
         *(
-            picture(f"bomb {name}", data, ("image", "too many pixels" if " " not in name or "zeros" in name else texts))
+            image_case(
+                f"bomb {name}", data, ("image", "too many pixels" if " " not in name or "zeros" in name else texts)
+            )
             for name, data in bombs().items()
         ),
     ]
@@ -495,7 +505,7 @@ def pictures() -> list[Case]:
 
 
 def captions() -> list[Case]:
-    """Texts beside a picture."""
+    """Texts beside an image."""
     texts: dict[str, tuple[bytes, Row]] = {
         "empty": (b"", ("caption", "the caption is empty")),
         "blank": (b" \r\n\t\xc2\xa0", ("caption", "the caption is empty")),
@@ -537,7 +547,7 @@ def with_json(key: str, text: bytes) -> bytes:
 
 
 def json_captions() -> list[Case]:
-    """JSON beside a picture, the caption being expected in the field 'caption'."""
+    """JSON beside an image, the caption being expected in the field 'caption'."""
     no_field = ("caption", "has no field 'caption' that is a string")
     nested = b'{"caption": "a cat", "more": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
     texts: dict[str, tuple[bytes, Row]] = {
@@ -572,5 +582,5 @@ def json_captions() -> list[Case]:
     ]
 
 
-CASES = [*cuts(), *headers(), *whole_files(), *formats(), *keys(), *pictures(), *captions()]
+CASES = [*cuts(), *headers(), *whole_files(), *formats(), *keys(), *images(), *captions()]
 JSON_CASES = json_captions()

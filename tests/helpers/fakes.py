@@ -1,4 +1,4 @@
-"""Networks of a few lines that fit `NoisePredictor`, and a schedule like Stable Diffusion's."""
+"""Networks of a few lines that fit `Predictor`, and a schedule like Stable Diffusion's."""
 
 import torch
 from torch import Tensor

@@ -9,14 +9,14 @@ from PIL import Image
 
 
 def encode(image: Image.Image, file_format: str = "PNG", **options: object) -> bytes:
-    """Write the picture as a file."""
+    """Encode an image as the content of a file."""
     file = io.BytesIO()
     image.save(file, file_format, **options)
     return file.getvalue()
 
 
-def photograph(height: int = 48, width: int = 64) -> Image.Image:
-    """Draw a picture without symmetry that JPEG keeps well."""
+def gradient(height: int = 48, width: int = 64) -> Image.Image:
+    """Draw an image without symmetry that JPEG keeps well."""
     y, x = np.mgrid[:height, :width]
     channels = [x * 255 // width, y * 255 // height, 128 + 100 * np.sin(x / 9)]
     return Image.fromarray(np.stack(channels, -1).astype(np.uint8))

@@ -1,4 +1,4 @@
-"""A page of `nti-batch report` as a browser would take it."""
+"""Reads a page of `nti-batch report` as a browser does."""
 
 import base64
 import io
@@ -15,7 +15,7 @@ VOID = {"meta", "img"}
 
 @dataclass
 class Element:
-    """A tag with what stands in it."""
+    """A tag with its content."""
 
     tag: str
     attributes: dict[str, str | None]
@@ -23,7 +23,7 @@ class Element:
     children: list["Element"] = field(default_factory=list)
 
     def all(self, tag: str, class_name: str = "") -> list["Element"]:
-        """Those below, in the order of the page."""
+        """Find the elements below with this tag and class, in the order of the page."""
         found = []
         for child in self.children:
             classes = (child.attributes.get("class") or "").split()
@@ -33,7 +33,7 @@ class Element:
         return found
 
     def elements(self) -> list["Element"]:
-        """All below."""
+        """Return all elements below."""
         return [found for child in self.children for found in (child, *child.elements())]
 
 
@@ -60,7 +60,7 @@ class _Reader(HTMLParser):
 
 
 def read_page(path: Path) -> Element:
-    """The page; every tag in it is closed."""
+    """Parse a page, and check that every tag is closed."""
     reader = _Reader()
     reader.feed(path.read_text(encoding="utf-8"))
     reader.close()
@@ -69,25 +69,25 @@ def read_page(path: Path) -> Element:
 
 
 def facts(page: Element) -> dict[str, str]:
-    """Large numbers by their labels."""
+    """Return the large numbers by their labels."""
     return {pair.all("dt")[0].text: pair.all("dd")[0].text for dl in page.all("dl") for pair in dl.all("div")}
 
 
 def table(page: Element, heading: str) -> list[list[str]]:
-    """The rows of the table in the section under this heading."""
+    """Return the rows of the table in the section under this heading."""
     (section,) = (s for s in page.all("section") if s.all("h2")[0].text == heading)
     rows = section.all("tbody")[0].all("tr")
     return [[" ".join(cell.text.split()) for cell in row.children] for row in rows]
 
 
 def summaries(page: Element) -> dict[str, str]:
-    """What is said of each chart, by its title."""
+    """Return the caption of each chart by its title."""
     charts = [figure for figure in page.all("figure", "card")]
     return {chart.all("h3")[0].text: chart.all("figcaption")[0].text for chart in charts}
 
 
 def pictures(example: Element) -> dict[str, np.ndarray]:
-    """Pixels by title, uint8 [height, width, 3]."""
+    """Return the pixels of each image by its title, uint8 [height, width, 3]."""
     found = {}
     for figure in example.all("figure"):
         kind, data = re.fullmatch("data:image/(png|jpeg);base64,(.*)", figure.all("img")[0].attributes["src"]).groups()

@@ -1,4 +1,4 @@
-"""A folder in PIE-Bench's form with drawn pictures."""
+"""A folder in PIE-Bench's form with drawn images."""
 
 import json
 from dataclasses import replace
@@ -22,13 +22,13 @@ EDITS = {
 """Category, colour and `blended_word` of each id."""
 
 
-def enlarged(picture: Tensor) -> Tensor:
-    """[channels, 64, 64] -> [channels, 512, 512]."""
-    return F.interpolate(picture[None], SIZE, mode="nearest")[0]
+def enlarged(image: Tensor) -> Tensor:
+    """Enlarge [channels, 64, 64] to [channels, 512, 512]."""
+    return F.interpolate(image[None], SIZE, mode="nearest")[0]
 
 
 def drawn(colour: str) -> Tensor:
-    """The picture, [3, 512, 512] in [0, 1], of a circle of that colour."""
+    """Draw a circle of that colour, [3, 512, 512] in [0, 1]."""
     return enlarged(draw(scene(colour)))
 
 
@@ -37,12 +37,12 @@ def scene(colour: str) -> Scene:
 
 
 def edited_part() -> Tensor:
-    """The circle, bool [512, 512]: what the masks hold inside the borders."""
+    """Return the circle, bool [512, 512], which is each mask without the borders."""
     return enlarged(object_masks(SOURCE))[0] > 0
 
 
 def entry(key: str) -> dict[str, object]:
-    """That of the mapping file, with brackets around what changes."""
+    """Return an entry of the mapping file, with brackets around the words that change."""
     category, colour, words = EDITS[key]
     return {
         "image_path": f"{category}_category/{key}.jpg",
@@ -56,7 +56,7 @@ def entry(key: str) -> dict[str, object]:
 
 
 def write_pie_folder(folder: Path, **changes: object) -> Path:
-    """Three edits of a red circle; `changes` are made to the first entry, and None takes a field away."""
+    """Write three edits of a red circle; `changes` replace fields of the first entry, and None removes one."""
     mapping = {key: entry(key) for key in EDITS}
     first = {**next(iter(mapping.values())), **changes}
     mapping[next(iter(mapping))] = {name: value for name, value in first.items() if value is not None}

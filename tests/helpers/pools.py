@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from nti_batch.diffusion.guidance import NoisePredictor
+from nti_batch.diffusion.guidance import Predictor
 from nti_batch.diffusion.null_text import InversionState
 from nti_batch.diffusion.pool import InversionPool
 from nti_batch.diffusion.rounding import Storage
@@ -28,7 +28,7 @@ def images(count: int) -> list[tuple[Tensor, Tensor]]:
 
 
 def invert(
-    predict: NoisePredictor,
+    predict: Predictor,
     schedule: DDIMSchedule,
     settings: InversionSettings,
     inputs: list[tuple[Tensor, Tensor]],
@@ -36,15 +36,9 @@ def invert(
     empty: Tensor = EMPTY,
     storage: Storage = "float32",
 ) -> tuple[list[InversionState], InversionPool[int]]:
-    """Run a pool as the job does: admit while there is room, tick, drain."""
+    """Run a pool as the job does: admit while there is room, advance, drain."""
     pool = InversionPool[int](predict, schedule, settings, empty, batch_size, storage)
-    done: dict[int, InversionState] = {}
-    for key, (latents, prompt) in enumerate(inputs):
-        while len(pool) == pool.capacity:
-            done.update(pool.tick())
-        pool.admit(key, latents, prompt)
-    while len(pool):
-        done.update(pool.tick())
+    done = dict(pool.run((key, *image) for key, image in enumerate(inputs)))
     return [done[key] for key in range(len(inputs))], pool
 
 

@@ -1,10 +1,10 @@
-"""Tar archives byte by byte, so that what must come out of each damage is known without any tar library."""
+"""Tars written byte by byte, so that what each damage must give is known without any tar library."""
 
 END = bytes(1024)
 
 
 def header(name: str | bytes, size: int, kind: bytes = b"0", size_field: bytes | None = None) -> bytes:
-    """One ustar header; its checksum is the byte sum with spaces in the checksum's own place."""
+    """Return a ustar header; its checksum is the sum of its bytes, with spaces in place of the checksum."""
     raw = name.encode() if isinstance(name, str) else name
     field = size_field or b"%011o\0" % size
     head = raw.ljust(100, b"\0") + b"0000644\0" * 3 + field + b"0" * 11 + b"\0"
@@ -19,12 +19,12 @@ def file(name: str | bytes, data: bytes) -> bytes:
 
 
 def sample(key: str) -> bytes:
-    """Two members, four blocks: 2048 bytes."""
-    return file(f"{key}.jpg", f"picture {key}".encode()) + file(f"{key}.txt", f"caption {key}\n".encode())
+    """Return two members of two blocks each, 2048 bytes in all."""
+    return file(f"{key}.jpg", f"image {key}".encode()) + file(f"{key}.txt", f"caption {key}\n".encode())
 
 
 def record(kind: bytes, attributes: dict[str, str]) -> bytes:
-    """A PAX record, of the next member (x) or of all that follow (g): 'LENGTH NAME=VALUE', LENGTH counting itself."""
+    """Return a PAX record of the next member (x) or all following ones (g): 'LENGTH NAME=VALUE' with its own length."""
     lines = b""
     for name, value in attributes.items():
         line = f" {name}={value}\n".encode()
@@ -36,7 +36,7 @@ def record(kind: bytes, attributes: dict[str, str]) -> bytes:
 
 
 def forge(content: bytes, *fields: tuple[int, bytes]) -> bytes:
-    """The content with other bytes at these places of its first header, whose checksum is mended."""
+    """Return the content with other bytes at these places of its first header, and a right checksum."""
     block = bytearray(content[:512])
     for start, value in fields:
         block[start : start + len(value)] = value

@@ -13,7 +13,7 @@ from nti_batch.demo.train import make_tokenizer
 
 
 def write_clip(folder: Path, seed: int = 3) -> Path:
-    """A CLIP for pictures of 16 x 16."""
+    """Write a CLIP for images of 16 x 16."""
     torch.manual_seed(seed)
     tokenizer = make_tokenizer()
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -31,7 +31,7 @@ def write_clip(folder: Path, seed: int = 3) -> Path:
 
 
 def write_dino(folder: Path) -> Path:
-    """A ViT of three layers for pictures of 16 x 16."""
+    """Write a ViT of three layers for images of 16 x 16."""
     torch.manual_seed(1)
     config = ViTConfig(
         hidden_size=12, intermediate_size=12, num_hidden_layers=3, num_attention_heads=3, image_size=16, patch_size=4
@@ -44,7 +44,7 @@ class Fire(nn.Module):
     """SqueezeNet's module, as its paper draws it."""
 
     def __init__(self, inputs: int, squeezed: int, expanded: int) -> None:
-        """Random weights."""
+        """Make random weights."""
         super().__init__()
         self.squeeze = nn.Conv2d(inputs, squeezed, 1)
         self.expand1x1 = nn.Conv2d(squeezed, expanded, 1)
@@ -57,7 +57,7 @@ class Fire(nn.Module):
 
 
 def squeezenet_features() -> nn.Sequential:
-    """Those of SqueezeNet 1.1."""
+    """Build the features of SqueezeNet 1.1."""
     torch.manual_seed(2)
 
     def pool() -> nn.Module:
@@ -71,7 +71,7 @@ def squeezenet_features() -> nn.Sequential:
 
 
 def torchmetrics_lpips(monkeypatch: MonkeyPatch) -> nn.Module:
-    """Its LPIPS, which takes torchvision's SqueezeNet, with the one above."""
+    """Return torchmetrics' LPIPS with the features above in place of torchvision's."""
     monkeypatch.setattr(lpips, "_get_tv_model_features", lambda net, pretrained: squeezenet_features())
     return lpips._NoTrainLpips(net="squeeze")
 

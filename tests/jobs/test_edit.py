@@ -25,7 +25,7 @@ from nti_batch.cli import main
 from nti_batch.data.images import decode_image
 from nti_batch.editing.pie_bench import CATEGORIES
 from nti_batch.editing.pie_bench import write_shard as write_pie_shard
-from nti_batch.editing.requests import read_requests
+from nti_batch.editing.requests import _SETTINGS, read_requests
 from nti_batch.json_object import Json
 from nti_batch.models.stable_diffusion import StableDiffusion
 from nti_batch.scores.metrics import psnr
@@ -68,20 +68,26 @@ def test_no_edit_rebuilds_every_inversion_to_its_recorded_psnr(
 def test_edits_in_one_batch_are_those_made_alone_and_the_sources_own_prompt_changes_nothing(
     inverted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    real, calls = StableDiffusion.predict_noise, set[int]()
+    real, calls = StableDiffusion.predict, set[int]()
 
     def counted(networks: StableDiffusion, latents: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
         calls.add(len(latents))
         return real(networks, latents, *rest)
 
-    monkeypatch.setattr(StableDiffusion, "predict_noise", counted)
+    monkeypatch.setattr(StableDiffusion, "predict", counted)
     own, other, more = PROMPT.format(1), "a small blue circle, number 1", "a small red square with a hat, number 1"
     flag = listed(
         tmp_path / "edits.jsonl",
         {"key": "001", "name": "rebuilt"},
         {"key": "001", "name": "own", "prompt": own, "edit_prompt": own},
         {"key": "001", "name": "blue", "edit_prompt": other, "kind": "replace", "cross_replace_steps": 0.8},
-        {"key": "001", "name": "hat", "edit_prompt": more, "equalizer": {"hat": 3}, "word_shares": {"red": 1}},
+        {
+            "key": "001",
+            "name": "hat",
+            "edit_prompt": more,
+            "equalizer": {"hat": 3},
+            "cross_replace_steps": {"default_": 0.4, "red": 1},
+        },
         {"key": "002", "name": "blend", "edit_prompt": "a green circle", "blend_words": ["circle", "green circle"]},
         {"key": "000", "name": "rebuilt", "shard": "b"},
     )
@@ -293,6 +299,10 @@ def test_a_killed_job_keeps_what_was_finished(inverted: Path, tmp_path: Path):
     assert sum(row.finished <= killed for row in found.values()) >= 8
 
 
+def test_every_setting_of_an_edit_is_a_column():
+    assert list(_SETTINGS) == [field.name for field in dataclasses.fields(EditSettings)]
+
+
 def test_csv_and_jsonl_ask_for_the_same(tmp_path: Path):
     edits: list[dict[str, Json]] = [
         {"key": "a,b", "edit_prompt": 'a "blue" circle', "prompt": "a red circle", "kind": "replace"},
@@ -300,11 +310,18 @@ def test_csv_and_jsonl_ask_for_the_same(tmp_path: Path):
             "key": "a,b",
             "name": "x",
             "cross_replace_steps": 0.5,
-            "self_replace_steps": 0.0,
+            "self_replace_steps": [0.0, 0.5],
             "equalizer": {"blue": 2, "a b": -1},
         },
-        {"key": "c", "word_shares": {"blue": 0.25}, "blend_words": ["red", "blue sky"], "blend_threshold": 0.5},
+        {
+            "key": "c",
+            "cross_replace_steps": {"default_": 0.9, "blue": 0.25},
+            "blend_words": ["red", "blue sky"],
+            "blend_threshold": 0.5,
+        },
         {"key": "d", "mask": [3, 4], "mask_size": [8, 16], "blend_start": 0.1},
+        {"key": "e", "cross_replace_steps": [0.1, 0.5], "self_replace_steps": 0},
+        {"key": "f", "cross_replace_steps": {"default_": [0.1, 0.5], "blue sky": 1}},
     ]
     cells = [
         {"key": "a,b", "edit_prompt": 'a "blue" circle', "prompt": "a red circle", "kind": "replace"},
@@ -312,11 +329,18 @@ def test_csv_and_jsonl_ask_for_the_same(tmp_path: Path):
             "key": "a,b",
             "name": "x",
             "cross_replace_steps": "0.5",
-            "self_replace_steps": "0",
+            "self_replace_steps": "0;0.5",
             "equalizer": "blue=2;a b=-1",
         },
-        {"key": "c", "word_shares": "blue=0.25", "blend_words": "red;blue sky", "blend_threshold": "0.5"},
+        {
+            "key": "c",
+            "cross_replace_steps": "default_=0.9;blue=0.25",
+            "blend_words": "red;blue sky",
+            "blend_threshold": "0.5",
+        },
         {"key": "d", "mask": "[3, 4]", "mask_size": "[8, 16]", "blend_start": "0.1"},
+        {"key": "e", "cross_replace_steps": "0.1;0.5", "self_replace_steps": "0"},
+        {"key": "f", "cross_replace_steps": '{"default_": [0.1, 0.5], "blue sky": 1}'},
     ]
     (tmp_path / "e.jsonl").write_text("\n".join(map(json.dumps, edits)))
     with open(tmp_path / "e.csv", "w", newline="") as file:
@@ -326,8 +350,15 @@ def test_csv_and_jsonl_ask_for_the_same(tmp_path: Path):
     defaults = EditSettings(cross_replace_steps=0.9)
     found = read_requests(tmp_path / "e.jsonl", ["s"], defaults)
     assert found == read_requests(tmp_path / "e.csv", ["s"], defaults)
-    assert [request.name for request in found] == ["0", "x", "0", "0"]
-    assert [request.settings.cross_replace_steps for request in found] == [0.9, 0.5, 0.9, 0.9]
+    assert [request.name for request in found] == ["0", "x", "0", "0", "0", "0"]
+    assert [request.settings.cross_replace_steps for request in found] == [
+        0.9,
+        0.5,
+        {"default_": 0.9, "blue": 0.25},
+        0.9,
+        (0.1, 0.5),
+        {"default_": (0.1, 0.5), "blue sky": 1.0},
+    ]
     assert found[1].settings.equalizer == {"blue": 2.0, "a b": -1.0}
     assert found[2].settings.blend_words == ("red", "blue sky")
 
@@ -338,6 +369,15 @@ def test_csv_and_jsonl_ask_for_the_same(tmp_path: Path):
         ("key,promt\n000,\n", "e.csv:2: there is no column 'promt'"),
         ("key,prompt\n000\n", "e.csv:2: the line has not the 2 columns of the first"),
         ("key,prompt\n000,a,b\n", "e.csv:2: the line has not the 2 columns of the first"),
+        (
+            "key,self_replace_steps\n000,0.1;0.2;1\n",
+            "e.csv:2: self_replace_steps is '0.1;0.2;1', allowed: a number such",
+        ),
+        ("key,self_replace_steps\n000,[]\n", "e.csv:2: self_replace_steps is '[]', allowed: a number such"),
+        (
+            "key,cross_replace_steps\n000,default_=0.1;0.5;a=1\n",
+            "e.csv:2: cross_replace_steps is 'default_=0.1;0.5;a=1'",
+        ),
         ("key,equalizer\n000,blue\n", "e.csv:2: equalizer is 'blue', allowed: words with a number each"),
     ],
 )
@@ -429,17 +469,17 @@ def test_one_picture_that_cannot_be_is_refused_in_one_line(
 def test_a_signal_ends_the_job_within_one_call_of_the_unet_and_the_next_job_goes_on(
     inverted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    predict_noise, calls = StableDiffusion.predict_noise, 0
+    predict, calls = StableDiffusion.predict, 0
 
     def interrupted(self: StableDiffusion, latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
         nonlocal calls
         calls += 1
         if calls == 3:
             os.kill(os.getpid(), signal.SIGTERM)
-        return predict_noise(self, latents, timesteps, embeddings)
+        return predict(self, latents, timesteps, embeddings)
 
     with monkeypatch.context() as patch:
-        patch.setattr(StableDiffusion, "predict_noise", interrupted)
+        patch.setattr(StableDiffusion, "predict", interrupted)
         assert main(edit(inverted, tmp_path / "out")) == 75
     assert calls == 3
     assert rows(tmp_path / "out") == {}

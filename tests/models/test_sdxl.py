@@ -93,7 +93,7 @@ def test_the_unet_is_asked_as_diffusers_ask_it(networks: StableDiffusion, size: 
     condition = {"text_embeds": embeddings[:, -1, :6], "time_ids": torch.tensor([[*pixels, 0.0, 0.0, *pixels]] * 2)}
     with torch.no_grad():
         expected = networks.unet(latents, timesteps, embeddings[:, :-1], added_cond_kwargs=condition).sample
-        found = networks.predict_noise(latents, timesteps, embeddings)
+        found = networks.predict(latents, timesteps, embeddings)
         other = networks.unet(
             latents, timesteps, embeddings[:, :-1], added_cond_kwargs=condition | {"time_ids": torch.zeros(2, 6)}
         ).sample
@@ -113,7 +113,7 @@ def test_sampling_is_that_of_diffusers(tiny_xl_model: Path, networks: StableDiff
         output_type="latent",
     ).images
     null = [networks.embed_prompts([""])] * 20
-    found = ddim_sample(networks.predict_noise, networks.schedule(20), start, prompt, null, 7.5)
+    found = ddim_sample(networks.predict, networks.schedule(20), start, prompt, null, 7.5)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
@@ -128,7 +128,7 @@ def test_in_half_precision_the_vae_and_the_text_encoders_stay_in_float32(tiny_xl
     networks = load(tiny_xl_model, "bfloat16")
     assert {p.dtype for p in networks.unet.parameters()} == {torch.bfloat16}
     assert {p.dtype for m in (networks.vae, networks.text) for p in m.parameters()} == {torch.float32}
-    assert networks.predict_noise(noise(), torch.tensor([501]), networks.embed_prompts(["a"])).dtype == torch.float32
+    assert networks.predict(noise(), torch.tensor([501]), networks.embed_prompts(["a"])).dtype == torch.float32
 
 
 # --- the method ---
@@ -141,7 +141,7 @@ def inverted(
     settings = InversionSettings(
         solver=solver, null_init=null_init, num_inner_steps=2, early_stop_epsilon=0, early_stop_growth=0
     )
-    predict = partial(networks.predict_noise, optimize_pooled=optimize_pooled)
+    predict = partial(networks.predict, optimize_pooled=optimize_pooled)
     prompt, empty = networks.embed_prompts([PROMPTS[0], ""])
     schedule = networks.schedule(3)
     (state,), _ = invert(predict, schedule, settings, [(noise()[0], prompt)], 1, empty, storage)

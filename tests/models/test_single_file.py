@@ -36,7 +36,7 @@ def test_networks_from_a_single_file_equal_those_from_the_folder(
     torch.testing.assert_close(single.embed_prompts(["a small red ring"]), embeddings)
     torch.testing.assert_close(single.encode_pictures(pixels), whole.encode_pictures(pixels))
     torch.testing.assert_close(single.decode_latents(latents), whole.decode_latents(latents))
-    noises = [n.predict_noise(latents, torch.tensor([501]), embeddings) for n in (single, whole)]
+    noises = [n.predict(latents, torch.tensor([501]), embeddings) for n in (single, whole)]
     torch.testing.assert_close(*noises, atol=1e-5, rtol=1e-5)
 
 

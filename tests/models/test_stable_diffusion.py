@@ -59,9 +59,11 @@ def test_a_step_with_the_predicted_noise_is_the_step_of_diffusers(folder: str, r
         timestep, here = scheduler.timesteps[50 - t], torch.tensor([t])
         with torch.no_grad():
             predicted = networks.unet(latents, timestep, prompt).sample
-            noise = networks.predict_noise(latents, schedule.network_timesteps[here], prompt)
+            prediction = networks.predict(latents, schedule.network_timesteps[here], prompt)
         expected = scheduler.step(predicted, timestep, latents).prev_sample
-        torch.testing.assert_close(ddim_step(schedule, latents, noise, here, here - 1), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            ddim_step(schedule, latents, prediction, here, here - 1), expected, atol=1e-5, rtol=1e-5
+        )
 
 
 def test_each_image_of_a_batch_has_its_own_timestep(tiny_model: Path):
@@ -70,9 +72,9 @@ def test_each_image_of_a_batch_has_its_own_timestep(tiny_model: Path):
     latents, prompts = torch.randn(3, 4, 8, 8), networks.embed_prompts(["a", "red", "ring"])
     timesteps = torch.tensor([981, 1, 401])
     with torch.no_grad():
-        together = networks.predict_noise(latents, timesteps, prompts)
+        together = networks.predict(latents, timesteps, prompts)
         for i in range(3):
-            alone = networks.predict_noise(latents[i : i + 1], timesteps[i : i + 1], prompts[i : i + 1])
+            alone = networks.predict(latents[i : i + 1], timesteps[i : i + 1], prompts[i : i + 1])
             torch.testing.assert_close(together[i : i + 1], alone, atol=1e-5, rtol=1e-5)
 
 
@@ -99,7 +101,7 @@ def test_a_bfloat16_unet_gives_float32_noise_and_a_like_gradient(tiny_model: Pat
         networks = load(tiny_model, precision)
         torch.manual_seed(0)
         latents, embeddings = torch.randn(1, 4, 8, 8), torch.randn(1, 77, 8, requires_grad=True)
-        noise = networks.predict_noise(latents, torch.tensor([501]), embeddings)
+        noise = networks.predict(latents, torch.tensor([501]), embeddings)
         assert noise.dtype == torch.float32
         gradients.append(torch.autograd.grad(noise.square().sum(), embeddings)[0])
     assert gradients[1].dtype == torch.float32

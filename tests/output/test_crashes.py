@@ -1,4 +1,4 @@
-"""A process that dies before, in or after each write, fsync and rename: what it had told is there, once."""
+"""A process that dies before, in or after each write, fsync and rename leaves each record it has reported, once."""
 
 import os
 import shutil
@@ -6,56 +6,56 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers.deaths import DIED, Death, Moment
+from helpers.crashes import CRASHED, Crash, Moment
 from helpers.forks import FORKS
 from helpers.inversions import SETTINGS, UNIT, inversion
 
 from nti_batch import files, read_inversions
-from nti_batch.output import part as parts
-from nti_batch.output.inversions import InversionRun
+from nti_batch.output import part
+from nti_batch.output.inversions import InversionRun, open_inversions
 from nti_batch.records import Failure
 
 KEYS = ("a", "bb")
 
 
-def work(out: Path, told: Path, step: int, moment: Moment, job: Callable[[InversionRun, Path], None]) -> None:
-    """Do a job until death comes."""
-    run, death = InversionRun(out), Death(step, moment)
-    files.open = parts.open = death.open  # type: ignore[attr-defined]
-    os.fsync, os.replace = death.lurks_in(os.fsync), death.lurks_in(os.replace)
-    job(run, told)
+def work(out: Path, reported: Path, step: int, moment: Moment, job: Callable[[InversionRun, Path], None]) -> None:
+    """Do a job until the crash."""
+    run, crash = open_inversions(out), Crash(step, moment)
+    files.open = part.open = crash.open  # type: ignore[attr-defined]
+    os.fsync, os.replace = crash.in_call(os.fsync), crash.in_call(os.replace)
+    job(run, reported)
     os._exit(0)
 
 
-def write_unit(run: InversionRun, told: Path) -> None:
-    """A work unit from its first image to its end."""
-    part = run.new_part(UNIT)
+def write_unit(run: InversionRun, reported: Path) -> None:
+    """Write a work unit from its first image to its end."""
+    writer = run.new_part(UNIT)
     for key in KEYS:
-        part.add(inversion(key))
-        with told.open("a") as file:
+        writer.add(inversion(key))
+        with reported.open("a") as file:
             print(key, file=file)
-    part.add_failure(Failure(UNIT, "bad", "image", "it is HTML"))
-    part.commit()
+    writer.add_failure(Failure(UNIT, "bad", "image", "it is HTML"))
+    writer.commit()
     run.finish(UNIT, 3)
 
 
-def salvage_unit(run: InversionRun, told: Path) -> None:
-    """What a later job does first."""
+def salvage_unit(run: InversionRun, reported: Path) -> None:
+    """Begin as a later job does."""
     run.salvage(UNIT)
 
 
-def forget_unit(run: InversionRun, told: Path) -> None:
-    """What a job does first that tries failed images again."""
+def forget_unit(run: InversionRun, reported: Path) -> None:
+    """Begin as a job does that tries failed images again."""
     run.forget_failures(UNIT)
 
 
-def survives(run: InversionRun, told: Path) -> set[str]:
-    """The keys that are there once the next job has begun; each is there once, and all that were told are."""
+def survives(run: InversionRun, reported: Path) -> set[str]:
+    """Begin the next job, and return its keys; each reported key is among them, once."""
     run.salvage(UNIT)
     rows = run.rows(UNIT)
     done = [row.key for row in rows if row.status == "done"]
     assert sorted(stored.key for stored in read_inversions(run.out)) == sorted(set(done)) == sorted(done)
-    assert set(told.read_text().split() if told.exists() else ()) <= set(done)
+    assert set(reported.read_text().split() if reported.exists() else ()) <= set(done)
     if run.is_complete(UNIT):
         assert len(rows) == run.images_when_complete(UNIT) == 3
     return {row.key for row in rows}
@@ -63,30 +63,30 @@ def survives(run: InversionRun, told: Path) -> set[str]:
 
 @pytest.mark.parametrize("moment", ["before", "half", "after"])
 @pytest.mark.parametrize("job", [write_unit, salvage_unit, forget_unit])
-def test_death_at_any_step_loses_nothing_that_was_told(
+def test_a_crash_at_any_step_loses_nothing_that_was_reported(
     tmp_path: Path, moment: Moment, job: Callable[[InversionRun, Path], None]
 ):
-    fresh, told = InversionRun(tmp_path / "fresh"), tmp_path / "told"
+    fresh, reported = open_inversions(tmp_path / "fresh"), tmp_path / "reported"
     fresh.create(SETTINGS, ["shard[0].tar"])
     if job is forget_unit:
-        write_unit(fresh, told)
+        write_unit(fresh, reported)
     elif job is salvage_unit:
-        part = fresh.new_part(UNIT)
+        writer = fresh.new_part(UNIT)
         for key in KEYS:
-            part.add(inversion(key))
-        assert part._file
-        part._file.close()
-        told.write_text("\n".join(KEYS))
+            writer.add(inversion(key))
+        assert writer._file
+        writer._file.close()
+        reported.write_text("\n".join(KEYS))
     for step in range(100):
         out = Path(shutil.copytree(fresh.out, tmp_path / f"out-{step}"))
         if job is write_unit:
-            told.unlink(missing_ok=True)
-        process = FORKS.Process(target=work, args=(out, told, step, moment, job))
+            reported.unlink(missing_ok=True)
+        process = FORKS.Process(target=work, args=(out, reported, step, moment, job))
         process.start()
         process.join()
-        keys = survives(InversionRun(out), told)
+        keys = survives(open_inversions(out), reported)
         if process.exitcode == 0:
             break
-        assert process.exitcode == DIED
+        assert process.exitcode == CRASHED
     assert keys == ({*KEYS, "bad"} if job is write_unit else {*KEYS})
-    assert step > 3, "death never came"
+    assert step > 3, "the crash never came"

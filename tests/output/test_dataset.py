@@ -1,4 +1,4 @@
-"""A dataset gives what `read_inversions` gives, in any order, each once, and with the picture that was inverted."""
+"""A dataset gives what `read_inversions` gives, in any order, each once, and with the image that was inverted."""
 
 import gzip
 import io
@@ -18,16 +18,17 @@ from torch.utils.data import ConcatDataset, DataLoader
 
 from nti_batch import InversionDataset, StoredInversion, read_inversions
 from nti_batch.cli import main
+from nti_batch.data import tar
 from nti_batch.data.images import decode_image
 from nti_batch.output import dataset
-from nti_batch.output.inversions import InversionRun
-from nti_batch.output.manifest import Manifest, ManifestRow
+from nti_batch.output.inversions import open_inversions
+from nti_batch.output.manifest import InversionRow, Manifest
 from nti_batch.records import Failure, WorkUnit
 
 
 def write_run(out: Path, shards: tuple[str, ...] = ("a", "b"), parts: int = 2) -> Path:
-    """A run that has all of `KEYS`, and a failure, in each part of each shard; keys differ by part."""
-    run = InversionRun(out)
+    """Write a run with all of `KEYS` and a failure in each part of each shard; keys differ by part."""
+    run = open_inversions(out)
     run.create(SETTINGS, [f"{shard}.tar" for shard in shards])
     for shard in shards:
         unit = WorkUnit(shard, f"{shard}.tar", 1, 3)
@@ -57,7 +58,7 @@ def out(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def inverted(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the shards a and b, the same keys in both but other pictures, and their inversions in `out`."""
+    """Folder with the shards a and b, which share keys but not images, and their inversions in `out`."""
     folder = tmp_path_factory.mktemp("inverted")
     write_shard(folder / "a.tar", captioned(4))
     write_shard(folder / "b.tar", {name: png(9) if name == "001.png" else data for name, data in captioned(2).items()})
@@ -76,7 +77,7 @@ def test_every_inversion_is_the_same_by_index_by_id_and_in_the_stream(out: Path)
             assert same(found, stored)
 
 
-def test_an_index_or_id_that_is_not_there_is_refused(out: Path):
+def test_an_unknown_index_or_id_is_refused(out: Path):
     opened = InversionDataset(out)
     with pytest.raises(IndexError):
         opened[len(opened)]
@@ -85,7 +86,7 @@ def test_an_index_or_id_that_is_not_there_is_refused(out: Path):
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_two_workers_that_start_afresh_give_each_inversion_once(out: Path, shuffle: bool):
+def test_two_new_workers_give_each_inversion_once(out: Path, shuffle: bool):
     opened = InversionDataset(out)
     loader = DataLoader(
         opened, batch_size=3, shuffle=shuffle, num_workers=2, collate_fn=list, multiprocessing_context=FORKS
@@ -95,7 +96,7 @@ def test_two_workers_that_start_afresh_give_each_inversion_once(out: Path, shuff
     assert all(same(stored, opened[stored.shard, stored.key]) for stored in found)
 
 
-def test_several_runs_are_torchs_own_concatenation(out: Path, tmp_path: Path):
+def test_several_runs_are_joined_by_concat_dataset(out: Path, tmp_path: Path):
     more = write_run(tmp_path / "more", shards=("c",), parts=1)
     both = ConcatDataset([InversionDataset(out), InversionDataset(more)])
     found = [(both[i].shard, both[i].key) for i in range(len(both))]
@@ -121,7 +122,7 @@ def test_an_item_reads_its_own_bytes_and_the_headers_of_its_part(out: Path, monk
             sizes.append(len(content))
             return content
 
-    monkeypatch.setattr(dataset, "open", Counted, raising=False)
+    monkeypatch.setattr(tar, "open", Counted, raising=False)
     assert same(opened[len(KEYS)], expected)
     assert len(sizes) == 2
     assert sum(sizes) < (out / "inversions" / "a.1of3.00001.tar").stat().st_size / len(KEYS)
@@ -156,9 +157,9 @@ def test_any_flipped_bit_raises_naming_the_part_or_changes_nothing(out: Path):
 
 def test_a_part_from_before_captions_had_a_checksum_is_checked_as_a_whole(out: Path):
     for path in (out / "inversions").glob("*.jsonl"):
-        manifest = Manifest.read(path, ManifestRow)
+        manifest = Manifest.read(path, InversionRow)
         rows = [json.loads(line) for line in manifest.text().splitlines()[:-1]]
-        old = [ManifestRow(**{name: value for name, value in row.items() if name != "json_sha256"}) for row in rows]
+        old = [InversionRow(**{name: value for name, value in row.items() if name != "json_sha256"}) for row in rows]
         path.write_text(Manifest(old, manifest.part_sha256).text())
     opened = InversionDataset(out)
     assert all(same(*pair) for pair in zip(opened, read_inversions(out), strict=True))
@@ -169,17 +170,17 @@ def test_a_part_from_before_captions_had_a_checksum_is_checked_as_a_whole(out: P
 
 
 def test_few_parts_are_remembered(out: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(dataset, "_KEPT_PARTS", 1)
+    monkeypatch.setattr(dataset, "_MAX_CACHED_PARTS", 1)
     opened = InversionDataset(out)
     found = [opened[index] for index in (0, -1, 1)]
     assert [(stored.shard, stored.key) for stored in found] == [opened.ids[index] for index in (0, -1, 1)]
     assert len(opened._parts) == 1
 
 
-# --- pictures ---
+# --- input images ---
 
 
-def pictures(opened: InversionDataset) -> Iterator[tuple[tuple[str, str], torch.Tensor]]:
+def input_images(opened: InversionDataset) -> Iterator[tuple[tuple[str, str], torch.Tensor]]:
     for stored in pickle.loads(pickle.dumps(opened)):
         assert stored.pixels is not None
         yield (stored.shard, stored.key), stored.pixels
@@ -191,7 +192,7 @@ def expected_pixels(shard: str, key: str) -> torch.Tensor:
 
 
 def test_the_pixels_are_the_input_as_it_was_inverted(inverted: Path):
-    found = dict(pictures(InversionDataset(inverted / "out", pixels=True)))
+    found = dict(input_images(InversionDataset(inverted / "out", pixels=True)))
     assert len(found) == 6
     assert all(torch.equal(pixels, expected_pixels(*id)) for id, pixels in found.items())
 
@@ -204,7 +205,7 @@ def test_the_shards_may_have_moved(inverted: Path, tmp_path: Path):
         opened["a", "001"]
 
 
-def test_pixels_that_cannot_be_had_are_told_why(inverted: Path, tmp_path: Path):
+def test_pixels_that_cannot_be_read_raise_the_reason(inverted: Path, tmp_path: Path):
     def ask(shards: str) -> None:
         InversionDataset(inverted / "out", pixels=True, shards=shards)["b", "001"]
 

@@ -1,4 +1,4 @@
-"""Folders and files that go away, fill up or close under a running job: the error names them, the rest stays."""
+"""Folders and files that vanish, fill up or become read-only during a job: the error names them, the rest stays."""
 
 import shutil
 import subprocess
@@ -10,12 +10,12 @@ from helpers.jobs import arguments, ids, rows
 from helpers.tiny import captioned, write_shard
 
 from nti_batch.cli import main
-from nti_batch.output.inversions import InversionRun
+from nti_batch.output.inversions import InversionRun, open_inversions
 from nti_batch.records import WorkUnit
 
 
 def mount(*options: str) -> None:
-    """Skip the test where this is not allowed."""
+    """Mount a file system, or skip the test where this is not allowed."""
     if (
         shutil.which("mount") is None
         or subprocess.run(["mount", *options], capture_output=True, check=False).returncode
@@ -34,7 +34,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def after_first_unit(monkeypatch: pytest.MonkeyPatch, event: Callable[[], object]) -> None:
-    """Let something happen when the first work unit is complete and given back."""
+    """Call `event` when the first work unit is complete and released."""
     real, events = InversionRun.release, iter([event])
 
     def release(run: InversionRun, unit: WorkUnit) -> None:
@@ -44,7 +44,7 @@ def after_first_unit(monkeypatch: pytest.MonkeyPatch, event: Callable[[], object
     monkeypatch.setattr(InversionRun, "release", release)
 
 
-def test_a_full_disk_ends_the_job_in_one_line_and_room_lets_it_go_on(
+def test_a_full_disk_ends_the_job_in_one_line_and_room_lets_it_continue(
     tiny_model: Path, small_disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     shard, out = write_shard(tmp_path / "s.tar", captioned(30)), small_disk / "out"
@@ -93,17 +93,17 @@ def test_a_folder_that_is_removed_under_way_is_named(
 def test_a_shard_that_vanishes_fails_by_name_and_is_inverted_when_it_is_back(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: str, left: str
 ):
-    """After the first one; of the next, an image is in flight by then."""
+    """It vanishes after the first shard; by then an image of the next shard is in flight."""
     for name in "stu":
         write_shard(tmp_path / f"{name}.tar", captioned(2))
     shard, out = tmp_path / f"{gone}.tar", tmp_path / "out"
     job = arguments(tiny_model, f"{tmp_path}/[stu].tar", out, "--data.units_per_shard=1", "--model.batch_size=1")
     with monkeypatch.context() as patch:
         after_first_unit(patch, lambda: shard.rename(tmp_path / "elsewhere"))
-        assert main(job) == (0 if gone in left else 3), "what is read already is not missed"
+        assert main(job) == (0 if gone in left else 3), "an image that was already read is not lost"
     assert ids(out) == [(name, key) for name in left for key in ("000", "001")]
     if gone not in left:
-        (row,) = InversionRun(out).rows(WorkUnit(gone, str(shard), 0, 1))
+        (row,) = open_inversions(out).rows(WorkUnit(gone, str(shard), 0, 1))
         assert "No such file or directory" in row.error
     (tmp_path / "elsewhere").rename(shard)
     assert main([*job, "--data.retry_failed=true"]) == 0

@@ -1,8 +1,7 @@
-"""What is exported rebuilds the image in diffusers' own pipeline and in the community's loop; docs/use.md runs."""
+"""An export rebuilds the image in diffusers' own pipeline and in the community's loop; docs/use.md runs."""
 
 import json
 import re
-import resource
 import shlex
 from pathlib import Path
 from typing import Any
@@ -11,34 +10,34 @@ import numpy as np
 import pytest
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from helpers.crashes import fill_disk_at, largest_file
 from helpers.inversions import KEYS, SETTINGS, inversion
 from helpers.jobs import arguments
 from helpers.tiny import captioned, write_shard
+from nti_batch.jobs.invert_datamodule import SAMPLES
 from safetensors.torch import load_file
 from torch import Tensor
 
 from nti_batch import read_inversions
 from nti_batch.cli import main
 from nti_batch.data.samples import RawSample, read_unit
-from nti_batch.editing.reconstruct import replay
-from nti_batch.jobs.invert_datamodule import SAMPLES
+from nti_batch.editing.reconstruct import reconstruct
 from nti_batch.models.stable_diffusion import ModelSource, StableDiffusion
 from nti_batch.output import export
-from nti_batch.output import run as parts
-from nti_batch.output.inversions import InversionRun
+from nti_batch.output.inversions import InversionRun, open_inversions
 from nti_batch.records import Failure, WorkUnit
 from nti_batch.scores.metrics import psnr
 
 USE = Path(__file__).parents[2] / "docs" / "use.md"
-SAME_PICTURE = 50.0
-"""PSNR in dB of two pictures that differ by rounding: to levels of 8 bits, and in the order of additions."""
+SAME_IMAGE = 50.0
+"""PSNR in dB of two images that differ by rounding: to levels of 8 bits, and in the order of additions."""
 
-OTHER_PICTURE = 30.0
+OTHER_IMAGE = 30.0
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `demo-output`, two photographs of the demo in six steps."""
+    """Folder with `demo-output`, two photographs of the demo in six steps."""
     folder = tmp_path_factory.mktemp("demo")
     members: dict[str, bytes] = {}
     for sample in read_unit(WorkUnit("photographs", str(SAMPLES / "photographs-000000.tar"), 0, 1), "txt", ()):
@@ -57,20 +56,20 @@ def networks() -> StableDiffusion:
 
 @pytest.fixture(scope="module")
 def rebuilt(demo: Path, networks: StableDiffusion) -> Tensor:
-    """Our own reconstruction of the coffee, [1, 3, 64, 64]."""
+    """The package's own reconstruction of the coffee, [1, 3, 64, 64]."""
     (coffee,) = read_inversions(demo / "demo-output", [("photographs-000000", "coffee")])
-    return replay(networks, [coffee], guided=True)
+    return reconstruct(networks, [coffee], guided=True)
 
 
-def as_tensor(picture: object) -> Tensor:
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 255
+def as_tensor(image: object) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255
 
 
 def exported(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-# --- what others make of it ---
+# --- other programs ---
 
 
 @pytest.mark.filterwarnings("ignore:.*is multi-threaded, use of fork:DeprecationWarning")
@@ -86,18 +85,18 @@ def test_the_examples_run_and_the_stock_pipeline_makes_our_reconstruction(
             assert main(shlex.split(block)[1:]) == 0
         else:
             exec(block, names)
-    assert psnr(as_tensor(names["picture"]), rebuilt).item() > SAME_PICTURE
+    assert psnr(as_tensor(names["image"]), rebuilt).item() > SAME_IMAGE
     assert names["pipeline"].scheduler.timesteps.tolist() == names["call"]["timesteps"]
     names["replace_embedding"] = lambda pipeline, step, timestep, tensors: tensors
-    exec(blocks[-1][1][blocks[-1][1].index("picture = ") :], names)
-    assert psnr(as_tensor(names["picture"]), rebuilt).item() < OTHER_PICTURE
+    exec(blocks[-1][1][blocks[-1][1].index("image = ") :], names)
+    assert psnr(as_tensor(names["image"]), rebuilt).item() < OTHER_IMAGE
 
 
 @torch.no_grad()
 def community_loop(
     networks: StableDiffusion, prompt: str, call: dict[str, Any], inverted_latent: Tensor, uncond_embeddings: Tensor
 ) -> Tensor:
-    """What `NullTextPipeline.__call__` does: the i-th embedding at the i-th of the scheduler's timesteps."""
+    """Do as `NullTextPipeline.__call__`: the i-th embedding belongs to the i-th timestep of the scheduler."""
     config = json.loads((Path(call["model"]) / "scheduler" / "scheduler_config.json").read_text())
     scheduler = DDIMScheduler.from_config(config, **call["scheduler"])
     scheduler.set_timesteps(call["num_inference_steps"])
@@ -117,13 +116,13 @@ def test_the_community_pipelines_loop_makes_our_reconstruction(
     assert exported(tmp_path) == ["photographs-000000/coffee.json", "photographs-000000/coffee.safetensors"]
     call = json.loads((tmp_path / "photographs-000000" / "coffee.json").read_text())
     tensors = load_file(tmp_path / "photographs-000000" / "coffee.safetensors")
-    assert psnr(community_loop(networks, call["prompt"], call, **tensors), rebuilt).item() > SAME_PICTURE
+    assert psnr(community_loop(networks, call["prompt"], call, **tensors), rebuilt).item() > SAME_IMAGE
     tensors["uncond_embeddings"] = networks.embed_prompts([""]).expand_as(tensors["uncond_embeddings"])
-    assert psnr(community_loop(networks, call["prompt"], call, **tensors), rebuilt).item() < OTHER_PICTURE
+    assert psnr(community_loop(networks, call["prompt"], call, **tensors), rebuilt).item() < OTHER_IMAGE
 
 
 @pytest.mark.parametrize("model", ["tiny_v_model", "tiny_zero_snr_model"])
-def test_the_loop_follows_what_a_model_predicts_and_where_its_timesteps_are(
+def test_the_loop_follows_the_prediction_type_and_the_timesteps_of_a_model(
     model: str, request: pytest.FixtureRequest, tmp_path: Path
 ):
     folder: Path = request.getfixturevalue(model)
@@ -135,10 +134,10 @@ def test_the_loop_follows_what_a_model_predicts_and_where_its_timesteps_are(
     networks = StableDiffusion.load(ModelSource(str(folder)))
     (stored,) = read_inversions(out)
     made = community_loop(networks, stored.prompt, call, **load_file(exports / "a" / "000.safetensors"))
-    assert psnr(made, replay(networks, [stored], guided=True)).item() > SAME_PICTURE
+    assert psnr(made, reconstruct(networks, [stored], guided=True)).item() > SAME_IMAGE
 
 
-def test_of_xl_the_pooled_embeddings_are_a_tensor_of_their_own(tiny_xl_model: Path, tmp_path: Path):
+def test_the_pooled_embeddings_of_xl_are_a_tensor_of_their_own(tiny_xl_model: Path, tmp_path: Path):
     shard = write_shard(tmp_path / "a.tar", captioned(1))
     pooled = "--model.optimize_pooled=true"
     assert main([*arguments(tiny_xl_model, str(shard), tmp_path / "out"), pooled]) == 0
@@ -157,7 +156,7 @@ def test_of_xl_the_pooled_embeddings_are_a_tensor_of_their_own(tiny_xl_model: Pa
 @pytest.fixture
 def run(tmp_path: Path) -> InversionRun:
     """Two shards with the same keys, one of them failed in each."""
-    run = InversionRun(tmp_path / "out")
+    run = open_inversions(tmp_path / "out")
     run.create(
         {**SETTINGS, "model.guidance_scale": 7.5, "model.revision": None, "model.variant": None}
         | {"model.precision": "float32", "model.method": "null-text"},
@@ -200,20 +199,13 @@ def test_failed_images_are_counted_and_left_out(run: InversionRun, tmp_path: Pat
 
 @pytest.mark.parametrize("failing", ["fsync", "replace"])
 @pytest.mark.parametrize("call", [0, 1, 2, 3, 4])
-def test_an_export_that_dies_at_any_step_is_made_whole_by_the_next(
+def test_an_export_that_fails_at_any_step_is_made_whole_by_the_next(
     run: InversionRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str, call: int
 ):
     whole, folder = tmp_path / "whole", tmp_path / "exported"
     main(["export", str(run.out), f"--output={whole}"])
-    real, calls = getattr(parts.os, failing), iter(range(100))
-
-    def dies(*args: object) -> object:
-        if next(calls) == call:
-            raise OSError(28, "No space left on device")
-        return real(*args)
-
     with monkeypatch.context() as patch:
-        patch.setattr(parts.os, failing, dies)
+        fill_disk_at(patch, failing, call)
         assert main(["export", str(run.out), f"--output={folder}"]) == 1
     assert main(["export", str(run.out), f"--output={folder}"]) == 3
     assert exported(folder) == exported(whole)
@@ -223,20 +215,16 @@ def test_an_export_that_dies_at_any_step_is_made_whole_by_the_next(
 def test_a_disk_that_fills_up_is_named_and_leaves_no_file_that_is_cut(
     run: InversionRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    """The limit on the size of a file cuts a write short, as a full disk does."""
-    folder, unlimited = tmp_path / "exported", resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200, unlimited[1]))
-    try:
+    folder = tmp_path / "exported"
+    with largest_file(200):
         assert main(["export", str(run.out), f"--output={folder}"]) == 1
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
     assert "000.safetensors cannot be written: File too large" in capsys.readouterr().err
     assert {path.suffix for path in folder.glob("*/*")} == {".tmp"}
     assert main(["export", str(run.out), f"--output={folder}"]) == 3
     assert {path.suffix for path in folder.glob("*/*")} == {".json", ".safetensors"}
 
 
-def test_what_is_there_is_not_written_again_unless_it_is_of_another_inversion(
+def test_an_existing_export_is_written_again_only_for_another_inversion(
     run: InversionRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     command = ["export", str(run.out), f"--output={tmp_path / 'exported'}", "--shard", "a"]
@@ -268,7 +256,7 @@ def test_a_damaged_part_is_named_and_the_others_are_exported(
         (["--shard", "b"], "has no such shard: 'b'"),
     ],
 )
-def test_what_is_not_there_is_named(
+def test_an_unknown_shard_or_key_is_named(
     run: InversionRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], text: str
 ):
     assert main(["export", str(run.out), f"--output={tmp_path / 'exported'}", *more]) == 2
@@ -284,7 +272,7 @@ def test_direct_inversion_is_refused(tiny_model: Path, tmp_path: Path, capsys: p
 
 
 def test_a_run_is_exported_part_by_part(run: InversionRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Before a part is read, all of the parts before it are written."""
+    """Before a part is read, all parts before it are written."""
     counts, read_part = [], export.read_part
 
     def counting(*arguments: object) -> object:

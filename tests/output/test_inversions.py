@@ -1,36 +1,36 @@
-"""What is written is read back, what is damaged is named, and a dead job's work is found again."""
+"""A run gives back what was written, names what is damaged, and salvages the work of a dead job."""
 
 import dataclasses
 import hashlib
 import io
 import json
-import resource
 import tarfile
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.crashes import fill_disk_at, largest_file
 from helpers.inversions import KEYS, SETTINGS, UNIT, inversion
 from helpers.tars import forge
 
 from nti_batch import read_inversions
 from nti_batch.files import OutputError
 from nti_batch.output import part as parts
-from nti_batch.output.inversions import InversionRun
-from nti_batch.output.manifest import Manifest, ManifestRow
+from nti_batch.output.inversions import InversionRun, open_inversions
+from nti_batch.output.manifest import InversionRow, Manifest
 from nti_batch.records import Failure, WorkUnit
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> InversionRun:
     """A new run."""
-    run = InversionRun(tmp_path / "out")
+    run = open_inversions(tmp_path / "out")
     run.create(SETTINGS, ["shard[0].tar"])
     return run
 
 
 def write(run: InversionRun, keys: list[str], commit: bool = True) -> Path:
-    """A part with these images; return its path."""
+    """Write a part with these images, and return its path."""
     part = run.new_part(UNIT)
     for key in keys:
         part.add(inversion(key))
@@ -41,7 +41,7 @@ def write(run: InversionRun, keys: list[str], commit: bool = True) -> Path:
     return part.part
 
 
-def test_what_is_written_is_read_back_bit_for_bit(run: InversionRun):
+def test_inversions_are_read_back_bit_for_bit(run: InversionRun):
     write(run, KEYS)
     found = {stored.key: stored for stored in read_inversions(run.out)}
     assert list(found) == KEYS
@@ -63,14 +63,14 @@ def test_no_member_leaves_the_folder_that_a_part_is_unpacked_in(run: InversionRu
     assert all("/" not in name and name.count(".") == 1 and not name.startswith(".") for name in names)
 
 
-def test_only_the_parts_that_hold_an_asked_image_are_opened(run: InversionRun):
+def test_only_the_parts_that_hold_a_chosen_image_are_opened(run: InversionRun):
     write(run, ["a", "b"])
     damaged = write(run, ["c"])
     damaged.write_bytes(b"")
     assert [stored.key for stored in read_inversions(run.out, [("shard[0]", "b")])] == ["b"]
 
 
-def test_a_manifest_names_what_was_done_and_what_failed(run: InversionRun):
+def test_a_manifest_has_a_row_for_each_inversion_and_each_failure(run: InversionRun):
     part = run.new_part(UNIT)
     part.add(inversion("good"))
     part.add_failure(Failure(UNIT, "bad", "image", "it is HTML"))
@@ -114,52 +114,40 @@ def test_a_part_cut_anywhere_gives_back_every_whole_image(run: InversionRun, sha
 
 @pytest.mark.parametrize("failing", ["fsync", "replace"])
 @pytest.mark.parametrize("call", range(5))
-def test_a_commit_that_dies_at_any_step_loses_and_repeats_nothing(
+def test_a_commit_that_fails_at_any_step_loses_and_repeats_nothing(
     run: InversionRun, monkeypatch: pytest.MonkeyPatch, failing: str, call: int
 ):
     write(run, ["earlier"])
     part = run.new_part(UNIT)
     for key in ("a", "b"):
         part.add(inversion(key))
-    real, calls = getattr(parts.os, failing), iter(range(100))
-
-    def dies(*args: object) -> object:
-        if next(calls) == call:
-            raise OSError(28, "No space left on device")
-        return real(*args)
-
     with monkeypatch.context() as patch:
-        patch.setattr(parts.os, failing, dies)
+        fill_disk_at(patch, failing, call)
         try:
             part.commit()
         except OutputError as error:
             assert "No space left on device" in str(error)
-    again = InversionRun(run.out)
+    again = open_inversions(run.out)
     again.salvage(UNIT)
     assert sorted(row.key for row in again.rows(UNIT)) == ["a", "b", "earlier"]
     assert sorted(stored.key for stored in read_inversions(run.out)) == ["a", "b", "earlier"]
 
 
 def test_a_disk_that_fills_up_is_named_and_leaves_a_whole_part(run: InversionRun):
-    """The limit on the size of a file cuts a write short, as a full disk does."""
     part = run.new_part(UNIT)
     part.add(inversion("a"))
-    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     size = part.part.with_suffix(".tar.tmp").stat().st_size
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 700, unlimited[1]))
-    try:
-        with pytest.raises(OutputError, match=r"00000\.tar cannot be written: File too large; what is committed stays"):
-            part.add(inversion("b"))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    too_large = pytest.raises(OutputError, match=r"00000\.tar cannot be written: File too large; what is committed")
+    with largest_file(size + 700), too_large:
+        part.add(inversion("b"))
     part.add(inversion("c"))
     part.commit()
     assert [stored.key for stored in read_inversions(run.out)] == ["a", "c"]
-    manifest = Manifest.read(part.part.with_suffix(".jsonl"), ManifestRow)
+    manifest = Manifest.read(part.part.with_suffix(".jsonl"), InversionRow)
     assert manifest.part_sha256 == hashlib.sha256(part.part.read_bytes()).hexdigest()
 
 
-def test_salvage_that_dies_is_salvaged(run: InversionRun, monkeypatch: pytest.MonkeyPatch):
+def test_a_failed_salvage_is_salvaged(run: InversionRun, monkeypatch: pytest.MonkeyPatch):
     write(run, ["a", "bb"], commit=False)
     with monkeypatch.context() as patch, pytest.raises(OutputError, match="cannot be written: gone"):
         patch.setattr(parts, "atomic_write", lambda *_: (_ for _ in ()).throw(OSError(5, "gone")))
@@ -233,7 +221,7 @@ def test_other_settings_are_refused_with_the_difference(run: InversionRun):
 
 def test_shards_may_be_added(run: InversionRun):
     run.create(SETTINGS, ["more.tar"])
-    assert run.shards() == ["shard[0].tar", "more.tar"]
+    assert run.shards == ["shard[0].tar", "more.tar"]
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Each layout gives back what was found, bit for bit, and says what it is."""
+"""Each layout gives back the tensors bit for bit, and has a name."""
 
 import dataclasses
 import json
@@ -10,14 +10,14 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from nti_batch.diffusion.rounding import Storage, round_embeddings, round_values
-from nti_batch.output.serialization import pack, unpack
+from nti_batch.output.serialization import decode_inversion, encode_inversion
 from nti_batch.records import Inversion
 
 STORAGES: tuple[Storage, ...] = ("float32", "float16", "compact")
 
 
 def found(storage: Storage, moves: list[float], tokens: int = 77, dim: int = 64) -> Inversion:
-    """Embeddings as the job finds them: each a random change of the size in `moves` from the last, rounded."""
+    """Make embeddings as a job does: each differs from the last by a random change of the size in `moves`, rounded."""
     generator = torch.Generator().manual_seed(0)
     start = round_values(storage, torch.randn(tokens, dim, generator=generator))
     rows: list[Tensor] = []
@@ -36,7 +36,7 @@ def found(storage: Storage, moves: list[float], tokens: int = 77, dim: int = 64)
 
 
 def header(payload: bytes) -> dict[str, dict[str, str]]:
-    """The JSON at the beginning of safetensors bytes."""
+    """Parse the JSON at the beginning of safetensors bytes."""
     return json.loads(payload[8 : 8 + int.from_bytes(payload[:8], "little")])  # type: ignore[no-any-return]
 
 
@@ -44,8 +44,8 @@ def header(payload: bytes) -> dict[str, dict[str, str]]:
 @pytest.mark.parametrize("moves", [[0.1, 0.0, 0.03, 1e-3], [0.0, 0.0], [5.0]])
 def test_embeddings_come_back_bit_for_bit_as_float32(storage: Storage, moves: list[float]):
     original = found(storage, moves)
-    payload, metadata = pack(original, {"output.storage": storage})
-    again = unpack(payload, json.loads(json.dumps(metadata)))
+    payload, metadata = encode_inversion(original, {"output.storage": storage})
+    again = decode_inversion(payload, json.loads(json.dumps(metadata)))
     assert again.null_embeddings.dtype == torch.float32
     assert torch.equal(again.null_embeddings, original.null_embeddings)
     assert torch.equal(again.noise_latents, original.noise_latents)
@@ -53,20 +53,20 @@ def test_embeddings_come_back_bit_for_bit_as_float32(storage: Storage, moves: li
 
 
 def test_the_smaller_layouts_are_smaller_and_a_repeated_row_costs_nothing():
-    sizes = {s: len(pack(found(s, [0.05] * 4 + [0.0] * 6), {"output.storage": s})[0]) for s in STORAGES}
+    sizes = {s: len(encode_inversion(found(s, [0.05] * 4 + [0.0] * 6), {"output.storage": s})[0]) for s in STORAGES}
     assert sizes["float16"] < 0.52 * sizes["float32"]
     assert sizes["compact"] < 0.3 * sizes["float16"]
-    longer = len(pack(found("compact", [0.05] * 4 + [0.0] * 40), {"output.storage": "compact"})[0])
+    longer = len(encode_inversion(found("compact", [0.05] * 4 + [0.0] * 40), {"output.storage": "compact"})[0])
     assert longer <= sizes["compact"] + 8
 
 
-def test_embeddings_that_were_not_rounded_are_not_stored_as_if_they_were():
+def test_embeddings_that_were_not_rounded_are_not_stored():
     with pytest.raises(AssertionError, match="not rounded"):
-        pack(found("float32", [0.1, 0.1]), {"output.storage": "compact"})
+        encode_inversion(found("float32", [0.1, 0.1]), {"output.storage": "compact"})
 
 
-def test_a_layout_of_the_future_is_refused_in_words():
-    payload, metadata = pack(found("float16", [0.1]), {"output.storage": "float16"})
+def test_a_layout_of_a_newer_version_is_refused():
+    payload, metadata = encode_inversion(found("float16", [0.1]), {"output.storage": "float16"})
     newer = save(load(payload), metadata={"layout": "tiny-7"})
     with pytest.raises(ValueError, match=r"'k' cannot be read: the layout is 'tiny-7': a newer nti_batch wrote it"):
-        unpack(newer, metadata)
+        decode_inversion(newer, metadata)

@@ -54,7 +54,9 @@ def test_a_run_of_edits_has_its_own_numbers_and_pictures(edited: Path, capsys: p
 
     run = open_edits(edited / "out")
     units = work_units(run.shards, 8)
-    done = [(row, pixels) for unit in units for row, pixels in read_edited_images(run, unit, {r.id for r in run.rows(unit)})]
+    done = [
+        (row, pixels) for unit in units for row, pixels in read_edited_images(run, unit, {r.id for r in run.rows(unit)})
+    ]
     scored = sorted(row.psnr_unedited for row, _ in done if row.psnr_unedited is not None)
     by_score = [article.all("p", "quiet")[0].text for article in page.all("article")]
     assert by_score == [f"unedited part: PSNR {score:.2f} dB" for score in scored]

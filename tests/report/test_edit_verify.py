@@ -63,8 +63,7 @@ def test_lost_and_doubled_edits_are_named(out: Path, capsys: pytest.CaptureFixtu
     for path in (out / "edits").glob("*.0000*"):
         path.unlink()
     missing = [
-        f"a/{key}: lacks the requested edit {name!r}"
-        for key, name in (("000", "a"), ("000", "b"), ("none", "c"))
+        f"a/{key}: lacks the requested edit {name!r}" for key, name in (("000", "a"), ("000", "b"), ("none", "c"))
     ]
     assert findings(out, capsys) == missing
 

@@ -116,8 +116,7 @@ def test_a_shard_of_the_input_that_is_gone_is_named(run: InversionRun, tmp_path:
     assert found == ["a/002: is in the input and not committed"]
     moved.unlink()
     assert any(
-        str(moved) in f.where and "cannot be read" in f.what
-        for f in verify_run(plan_of(run, shards.split("::")), 0)
+        str(moved) in f.where and "cannot be read" in f.what for f in verify_run(plan_of(run, shards.split("::")), 0)
     )
 
 

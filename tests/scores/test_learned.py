@@ -1,4 +1,4 @@
-"""Scores by networks against second implementations, and what is said of weights that are not there."""
+"""Scores by networks against second implementations, and the reports of missing weights."""
 
 from pathlib import Path
 
@@ -19,8 +19,8 @@ CPU = torch.device("cpu")
 PROMPTS = ["a small red circle", "a large blue star on a white background", "green"]
 
 
-def pictures(seed: int = 0) -> Tensor:
-    """[3, 3, 64, 64], of 8 bits."""
+def images(seed: int = 0) -> Tensor:
+    """Draw images, [3, 3, 64, 64], rounded to 8 bits."""
     drawn = torch.stack([draw(scene) for scene in unseen_scenes(3, seed)])
     return (drawn * 255).round() / 255
 
@@ -41,9 +41,9 @@ def lpips_net(monkeypatch: pytest.MonkeyPatch) -> nn.Module:
 
 
 @torch.no_grad()
-def clip_cosine(model: CLIPModel, tokenizer: CLIPTokenizer, picture: Tensor, prompt: str) -> float:
-    """Resized by Pillow, put through each network alone, and compared."""
-    array = (picture * 255).round().byte().permute(1, 2, 0).numpy()
+def clip_cosine(model: CLIPModel, tokenizer: CLIPTokenizer, image: Tensor, prompt: str) -> float:
+    """Resize by Pillow, run each network alone, and compare the embeddings."""
+    array = (image * 255).round().byte().permute(1, 2, 0).numpy()
     resized = np.asarray(Image.fromarray(array).resize((16, 16), Image.Resampling.BICUBIC)) / 255
     normal = (resized - [0.48145466, 0.4578275, 0.40821073]) / [0.26862954, 0.26130258, 0.27577711]
     seen = model.vision_model(torch.tensor(normal.transpose(2, 0, 1)[None], dtype=torch.float32)).pooler_output
@@ -55,15 +55,15 @@ def clip_cosine(model: CLIPModel, tokenizer: CLIPTokenizer, picture: Tensor, pro
 
 def test_clip_score_is_the_cosine_of_the_embeddings(clip_folder: Path):
     model, tokenizer = CLIPModel.from_pretrained(clip_folder), CLIPTokenizer.from_pretrained(clip_folder)
-    cosines = [clip_cosine(model, tokenizer, *pair) for pair in zip(pictures(), PROMPTS, strict=True)]
+    cosines = [clip_cosine(model, tokenizer, *pair) for pair in zip(images(), PROMPTS, strict=True)]
     assert min(cosines) < 0 < max(cosines)
     expected = [max(0.0, 100 * cosine) for cosine in cosines]
-    assert ClipScore(clip_folder, CPU)(pictures(), PROMPTS).tolist() == pytest.approx(expected, abs=1e-3)
+    assert ClipScore(clip_folder, CPU)(images(), PROMPTS).tolist() == pytest.approx(expected, abs=1e-3)
 
 
-def similarity(model: ViTModel, picture: Tensor, white: float) -> Tensor:
-    """Cosines of the last layer's keys, computed layer by layer and pair by pair."""
-    resized = nn.functional.interpolate(picture[None] * white, (16, 16), mode="bilinear")
+def similarity(model: ViTModel, image: Tensor, white: float) -> Tensor:
+    """Return the cosines of the last layer's keys, computed layer by layer and pair by pair."""
+    resized = nn.functional.interpolate(image[None] * white, (16, 16), mode="bilinear")
     mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     hidden = model.embeddings((resized - mean.view(3, 1, 1)) / deviation.view(3, 1, 1))
     for layer in model.layers[:-1]:
@@ -76,7 +76,7 @@ def similarity(model: ViTModel, picture: Tensor, white: float) -> Tensor:
 @pytest.mark.parametrize("white", [1.0, 255.0])
 def test_structure_distance_compares_the_similarities_of_keys(dino_folder: Path, white: float):
     model = ViTModel.from_pretrained(dino_folder, add_pooling_layer=False)
-    a, b = pictures(0), pictures(1)
+    a, b = images(0), images(1)
     with torch.no_grad():
         expected = [
             (similarity(model, x, white) - similarity(model, y, white)).square().mean().item()
@@ -87,14 +87,14 @@ def test_structure_distance_compares_the_similarities_of_keys(dino_folder: Path,
     assert found.tolist() == pytest.approx(expected, rel=1e-3)
 
 
-def test_equal_pictures_have_no_structure_distance(dino_folder: Path):
-    assert StructureDistance(dino_folder, CPU)(pictures(), pictures()).tolist() == [0, 0, 0]
+def test_equal_images_have_no_structure_distance(dino_folder: Path):
+    assert StructureDistance(dino_folder, CPU)(images(), images()).tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("size", [17, 64, 70])
-def test_lpips_is_that_of_torchmetrics(lpips_net: nn.Module, tmp_path: Path, size: int):
+def test_lpips_equals_that_of_torchmetrics(lpips_net: nn.Module, tmp_path: Path, size: int):
     ours = Lpips(write_lpips(tmp_path / "lpips", lpips_net), CPU)
-    a, b = (nn.functional.interpolate(pictures(seed), size) for seed in (0, 1))
+    a, b = (nn.functional.interpolate(images(seed), size) for seed in (0, 1))
     expected = lpips_net(a, b, normalize=True).flatten()
     assert expected.min() > 1e-3
     assert torch.allclose(ours(a, b), expected, rtol=1e-4)
@@ -103,7 +103,7 @@ def test_lpips_is_that_of_torchmetrics(lpips_net: nn.Module, tmp_path: Path, siz
 
 def test_lpips_of_chosen_pixels_averages_the_resized_maps(lpips_net: nn.Module, tmp_path: Path):
     ours = Lpips(write_lpips(tmp_path / "lpips", lpips_net), CPU)
-    a, b = pictures(0), pictures(1)
+    a, b = images(0), images(1)
     where = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0)) < 0.2
     lpips_net.spatial = True
     maps = lpips_net(a, b, normalize=True)[:, 0]
@@ -112,7 +112,7 @@ def test_lpips_of_chosen_pixels_averages_the_resized_maps(lpips_net: nn.Module, 
 
 
 def test_the_backbone_has_squeezenets_number_of_parameters():
-    """1,235,496 as published, less 513,000 of the classifier."""
+    """The published number is 1,235,496, of which 513,000 are the classifier's."""
     assert sum(p.numel() for p in squeezenet_features().parameters()) == 1_235_496 - 513_000
 
 
@@ -139,7 +139,7 @@ def test_no_folder_leaves_all_out():
     assert scores.missing == "CLIP score, structure distance and LPIPS are left out: no folder of weights is given"
 
 
-def test_a_folder_that_is_none_is_refused(tmp_path: Path):
+def test_a_missing_folder_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="nowhere' is no folder"):
         LearnedScores.load(tmp_path / "nowhere", CPU)
 
@@ -162,7 +162,7 @@ def test_pickled_weights_are_not_read(tmp_path: Path, write: object):
         LearnedScores.load(tmp_path, CPU)
 
 
-def test_lacking_weights_are_refused(tmp_path: Path):
+def test_missing_weights_are_refused(tmp_path: Path):
     folder = write_dino(tmp_path / "dino")
     weights = load_file(folder / "model.safetensors")
     lost = sorted(weights)[0]
@@ -172,7 +172,7 @@ def test_lacking_weights_are_refused(tmp_path: Path):
         LearnedScores.load(tmp_path, CPU)
 
 
-def test_weights_of_another_network_are_no_lpips(tmp_path: Path):
+def test_weights_of_another_network_are_refused(tmp_path: Path):
     (tmp_path / "lpips").mkdir()
     save_file({"features.0.weight": torch.zeros(1)}, tmp_path / "lpips" / "model.safetensors")
     with pytest.raises(ValueError, match="it is not LPIPS's SqueezeNet"):

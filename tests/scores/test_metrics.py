@@ -1,4 +1,4 @@
-"""Measures of picture quality against plain loops, torchmetrics' own, and closed forms."""
+"""Measures of image quality against plain loops, torchmetrics' own, and closed forms."""
 
 import math
 
@@ -10,7 +10,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from nti_batch.scores.metrics import mse, psnr, ssim
 
 
-def pictures(count: int = 2, height: int = 17, width: int = 23, seed: int = 0) -> Tensor:
+def images(count: int = 2, height: int = 17, width: int = 23, seed: int = 0) -> Tensor:
     return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(seed))
 
 
@@ -19,12 +19,12 @@ def some(count: int = 2, height: int = 17, width: int = 23) -> Tensor:
 
 
 def mirrored(i: int, length: int) -> int:
-    """The place inside that stands for one outside; the border itself is not repeated."""
+    """Mirror an index outside to one inside; the border itself is not repeated."""
     return -i if i < 0 else 2 * (length - 1) - i if i >= length else i
 
 
 def similarity(x: Tensor, y: Tensor, row: int, column: int) -> float:
-    """SSIM of two planes at one pixel, summed up as the paper writes it."""
+    """Sum up the SSIM of two planes at one pixel as the paper writes it."""
     window = {}
     for i in range(-5, 6):
         for j in range(-5, 6):
@@ -41,7 +41,7 @@ def similarity(x: Tensor, y: Tensor, row: int, column: int) -> float:
 
 
 def test_errors_of_chosen_pixels_are_those_of_a_loop():
-    a, b, where = pictures(seed=1), pictures(seed=2), some()
+    a, b, where = images(seed=1), images(seed=2), some()
     for k in range(2):
         squares = [(p - q) ** 2 for p, q in zip(a[k][:, where[k]].flatten(), b[k][:, where[k]].flatten(), strict=True)]
         error = float(sum(squares)) / len(squares)
@@ -50,49 +50,49 @@ def test_errors_of_chosen_pixels_are_those_of_a_loop():
 
 
 def test_similarity_is_the_papers_formula():
-    a, b = pictures(1, 13, 9, seed=1), pictures(1, 13, 9, seed=2)
+    a, b = images(1, 13, 9, seed=1), images(1, 13, 9, seed=2)
     where = some(1, 13, 9)
     values = [[similarity(a[0, c], b[0, c], int(i), int(j)) for c in range(3)] for i, j in where[0].nonzero()]
     assert ssim(a, b, where).item() == pytest.approx(float(torch.tensor(values).mean()), abs=1e-5)
 
 
-def test_similarity_of_whole_pictures_is_that_of_torchmetrics():
-    a = pictures(seed=1)
-    b = (a + 0.2 * pictures(seed=2)).clamp(0, 1)
+def test_similarity_of_whole_images_is_that_of_torchmetrics():
+    a = images(seed=1)
+    b = (a + 0.2 * images(seed=2)).clamp(0, 1)
     theirs = structural_similarity_index_measure(a, b, data_range=1.0, reduction="none")
     assert torch.allclose(ssim(a, b), theirs, atol=1e-5)
 
 
-def test_all_pixels_chosen_are_the_whole_picture():
-    a, b = pictures(seed=1), pictures(seed=2)
+def test_all_pixels_chosen_are_the_whole_image():
+    a, b = images(seed=1), images(seed=2)
     everywhere = torch.ones(2, 17, 23, dtype=torch.bool)
     for measure in (mse, psnr, ssim):
         assert torch.allclose(measure(a, b, everywhere), measure(a, b))
 
 
-def test_equal_pictures_have_the_best_values():
-    a = pictures()
+def test_equal_images_have_the_best_values():
+    a = images()
     for where in (None, some()):
         assert mse(a, a, where).tolist() == [0, 0]
         assert psnr(a, a, where).tolist() == [100, 100]
         assert ssim(a, a, where).tolist() == [1, 1]
 
 
-def test_flat_pictures_have_closed_forms():
+def test_flat_images_have_closed_forms():
     a, b = torch.full((1, 3, 12, 12), 0.25), torch.full((1, 3, 12, 12), 0.75)
     assert mse(a, b).item() == 0.25
     assert psnr(a, b).item() == pytest.approx(10 * math.log10(4))
     assert ssim(a, b).item() == pytest.approx((2 * 0.1875 + 1e-4) / (0.625 + 1e-4), abs=1e-4)
 
 
-def test_what_is_not_chosen_has_no_say_even_where_it_is_no_number():
-    a = pictures()
+def test_pixels_that_are_not_chosen_count_for_nothing_even_where_they_are_nan():
+    a = images()
     b, where = a.clone(), some()
     b[~where[:, None].expand_as(b)] = torch.nan
     assert mse(a, b, where).tolist() == [0, 0]
 
 
-def test_no_pixel_chosen_gives_no_number():
-    a, nowhere = pictures(), torch.zeros(2, 17, 23, dtype=torch.bool)
+def test_no_chosen_pixel_gives_nan():
+    a, nowhere = images(), torch.zeros(2, 17, 23, dtype=torch.bool)
     for measure in (mse, psnr, ssim):
         assert measure(a, a, nowhere).isnan().all()

@@ -22,7 +22,7 @@ PROMPTS = ["a small red circle", "green"]
 
 
 def batch() -> tuple[Tensor, Tensor, Tensor]:
-    """Edited pictures, sources, and masks that hold a quarter and a half."""
+    """Make edited images, sources, and masks with a quarter and a half of the pixels."""
     generator = torch.Generator().manual_seed(0)
     edited, sources = torch.rand(2, 2, 3, 32, 32, generator=generator)
     inside = torch.zeros(2, 32, 32, dtype=torch.bool)
@@ -35,7 +35,7 @@ def some(value: float | None) -> float:
     return value
 
 
-def test_the_benchmarks_zero_pixels_count_as_right():
+def test_the_benchmarks_zeroed_pixels_count_as_equal():
     edited, sources, inside = batch()
     theirs = score_edits(edited, sources, inside, PROMPTS, NO_WEIGHTS, "pie-bench")
     ours = score_edits(edited, sources, inside, PROMPTS, NO_WEIGHTS, "unedited")
@@ -53,7 +53,7 @@ def test_scores_of_the_unedited_part_are_those_of_its_pixels():
 
 
 @pytest.mark.parametrize("protocol", ["pie-bench", "unedited"])
-def test_what_happens_in_the_edited_part_changes_nothing_but_structure_and_clip(
+def test_the_edited_part_changes_nothing_but_structure_and_clip(
     protocol: Protocol, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     learned = all_weights(tmp_path, monkeypatch)
@@ -72,7 +72,7 @@ def all_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> LearnedScores:
     return LearnedScores.load(folder, CPU)
 
 
-def test_the_networks_see_what_the_protocol_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_each_network_gets_the_input_of_the_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     learned = all_weights(tmp_path, monkeypatch)
     assert learned.clip and learned.structure and learned.lpips
     edited, sources, inside = batch()

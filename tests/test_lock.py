@@ -1,4 +1,4 @@
-"""A work unit has one owner, which says who it is; a dead one is no owner."""
+"""A work unit has one living owner, which its lock names."""
 
 import os
 import signal
@@ -30,10 +30,10 @@ def owner(tmp_path: Path):
         process.kill()
 
 
-def test_the_second_is_told_who_the_first_is(tmp_path: Path, owner: subprocess.Popen[str]):
-    told = rf"'s.0of2' .* another job \(host .+, process {owner.pid}, Slurm job 4711, restarts 0, since 20.+\): "
-    told += r".*--data\.part"
-    with pytest.raises(UnitInUseError, match=told):
+def test_the_error_names_the_owner(tmp_path: Path, owner: subprocess.Popen[str]):
+    text = rf"'s.0of2' .* another job \(host .+, process {owner.pid}, Slurm job 4711, restarts 0, since 20.+\): "
+    text += r".*--data\.part"
+    with pytest.raises(UnitInUseError, match=text):
         UnitLock(tmp_path / "s.0of2.lock")
     UnitLock(tmp_path / "s.1of2.lock").release()
 

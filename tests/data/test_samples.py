@@ -1,0 +1,110 @@
+"""The samples of a work unit: each has its own image and caption, or a failure with the reason."""
+
+import re
+from pathlib import Path
+
+import pytest
+from helpers.shards import check_outcomes, error_of, outcomes, read_rows, write_tar
+from helpers.tars import END, file, header, sample
+
+from nti_batch.data import shard_reader
+from nti_batch.data.samples import caption_source, read_unit
+from nti_batch.data.shards import work_units
+
+
+@pytest.fixture(autouse=True)
+def no_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail at once: the commands of these tests fail every time."""
+    monkeypatch.setattr(shard_reader, "RETRY_DELAYS", ())
+
+
+def test_every_image_extension_is_found_in_any_case_and_other_members_are_ignored(tmp_path: Path):
+    for extension in ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif", "JPG", "Png"):
+        content = file(f"a.{extension}", b"image a") + file("a.mask.png", b"x") + file("a.TXT", b"caption a") + END
+        assert outcomes(read_rows(write_tar(tmp_path, content))) == [("a", "ok")]
+
+
+def test_a_key_that_is_not_utf8_can_be_written_as_utf8(tmp_path: Path):
+    rows = read_rows(write_tar(tmp_path, file(b"\xff\xe9.jpg", b"p") + file(b"\xff\xe9.txt", b"c") + END))
+    assert [row.key for row in rows] == [r"\xff\xe9"]
+    assert rows[0].key.encode().decode() == rows[0].key
+
+
+@pytest.mark.parametrize(
+    ("members", "stage", "reason"),
+    [
+        (file("x.txt", b"c"), "image", "0 image members among .txt, not one"),
+        (file("x.jpg", b"i") + file("x.png", b"i") + file("x.txt", b"c"), "image", "2 image members among .jpg, .png"),
+        (file("x.jpg", b"i"), "caption", "no .txt member beside .jpg"),
+        (file("x.jpg", b"i") + file("x.txt", b" \r\n\t"), "caption", "caption is empty"),
+        (file("x.jpg", b"i") + file("x.txt", b""), "caption", "caption is empty"),
+        (file("x.jpg", b"i") + file("x.txt", b"caf\xe9"), "caption", "utf-8"),
+        (file("x.jpg", b"i") + file("x.jpg", b"j") + file("x.txt", b"c"), "shard", "two members are called 'x.jpg'"),
+        (file("x.jpg", b"i") + file("x.txt", b"c") + file("x.TXT", b"c"), "shard", "two members are called 'x.TXT'"),
+        (file("x.cls", b"1") + file("x.jpg", b"i") + file("x.cls", b"2"), "shard", "two members are called 'x.cls'"),
+        (header("x.jpg", 0, b"2") + file("x.txt", b"c"), "shard", "'x.jpg' is no regular file.*--dereference"),
+        (header("x.jpg", 0, b"1") + file("x.txt", b"c"), "shard", "'x.jpg' is no regular file.*--hard-dereference"),
+        (file("x.jpg", b"i") + header("x.txt", 0, b"6"), "shard", "'x.txt' is no regular file"),
+        (header("x.jpg", 0, b"S") + file("x.txt", b"c"), "shard", "'x.jpg' is no regular file"),
+    ],
+)
+def test_a_sample_with_an_error_gives_one_row_with_the_reason(tmp_path: Path, members: bytes, stage: str, reason: str):
+    content = sample("a") + members + sample("b") + END
+    rows = check_outcomes(tmp_path, content, [("a", "ok"), ("x", stage), ("b", "ok")])
+    assert re.search(reason, error_of(rows, "x"))
+
+
+def test_a_caption_comes_from_the_named_json_field(tmp_path: Path):
+    record = b'\xef\xbb\xbf{"text": "wrong", "prompt": " caption \\u0061 "}'
+    url = write_tar(tmp_path, file("a.json", record) + file("a.jpg", b"image a") + END)
+    assert outcomes(read_rows(url, caption="json:prompt")) == [("a", "ok")]
+    assert (
+        error_of(read_rows(url, caption="json:title"), "a") == "the .json member has no field 'title' that is a string"
+    )
+
+
+@pytest.mark.parametrize(
+    "record", [b'{"c": 3}', b'{"c": null}', b'["c"]', b'{"c": "x"', b"[" * 100_000, b'{"c": "\\ud800"}', b'{"c": " "}']
+)
+def test_a_json_without_a_caption_that_can_be_stored_is_a_caption_failure(tmp_path: Path, record: bytes):
+    url = write_tar(tmp_path, file("x.jpg", b"i") + file("x.json", record) + END)
+    assert outcomes(read_rows(url, caption="json:c")) == [("x", "caption")]
+
+
+@pytest.mark.parametrize("caption", ["", "json", "json:", "txt:a", "csv:a", "TXT"])
+def test_a_caption_setting_of_another_form_is_refused(caption: str):
+    with pytest.raises(ValueError, match="allowed are 'txt' and 'json:FIELD'"):
+        caption_source(caption)
+
+
+@pytest.mark.parametrize("units_per_shard", [1, 2, 3, 5])
+def test_all_units_of_a_shard_together_give_each_sample_once_whatever_their_number(
+    tmp_path: Path, units_per_shard: int
+):
+    url = write_tar(tmp_path, b"".join(sample(str(n)) for n in range(7)) + END)
+    units = work_units([url], units_per_shard)
+    keys = [[row.key for row in read_unit(unit, "txt", ())] for unit in units]
+    assert keys == [[str(n) for n in range(7) if n % units_per_shard == index] for index in range(units_per_shard)]
+    assert outcomes(read_rows(url, units_per_shard=units_per_shard, skip=("3", "5"))) == [
+        (key, "ok") for unit_keys in keys for key in unit_keys if key not in ("3", "5")
+    ]
+
+
+def test_damage_is_reported_by_every_unit_and_not_again_once_committed(tmp_path: Path):
+    units = work_units([write_tar(tmp_path, sample("a"))], 3)
+    rows = [list(read_unit(unit, "txt", ())) for unit in units]
+    assert [outcomes(unit_rows) for unit_rows in rows] == [
+        [("a", "ok"), ("", "shard")],
+        [("", "shard")],
+        [("", "shard")],
+    ]
+    assert outcomes(list(read_unit(units[0], "txt", ("a", "")))) == []
+
+
+def test_members_that_belong_to_no_sample_are_reported_and_five_are_named(tmp_path: Path):
+    content = sample("a") + b"".join(file(f"README{n}", b"x") for n in range(7)) + file("a.cls", b"1") + sample("b")
+    rows = check_outcomes(tmp_path, content, [("a", "ok"), ("b", "ok"), ("", "shard")])
+    error = error_of(rows, "")
+    assert [f"README{n}" in error for n in range(7)] == [True] * 4 + [False] * 3
+    assert error.startswith("byte ")
+    assert error.endswith("; and 3 more")
