@@ -52,7 +52,7 @@ def load_network(source: ModelSource, part: Part, dtype: torch.dtype) -> nn.Modu
         way_out = "check that --model.config is of its family" if source.checkpoint else "download or save it again"
         raise ValueError(
             f"model {source.name!r} is incomplete: {part} lacks {len(missing)} weights, "
-            f"for example {min(missing)!r}; {way_out}"
+            f"the first is {min(missing)!r}; {way_out}"
         )
     return network
 
