@@ -1,10 +1,9 @@
-"""The records that go through the job: what is read, what becomes of it.
+"""Records that go through the job, from the input to the result.
 
-CaptionedImage  ->  Inversion      done
-                ->  Failure        failed, with the stage and the reason
-EndOfUnit                           the end of a work unit
+CaptionedImage  ->  Inversion or Failure
+EditRequest     ->  EditedImage or Failure
 
-EditRequest  ->  EditedImage, Failure  asks for an edited picture of an inverted image
+EndOfUnit follows the last record of a work unit.
 """
 
 from dataclasses import dataclass
@@ -17,13 +16,13 @@ from nti_batch.diffusion.edit_settings import EditSettings
 
 @dataclass(frozen=True, slots=True, order=True)
 class WorkUnit:
-    """Slice `index` of `count` of an input shard: the images whose ordinal in the tar is `index` modulo `count`."""
+    """Slice `index` of `count` of an input shard: the images whose position in the tar is `index` modulo `count`."""
 
     shard: str
-    """Shard name: the file name of the tar without its ending. It names rows and output files."""
+    """Name of the shard: the file name of the tar without its ending. It names rows and output files."""
 
     url: str
-    """Where the shard is read from: a path, or any address that `webdataset.gopen` opens."""
+    """Address of the shard: a path, or any address that `webdataset.gopen` opens."""
 
     index: int
     count: int
@@ -35,7 +34,7 @@ class WorkUnit:
 
 
 class Record(Protocol):
-    """A finished record of a run."""
+    """Finished record of a run."""
 
     @property
     def unit(self) -> WorkUnit:
@@ -59,7 +58,7 @@ class Record(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CaptionedImage:
-    """One input image, decoded."""
+    """Decoded input image with its caption."""
 
     unit: WorkUnit
     key: str
@@ -70,20 +69,20 @@ class CaptionedImage:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An input that gave no inversion, or an edit that gave no picture, and why."""
+    """Input image without an inversion, or edit without an image, and the reason."""
 
     unit: WorkUnit
     key: str
-    """Empty where the whole shard is damaged."""
+    """Key of the image; empty if the whole shard is damaged."""
 
     stage: str
-    """Where it failed: 'shard', 'caption', 'image', 'inversion', 'reconstruction' or 'edit'."""
+    """Stage that failed: 'shard', 'caption', 'image', 'inversion', 'reconstruction' or 'edit'."""
 
     error: str
-    """The reason, for a person to read."""
+    """Reason, for a person to read."""
 
     name: str = ""
-    """Of the edit; empty for an inversion."""
+    """Name of the edit; empty for an inversion."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,52 +95,52 @@ class Inversion:
     key: str
     prompt: str
     prompt_truncated: bool
-    """Whether the prompt has more tokens than the text encoder reads, so that its end had no effect."""
+    """Whether the prompt has more tokens than the text encoder reads, so that its end has no effect."""
 
     width: int
     height: int
-    """Of the picture that was inverted, after crop and resize, in pixels."""
+    """Size of the inverted image, after crop and resize, in pixels."""
 
     noise_latents: Tensor
     """z_T, [channels, height / 8, width / 8] for Stable Diffusion's VAE."""
 
     start_embedding: Tensor
-    """Where null_T started from, [tokens, dim], rounded as it is stored; with `pooled_dim` one row more."""
+    """Initial value of null_T, [tokens, dim], rounded to the stored precision; with `pooled_dim` one row more."""
 
     null_embeddings: Tensor
-    """[T, tokens, dim], rounded as they are stored; row 0 belongs to the noisiest timestep."""
+    """[T, tokens, dim], rounded to the stored precision; row 0 belongs to the noisiest timestep."""
 
     pivot: Tensor | None
-    """z*_{T-1} ... z*_0 of direct inversion, [T, channels, height / 8, width / 8], rounded as they are stored; None
-    with another method."""
+    """z*_{T-1} ... z*_0 of direct inversion, [T, channels, height / 8, width / 8], rounded to the stored precision;
+    None with another method."""
 
     timesteps: list[int]
-    """The network's timestep for each row of `null_embeddings`."""
+    """Timestep of the network for each row of `null_embeddings`."""
 
     inner_steps: list[int]
-    """Updates of the embedding taken at each timestep."""
+    """Number of accepted updates of the embedding at each timestep."""
 
     losses: list[float]
-    """Mean squared distance to the pivot at each timestep of the guided step that was kept."""
+    """Mean squared error of the accepted guided step against the pivot, at each timestep."""
 
     psnr_vae: float
-    """VAE round trip against the input, in dB: what no inversion can exceed."""
+    """PSNR of the VAE round trip against the input, in dB: the upper bound of an inversion."""
 
     psnr: float
-    """Reconstruction with guidance against the input, in dB."""
+    """PSNR of the reconstruction with guidance against the input, in dB."""
 
     forwards: int
     backwards: int
-    """UNet evaluations of this image."""
+    """Number of forward and backward passes of the UNet for this image."""
 
     seconds: float
-    """From admission to the last timestep; images in flight share a device."""
+    """Seconds from admission to the last timestep; images in flight share a device."""
 
     pooled_dim: int = 0
-    """Width of the pooled embedding, the last row of every embedding; 0 in families that have none."""
+    """Width of the pooled embedding, the last row of every embedding; 0 for families without one."""
 
     def metrics(self) -> dict[str, float]:
-        """PSNR of the reconstruction, its distance below the VAE bound, both in dB, and updates of the embedding."""
+        """PSNR and PSNR below the VAE bound of the reconstruction, both in dB, and updates of the embedding."""
         return {
             "psnr": self.psnr,
             "psnr_below_vae": self.psnr_vae - self.psnr,
@@ -151,7 +150,7 @@ class Inversion:
 
 @dataclass(frozen=True, slots=True)
 class EndOfUnit:
-    """The end of a work unit: `committed` records were there before, and `read` records followed."""
+    """End of a work unit that had `committed` records before this run, which read `read` more."""
 
     unit: WorkUnit
     committed: int
@@ -160,10 +159,10 @@ class EndOfUnit:
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """The part of a picture that an edit may change, on a grid of its own over the whole picture."""
+    """Part of an image that an edit may change, on a grid of its own over the whole image."""
 
     runs: tuple[int, ...]
-    """start, length, start, length, ... of the pixels inside, in row-major order; PIE-Bench's form."""
+    """start, length, start, length, ... of the pixels inside, in row-major order, like in PIE-Bench."""
 
     height: int
     width: int
@@ -171,49 +170,49 @@ class Mask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EditRequest:
-    """An edit that somebody asks for."""
+    """Edit that the user requests."""
 
     shard: str
     key: str
     name: str
-    """Of the edit, once among those of its image; the output is called by it."""
+    """Name of the edit, unique for its image; it also names the output."""
 
     prompt: str | None
-    """The source's prompt in the words of who asks; None is the inversion's. Another than the inversion's fails."""
+    """Prompt of the source; None takes the prompt of the inversion. A different prompt makes the edit fail."""
 
     edit_prompt: str | None
-    """None rebuilds the source."""
+    """Prompt of the edit; None reconstructs the source."""
 
     settings: EditSettings
     mask: Mask | None = None
-    """Where scores of the unedited part do not look."""
+    """Part that scores of the unedited part leave out."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EditedImage:
-    """The picture that an edit gave."""
+    """Result of an edit."""
 
     unit: WorkUnit
     key: str
     name: str
-    """Of the edit."""
+    """Name of the edit."""
 
     edit_prompt: str | None
-    """None where the source was rebuilt."""
+    """Prompt of the edit; None for the reconstructed source."""
 
     request_sha256: str
-    """Of what was asked for, to notice when the name is given to something else."""
+    """Checksum of the request, which shows whether a name now stands for another edit."""
 
     pixels: Tensor
     """RGB, uint8, [3, height, width], on the CPU."""
 
     psnr_unedited: float | None
-    """Outside the mask against the input, in dB; None without a mask or without the input."""
+    """PSNR outside the mask against the input, in dB; None without a mask or without the input image."""
 
     ssim_unedited: float | None
     mse_unedited: float | None
     seconds: float
-    """From the first timestep to the last; rows in one batch share a device."""
+    """Seconds from the first timestep to the last; rows in one batch share a device."""
 
     def metrics(self) -> dict[str, float]:
         """PSNR of the unedited part in dB, if it is known."""
@@ -221,4 +220,4 @@ class EditedImage:
 
 
 Outcome = Inversion | EditedImage | Failure | EndOfUnit
-"""What a prediction step hands to the writer."""
+"""Record that a prediction step returns to the writer."""

@@ -1,4 +1,4 @@
-"""This job and the authors' loop on the same images in one run: `nti-batch bench`."""
+"""Compares the job with the reference loop on the same images: `nti-batch bench`."""
 
 import dataclasses
 import sys
@@ -24,7 +24,7 @@ from nti_batch.records import CaptionedImage
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
-    """What both sides run on, and how the job's side runs."""
+    """Model, device and settings of a comparison."""
 
     source: ModelSource
     device: str
@@ -39,7 +39,7 @@ class Setup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
-    """What one side did at its turn."""
+    """Outcome of one round of one side."""
 
     scores: list[Score]
     cost: Cost
@@ -54,8 +54,16 @@ def _networks(source: ModelSource, device: str, precision: Precision, backend: s
     return networks
 
 
-def prepared(setup: Setup, image: CaptionedImage) -> Setup:
-    """The setup with a number of batch_size, once calls with so many images have been made: they are not timed."""
+def prepare(setup: Setup, image: CaptionedImage) -> Setup:
+    """Find the batch size and warm up; nothing here is timed.
+
+    Args:
+        setup: Setup of the comparison.
+        image: Image to warm up with.
+
+    Returns:
+        The setup with a number as batch size.
+    """
     networks = _networks(setup.source, setup.device, setup.precision, setup.compile_backend)
     if setup.batch_size == "auto":
         latents, prompt = networks.encode_images(image.pixels[None])[0], networks.embed_prompts([image.prompt])[0]
@@ -67,7 +75,12 @@ def prepared(setup: Setup, image: CaptionedImage) -> Setup:
 
 
 def job_round(setup: Setup, images: Sequence[CaptionedImage]) -> Round:
-    """Invert images as the job does."""
+    """Invert images with the loop of the job.
+
+    Args:
+        setup: Setup with a number as batch size.
+        images: Images of one size.
+    """
     networks = _networks(setup.source, setup.device, setup.precision, setup.compile_backend)
     batch_size = setup.batch_size
     assert batch_size != "auto"
@@ -79,7 +92,12 @@ def job_round(setup: Setup, images: Sequence[CaptionedImage]) -> Round:
 
 
 def reference_round(setup: Setup, images: Sequence[CaptionedImage]) -> Round:
-    """Invert images by the authors' loop with their constants, in float32; guidance scale and T are the job's."""
+    """Invert images with the reference loop in float32, with the constants of the paper's authors.
+
+    Args:
+        setup: Setup of the comparison; it gives the guidance scale and T.
+        images: Images of one size.
+    """
     networks = _networks(setup.source, setup.device, "float32", None)
     settings = InversionSettings(guidance_scale=setup.settings.guidance_scale)
 
@@ -100,44 +118,55 @@ def _timed(
     with measured(clock) as cost:
         inverted = invert(clock, schedule)
     peak = peak_bytes(networks.device)
-    scores = [score(networks, image, found) for image, found in zip(images, inverted, strict=True)]
+    scores = [score(networks, image, result) for image, result in zip(images, inverted, strict=True)]
     return Round(scores=scores, cost=cost, peak_bytes=peak)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """What is told of one side."""
+    """Figures of one side, mostly means over its images."""
 
     images_per_hour: float
     forwards: float
-    """UNet forwards an image, the inversion included."""
+    """Forward passes of the UNet for an image, inversion included."""
 
     backwards: float
+    """Backward passes of the UNet for an image."""
+
     forward_equivalents: float
-    """Forwards, plus 1 for a backward with frozen weights, 2 for one that computes the weights' gradients too."""
+    """Forward passes, plus 1 for a backward pass with frozen weights, or 2 for one with gradients of the weights."""
 
     psnr: float
-    gap: float
-    """Mean distance to the VAE's own PSNR, in dB."""
+    """Mean PSNR of the reconstructions, in dB."""
 
-    worst_gap: float
-    distance: float
-    """Mean norm of an embedding's change from the one of the empty prompt."""
+    psnr_below_vae: float
+    """Mean PSNR below the VAE bound, in dB."""
+
+    worst_psnr_below_vae: float
+    """Largest PSNR below the VAE bound of an image, in dB."""
+
+    null_distance: float
+    """Mean L2 distance of the null embeddings to the empty-prompt embedding."""
 
     peak_bytes: int
-    """Most memory of the GPU, or of the process."""
+    """Peak memory of the GPU, or of the process on a CPU."""
 
     stored_bytes: float
-    """Of an image's tensors in a file."""
+    """Mean size of an image's tensors in a file."""
 
     unet_share: float
-    """Share of the time that was spent in the UNet."""
+    """Share of the time that the UNet takes."""
 
     @classmethod
-    def of(cls, turns: list[Round], backward_cost: int) -> "Figures":
-        """Means over the images of all turns; a backward costs that many forwards."""
-        scores = [s for turn in turns for s in turn.scores]
-        seconds = sum(turn.cost.seconds for turn in turns)
+    def of(cls, rounds: list[Round], backward_cost: int) -> "Figures":
+        """Sum up rounds.
+
+        Args:
+            rounds: Rounds of one side.
+            backward_cost: Cost of a backward pass, in forward passes.
+        """
+        scores = [s for r in rounds for s in r.scores]
+        seconds = sum(r.cost.seconds for r in rounds)
         forwards, backwards = fmean(s.forwards for s in scores), fmean(s.backwards for s in scores)
         return cls(
             images_per_hour=3600 * len(scores) / seconds,
@@ -145,90 +174,93 @@ class Figures:
             backwards=backwards,
             forward_equivalents=forwards + backward_cost * backwards,
             psnr=fmean(s.psnr for s in scores),
-            gap=fmean(s.psnr_below_bound for s in scores),
-            worst_gap=max(s.psnr_below_bound for s in scores),
-            distance=fmean(s.distance for s in scores),
-            peak_bytes=max(turn.peak_bytes for turn in turns),
+            psnr_below_vae=fmean(s.psnr_below_bound for s in scores),
+            worst_psnr_below_vae=max(s.psnr_below_bound for s in scores),
+            null_distance=fmean(s.distance for s in scores),
+            peak_bytes=max(r.peak_bytes for r in rounds),
             stored_bytes=fmean(s.stored_bytes for s in scores),
-            unet_share=sum(turn.cost.unet_seconds for turn in turns) / seconds,
+            unet_share=sum(r.cost.unet_seconds for r in rounds) / seconds,
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Both sides on the same images."""
+    """Figures of both sides on the same images."""
 
     images: int
     psnr_vae: float
-    most_behind: float
-    """Largest lead of the authors' loop on one image, in dB; below 0 if it leads on none."""
+    """Mean PSNR of the VAE round trip, in dB."""
+
+    worst_psnr_below_reference: float
+    """Largest PSNR of an image below that of the reference loop, in dB; negative if the job is better on all images."""
 
     job: Figures
-    authors: Figures
+    reference: Figures
 
     @property
     def speedup(self) -> float:
-        """Images an hour of the job over those of the authors' loop."""
-        return self.job.images_per_hour / self.authors.images_per_hour
+        """Images an hour of the job, divided by those of the reference loop."""
+        return self.job.images_per_hour / self.reference.images_per_hour
 
     def to_json(self) -> dict[str, object]:
-        """The fields by name, and the ratio."""
+        """Return the fields by name, and the speedup."""
         return {**dataclasses.asdict(self), "speedup": self.speedup}
 
     def lines(self) -> list[str]:
-        """For a person: a row for each figure."""
+        """Return a table for a person, with a line for each figure."""
         rows = [
             f"{self.images} images, VAE {self.psnr_vae:.2f} dB; the job is {self.speedup:.1f} times as fast, "
-            f"and at most {self.most_behind:.2f} dB behind on an image",
-            f"{'':22}{'job':>12}{'authors':>12}",
+            f"and at most {self.worst_psnr_below_reference:.2f} dB below the reference loop on an image",
+            f"{'':22}{'job':>12}{'reference':>12}",
         ]
         for f in dataclasses.fields(Figures):
-            ours, theirs = getattr(self.job, f.name), getattr(self.authors, f.name)
-            rows.append(f"{f.name.replace('_', ' '):22}{_shown(f.name, ours):>12}{_shown(f.name, theirs):>12}")
+            job, reference = getattr(self.job, f.name), getattr(self.reference, f.name)
+            label = f.name.replace("_", " ").replace("psnr", "PSNR").replace("vae", "VAE").replace("unet", "UNet")
+            rows.append(f"{label:22}{_format(f.name, job):>12}{_format(f.name, reference):>12}")
         return rows
 
 
-def _shown(name: str, value: float) -> str:
+def _format(name: str, value: float) -> str:
     if name == "peak_bytes":
         return f"{value / 2**20:.0f} MiB"
     if name == "stored_bytes":
         return f"{value / 1000:.1f} kB"
-    if "gap" in name:
+    if "psnr_below" in name:
         return f"{value:.3f}"
     return f"{value:.0f}" if value >= 100 else f"{value:.2f}"
 
 
 def compare(setup: Setup, images: Sequence[CaptionedImage], rounds: int) -> Comparison:
-    """Let both sides invert the images, each in a process of its own, alternating.
+    """Invert the images with both sides in alternating rounds, each side in its own process.
 
     Args:
-        setup: What to run.
-        images: Of one size.
-        rounds: Turns of each side; each takes its share of the images.
+        setup: Setup of the comparison.
+        images: Images of one size.
+        rounds: Number of rounds of each side, which share the images.
 
     Raises:
         ValueError: If there are more rounds than images.
     """
     if not 1 <= rounds <= len(images):
         raise ValueError(f"--rounds is {rounds}, allowed: 1 to the number of images, {len(images)}")
-    ours: list[Round] = []
-    theirs: list[Round] = []
-    with OwnProcess() as job, OwnProcess() as authors:
-        setup = job.call(prepared, setup, images[0])
-        authors.call(reference_round, dataclasses.replace(setup, num_steps=2), images[:1])
-        for turn in range(rounds):
-            ours.append(job.call(job_round, setup, images[turn::rounds]))
-            theirs.append(authors.call(reference_round, setup, images[turn::rounds]))
-            seconds = ours[-1].cost.seconds, theirs[-1].cost.seconds
+    of_job: list[Round] = []
+    of_reference: list[Round] = []
+    with OwnProcess() as job, OwnProcess() as reference:
+        setup = job.call(prepare, setup, images[0])
+        reference.call(reference_round, dataclasses.replace(setup, num_steps=2), images[:1])
+        for i in range(rounds):
+            of_job.append(job.call(job_round, setup, images[i::rounds]))
+            of_reference.append(reference.call(reference_round, setup, images[i::rounds]))
+            seconds = of_job[-1].cost.seconds, of_reference[-1].cost.seconds
             print(
-                f"turn {turn + 1} of {rounds}: job {seconds[0]:.1f} s, authors' loop {seconds[1]:.1f} s",
+                f"round {i + 1} of {rounds}: job {seconds[0]:.1f} s, reference loop {seconds[1]:.1f} s",
                 file=sys.stderr,
             )
-    pairs = [(a, b) for x, y in zip(ours, theirs, strict=True) for a, b in zip(x.scores, y.scores, strict=True)]
+    pairs = [(a, b) for x, y in zip(of_job, of_reference, strict=True) for a, b in zip(x.scores, y.scores, strict=True)]
     return Comparison(
         images=len(images),
         psnr_vae=fmean(a.psnr_vae for a, _ in pairs),
-        most_behind=max(b.psnr - a.psnr for a, b in pairs),
-        job=Figures.of(ours, backward_cost=1),
-        authors=Figures.of(theirs, backward_cost=2),
+        worst_psnr_below_reference=max(b.psnr - a.psnr for a, b in pairs),
+        job=Figures.of(of_job, backward_cost=1),
+        reference=Figures.of(of_reference, backward_cost=2),
     )

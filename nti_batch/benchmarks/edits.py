@@ -1,8 +1,9 @@
-"""The edit job against one edit at a time: `python -m nti_batch.benchmarks.edits INVERSIONS`.
+"""Compares the edit job with one edit at a time: `python -m nti_batch.benchmarks.edits INVERSIONS`.
 
-In turns, on the same edits: `nti-batch edit` as users run it, and `edit_image` in a loop, its networks loaded once.
-Every edit exchanges a prompt for itself with prompt-to-prompt, which is the work of any other edit. The job's time runs
-from its first batch to its last edit, as its files tell it; loading Python and the model is left out on both sides.
+`nti-batch edit` and a loop of `edit_image`, which loads its networks once, make the same edits in alternating rounds.
+Every edit exchanges a prompt for itself with prompt-to-prompt, which costs as much as any other edit. The time of the
+job runs from its first batch to its last edit, as its files record it. Neither time includes Python's start and the
+loading of the model.
 """
 
 import argparse
@@ -25,18 +26,28 @@ from nti_batch.output.serialization import StoredInversion
 from nti_batch.plans.open_plan import open_plan
 
 
-def job_per_hour(inversions: Path, images: Sequence[StoredInversion], edits: int, rows: int) -> float:
-    """Edits an hour of the job, in a folder that is thrown away."""
-    asked = [
+def job_per_hour(inversions: Path, images: Sequence[StoredInversion], edits: int, batch_size: int) -> float:
+    """Run the job in a temporary folder.
+
+    Args:
+        inversions: Output folder of `nti-batch invert`.
+        images: Inversions to edit.
+        edits: Number of edits of each image.
+        batch_size: Batch size of the job.
+
+    Returns:
+        Edits an hour.
+    """
+    requests = [
         json.dumps({"shard": image.shard, "key": image.key, "name": str(number), "edit_prompt": image.prompt})
         for image in images
         for number in range(edits)
     ]
     with tempfile.TemporaryDirectory() as folder:
-        out, listed = Path(folder) / "out", Path(folder) / "edits.jsonl"
-        listed.write_text("\n".join(asked))
+        out, edits_file = Path(folder) / "out", Path(folder) / "edits.jsonl"
+        edits_file.write_text("\n".join(requests))
         command = [sys.executable, "-m", "nti_batch", "edit", f"--data.inversions={inversions}", f"--output.dir={out}"]
-        command += [f"--data.edits={listed}", f"--model.batch_size={rows}", "--trainer.devices=1"]
+        command += [f"--data.edits={edits_file}", f"--model.batch_size={batch_size}", "--trainer.devices=1"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         plan = open_plan(out)
         rate = plan.status(plan.units).per_hour
@@ -45,7 +56,16 @@ def job_per_hour(inversions: Path, images: Sequence[StoredInversion], edits: int
 
 
 def loop_per_hour(networks: StableDiffusion, images: Sequence[StoredInversion], edits: int) -> float:
-    """Edits an hour when each is made, and stored as a PNG, by itself."""
+    """Make each edit by itself, and encode it as PNG.
+
+    Args:
+        networks: Networks of the inversions' run.
+        images: Inversions to edit.
+        edits: Number of edits of each image.
+
+    Returns:
+        Edits an hour.
+    """
     start = time.monotonic()
     for image in images:
         for _ in range(edits):
@@ -54,25 +74,23 @@ def loop_per_hour(networks: StableDiffusion, images: Sequence[StoredInversion], 
 
 
 def main() -> None:
-    """Measure both, alternating, and print the ratio of the means."""
-    parser = argparse.ArgumentParser(description="The edit job against one edit at a time.")
+    """Measure both in alternating rounds, and print the ratio of the means."""
+    parser = argparse.ArgumentParser(description="Compare the edit job with one edit at a time.")
     parser.add_argument("inversions", type=Path, help="output folder of nti-batch invert")
-    parser.add_argument("--images", type=int, default=16)
-    parser.add_argument("--edits", type=int, default=1, help="of each image")
-    parser.add_argument(
-        "--rows", type=int, default=16, help="pictures in one UNet call of the job, as model.batch_size"
-    )
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--images", type=int, default=16, help="number of images")
+    parser.add_argument("--edits", type=int, default=1, help="number of edits of each image")
+    parser.add_argument("--batch_size", type=int, default=16, help="batch size of the job, as model.batch_size")
+    parser.add_argument("--rounds", type=int, default=2, help="number of rounds of each side")
     arguments = parser.parse_args()
     images = list(islice(read_inversions(arguments.inversions), arguments.images))
     settings = open_inversions(arguments.inversions).settings
     networks = load_model(settings.source, settings.precision)
     job, loop = [], []
     for _ in range(arguments.rounds):
-        job.append(job_per_hour(arguments.inversions, images, arguments.edits, arguments.rows))
+        job.append(job_per_hour(arguments.inversions, images, arguments.edits, arguments.batch_size))
         loop.append(loop_per_hour(networks, images, arguments.edits))
         print(f"job {job[-1]:.0f}, one at a time {loop[-1]:.0f} edits an hour", flush=True)
-    print(f"{fmean(job) / fmean(loop):.2f} times")
+    print(f"the job is {fmean(job) / fmean(loop):.2f} times as fast")
 
 
 if __name__ == "__main__":

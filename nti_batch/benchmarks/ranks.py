@@ -1,7 +1,7 @@
-"""One rank of one thread against two: `python -m nti_batch.benchmarks.ranks SHARDS`.
+"""Compares one rank with two, each of one thread: `python -m nti_batch.benchmarks.ranks SHARDS`.
 
-Each is `nti-batch invert` as users run it, on the same images. The time is that from the first image admitted to the
-last one finished, in any rank, as the files tell it; loading Python and the model is left out.
+Both runs of `nti-batch invert` have the same images. The time runs from the first admitted image to the last finished
+one in any rank, as the files record it. It does not include Python's start and the loading of the model.
 """
 
 import argparse
@@ -15,7 +15,16 @@ from nti_batch.output.inversions import read_inversions
 
 
 def images_per_hour(shards: str, ranks: int, flags: list[str]) -> float:
-    """Run the job in a folder that is thrown away."""
+    """Run the job in a temporary folder.
+
+    Args:
+        shards: Input shards.
+        ranks: Number of ranks.
+        flags: More flags of `nti-batch invert`.
+
+    Returns:
+        Images an hour.
+    """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
         command = [sys.executable, "-m", "nti_batch", "invert", f"--data.shards={shards}", f"--output.dir={out}"]
@@ -27,17 +36,17 @@ def images_per_hour(shards: str, ranks: int, flags: list[str]) -> float:
 
 
 def main() -> None:
-    """Measure both, alternating, and print the ratio of the means."""
-    parser = argparse.ArgumentParser(description="One rank of one thread against two.")
+    """Measure both in alternating rounds, and print the ratio of the means."""
+    parser = argparse.ArgumentParser(description="Compare one rank with two, each of one thread.")
     parser.add_argument("shards", help="input shards; the two ranks share their work units")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=2, help="number of rounds of each side")
     arguments, flags = parser.parse_known_args()
     rates: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(arguments.rounds):
-        for ranks, found in rates.items():
-            found.append(images_per_hour(arguments.shards, ranks, flags))
-            print(f"{ranks} rank(s): {found[-1]:.0f} images an hour", flush=True)
-    print(f"two ranks against one: {sum(rates[2]) / sum(rates[1]):.2f}")
+        for ranks, measured in rates.items():
+            measured.append(images_per_hour(arguments.shards, ranks, flags))
+            print(f"{ranks} rank(s): {measured[-1]:.0f} images an hour", flush=True)
+    print(f"two ranks are {sum(rates[2]) / sum(rates[1]):.2f} times as fast as one")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Edited pictures from inversions: rows of sources and edits through the networks of their run."""
+"""Edits images from their inversions: a batch has a row for each source and for each edit."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,14 +19,20 @@ _DEFAULTS = EditSettings()
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ControlledEdit:
-    """An edit of which the words have been found in the prompts."""
+    """Prompt of an edit, with the attention control that its settings and the two prompts give."""
 
     prompt: str
     control: EditControl
 
     @classmethod
     def of(cls, networks: StableDiffusion, source_prompt: str, prompt: str, settings: EditSettings) -> "ControlledEdit":
-        """Look up the words.
+        """Find the words of the settings in the prompts.
+
+        Args:
+            networks: Networks of the run, for their tokenizer.
+            source_prompt: Prompt of the source.
+            prompt: Prompt of the edit.
+            settings: Settings of the edit.
 
         Raises:
             ValueError: If a word is not in its prompt, or the prompts cannot be aligned.
@@ -35,7 +41,7 @@ class ControlledEdit:
 
 
 class StopRequestedError(Exception):
-    """The pictures are not wanted any more."""
+    """A stop is requested, so the job needs no more images."""
 
 
 @torch.no_grad()
@@ -45,19 +51,19 @@ def edit_images(
     guidance_scale: float,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> list[Tensor]:
-    """Rebuild images and edit them in one batch.
+    """Reconstruct images and edit them in one batch.
 
     Args:
-        networks: Those of the run.
+        networks: Networks of the run.
         images: Inversions of one run, each with its edits, if any.
         guidance_scale: Guidance scale of the inversions.
-        stop_requested: Asked before each evaluation of the network.
+        stop_requested: Function that tells before each UNet call whether a stop is requested.
 
     Returns:
-        For each image the source and its edits, [1 + edits, 3, height, width] in [0, 1], on the CPU.
+        For each image the reconstructed source and its edits, [1 + edits, 3, height, width] in [0, 1], on the CPU.
 
     Raises:
-        StopRequestedError: If a stop is requested before they are made.
+        StopRequestedError: If a stop is requested before the last UNet call.
     """
 
     def predict(latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
@@ -71,14 +77,6 @@ def edit_images(
     noise_latents = torch.stack([s.noise_latents for s in stored]).to(networks.device)
     pivots = [s.pivot for s in stored if s.pivot is not None]
     pivot = list(torch.stack(pivots, 1).to(networks.device)) if pivots else None
-    height, width = noise_latents.shape[-2:]
-    control = AttentionControl.of(
-        [[edit.control for edit in edits] for _, edits in images],
-        len(null_embeddings),
-        (height, width),
-        networks.cross_attention_sizes(height, width),
-        networks.device,
-    )
     latents = edit_sample(
         predict,
         networks.controlled,
@@ -87,12 +85,25 @@ def edit_images(
         networks.embed_prompts(prompts),
         list(null_embeddings),
         guidance_scale,
-        control,
+        _attention_control(networks, [edits for _, edits in images], null_embeddings, noise_latents),
         pivot,
     )
-    # one at a time: in Stable Diffusion's size the VAE needs more memory for a picture than the UNet
-    pictures = torch.cat([networks.decode_latents(row[None]).cpu() for row in latents])
-    return list(pictures.split([1 + len(edits) for _, edits in images]))
+    # one image in a call: at the size of Stable Diffusion the VAE needs more memory for an image than the UNet
+    decoded = torch.cat([networks.decode_latents(row[None]).cpu() for row in latents])
+    return list(decoded.split([1 + len(edits) for _, edits in images]))
+
+
+def _attention_control(
+    networks: StableDiffusion, edits: list[Sequence[ControlledEdit]], null_embeddings: Tensor, noise_latents: Tensor
+) -> AttentionControl:
+    height, width = noise_latents.shape[-2:]
+    return AttentionControl.of(
+        [[edit.control for edit in of_image] for of_image in edits],
+        len(null_embeddings),
+        (height, width),
+        networks.cross_attention_sizes(height, width),
+        networks.device,
+    )
 
 
 def edit_image(
@@ -104,18 +115,21 @@ def edit_image(
     """Edit one image.
 
     Args:
-        inversion: As `read_inversions` gives it.
-        prompt: Of the edit; None rebuilds the source.
-        settings: What happens to the attention.
-        networks: Those of the inversion's run; None loads them.
+        inversion: Inversion from `read_inversions`.
+        prompt: Prompt of the edit; None reconstructs the source.
+        settings: Settings of the edit.
+        networks: Networks of the inversion's run; None loads them.
+
+    Returns:
+        The edited image, or the reconstructed source.
 
     Raises:
-        ValueError: If a word is not in its prompt, the prompts cannot be aligned, or the picture is not finite.
+        ValueError: If a word is not in its prompt, the prompts cannot be aligned, or the edited image is not finite.
     """
     if networks is None:
         networks = load_model(inversion.settings.source, inversion.settings.precision)
     edits = [] if prompt is None else [ControlledEdit.of(networks, inversion.prompt, prompt, settings)]
-    (pictures,) = edit_images(networks, [(inversion, edits)], inversion.settings.inversion.guidance_scale)
-    if not pictures[-1].isfinite().all():
-        raise ValueError(f"the edited picture of {inversion.key!r} is not finite")
-    return to_image(to_bytes(pictures[-1]))
+    (results,) = edit_images(networks, [(inversion, edits)], inversion.settings.inversion.guidance_scale)
+    if not results[-1].isfinite().all():
+        raise ValueError(f"the edited image of {inversion.key!r} is not finite")
+    return to_image(to_bytes(results[-1]))

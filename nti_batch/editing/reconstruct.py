@@ -1,4 +1,4 @@
-"""Rebuilds images from stored inversions."""
+"""Reconstructs images from stored inversions."""
 
 import torch
 from torch import Tensor
@@ -10,14 +10,17 @@ from nti_batch.output.serialization import StoredInversion
 
 @torch.no_grad()
 def reconstruct(networks: StableDiffusion, stored: list[StoredInversion], guided: bool) -> Tensor:
-    """Reconstruct images from inversions as read from their files, [images, 3, height, width] in [0, 1].
+    """Reconstruct images from inversions, in the precision of their files.
 
-    Direct inversion ends at its pivot whatever the network predicts; the other methods sample.
+    Direct inversion ends at its pivot, whatever the network predicts; the other methods sample.
 
     Args:
-        networks: The networks of the run.
+        networks: Networks of the run.
         stored: Inversions of one run.
-        guided: Whether to use the embeddings that the run found; otherwise the one of "", as plain DDIM does.
+        guided: Whether to use the null embeddings of the run; False uses the empty prompt, like plain DDIM.
+
+    Returns:
+        The images, [images, 3, height, width] in [0, 1].
     """
     ends = [s.pivot[-1] for s in stored if s.pivot is not None]
     if guided and ends:

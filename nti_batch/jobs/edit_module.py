@@ -1,4 +1,4 @@
-"""The LightningModule of the edit job: puts sources and their edits into batches for the UNet."""
+"""LightningModule of the edit job: puts sources and their edits into batches for the UNet."""
 
 import time
 from dataclasses import dataclass
@@ -18,24 +18,27 @@ from nti_batch.scores.metrics import mse, psnr, ssim
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Wanted:
-    """A request in which nothing is wrong."""
+class _ValidRequest:
+    """Valid request."""
 
     request: EditRequest
     edit: ControlledEdit | None
-    """None rebuilds the source."""
+    """Edit of the source; None reconstructs the source."""
 
     outside: Tensor | None
-    """Pixels outside the mask, bool [height, width]; None without a mask or without the input."""
+    """Pixels outside the mask, bool [height, width]; None without a mask or without the input image."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Group:
-    """An image in a batch: a row for the source, which is what is rebuilt, and one for each edit."""
+    """Image in a batch: a row for the source, and one for each edit."""
 
     image: ImageEdits
-    rebuilt: list[_Wanted]
-    edited: list[_Wanted]
+    rebuilt: list[_ValidRequest]
+    """Requests for the reconstructed source, which share its row."""
+
+    edited: list[_ValidRequest]
+    """Requests for edits, each with a row."""
 
 
 class EditModule(LightningModule):
@@ -51,14 +54,14 @@ class EditModule(LightningModule):
         batch_size: int,
         stop: StopSignals,
     ) -> None:
-        """Load no weights yet.
+        """Store the settings; `setup` loads the weights.
 
         Args:
             source: Place of the model.
-            precision: Precision of the UNet, which is that of the inversions.
+            precision: Precision of the UNet, the same as in the run of the inversions.
             guidance_scale: Guidance scale of the inversions.
-            batch_size: Maximum number of images in one UNet call; sources count.
-            stop: Stop signals: no UNet call follows a request.
+            batch_size: Maximum number of images in one UNet call, sources included.
+            stop: Stop signals; no UNet call follows a request to stop.
         """
         super().__init__()
         self.source, self.precision, self.guidance_scale = source, precision, guidance_scale
@@ -71,7 +74,11 @@ class EditModule(LightningModule):
             self.networks = StableDiffusion.load(self.source, self.precision)
 
     def predict_step(self, batch: ImageEdits | Failure | EndOfUnit, batch_idx: int) -> list[Outcome]:
-        """Take one image in; return what was finished to make room for it, or all at the end."""
+        """Add an image to the batch.
+
+        Returns:
+            Edits of the previous batch where the image does not fit into it. The last call returns all edits.
+        """
         outcomes: list[Outcome] = []
         if isinstance(batch, ImageEdits):
             for group in self._groups(batch, outcomes):
@@ -88,31 +95,31 @@ class EditModule(LightningModule):
         return sum(1 + len(group.edited) for group in self._waiting)
 
     def _groups(self, image: ImageEdits, outcomes: list[Outcome]) -> list[_Group]:
-        """The image with its edits, more than once if they are too many for a batch; what is wrong is an outcome."""
-        wanted = []
+        """Divide the edits of an image into groups that fit into a batch; add a failure for each invalid request."""
+        valid = []
         for request in image.requests:
             try:
-                wanted.append(self._check(image, request))
+                valid.append(self._check(image, request))
             except ValueError as error:
                 outcomes.append(Failure(image.unit, request.key, "edit", str(error), request.name))
-        rebuilt, edited = [w for w in wanted if w.edit is None], [w for w in wanted if w.edit is not None]
+        rebuilt, edited = [v for v in valid if v.edit is None], [v for v in valid if v.edit is not None]
         size = self.batch_size - 1
         groups = [_Group(image, [], edited[i : i + size]) for i in range(0, len(edited), size)]
         if rebuilt:
             groups = [_Group(image, rebuilt, edited[:size]), *groups[1:]]
         return groups
 
-    def _check(self, image: ImageEdits, request: EditRequest) -> _Wanted:
-        """Look up the words and the mask.
+    def _check(self, image: ImageEdits, request: EditRequest) -> _ValidRequest:
+        """Check the prompt, the words and the mask of a request.
 
         Raises:
-            ValueError: If something is wrong with them.
+            ValueError: If one of them does not fit the image.
         """
         stored = image.stored
         if request.prompt not in (None, stored.prompt):
             raise ValueError(
-                f"the edit is for the prompt {request.prompt!r}, and the image was inverted with {stored.prompt!r}: "
-                "leave the prompt out, or invert the image with the other one"
+                f"the edit is for the prompt {request.prompt!r}, but the image was inverted with {stored.prompt!r}: "
+                "leave the prompt out, or invert the image with the edit's prompt"
             )
         edit = None
         if request.edit_prompt is not None:
@@ -120,37 +127,37 @@ class EditModule(LightningModule):
         outside = None
         if request.mask and image.original:
             outside = ~mask_pixels(request.mask, *image.original.pixels.shape[1:])
-        return _Wanted(request, edit, outside)
+        return _ValidRequest(request, edit, outside)
 
     def _edit_waiting(self) -> list[Outcome]:
-        """Make the batch that waits, unless a stop is requested: then a later job makes it."""
+        """Edit the batch that waits; after a request to stop, leave it to a later job."""
         groups, self._waiting = self._waiting, []
         if not groups:
             return []
         started = time.monotonic()
-        edits = [(group.image.stored, [w.edit for w in group.edited if w.edit]) for group in groups]
+        edits = [(group.image.stored, [v.edit for v in group.edited if v.edit]) for group in groups]
         try:
-            made = edit_images(self.networks, edits, self.guidance_scale, lambda: self.stop.requested)
+            results = edit_images(self.networks, edits, self.guidance_scale, lambda: self.stop.requested)
         except StopRequestedError:
             return []
         seconds = time.monotonic() - started
         return [
-            _conclude(group.image, wanted, picture, seconds)
-            for group, (source, *pictures) in zip(groups, made, strict=True)
-            for wanted, picture in [*((w, source) for w in group.rebuilt), *zip(group.edited, pictures, strict=True)]
+            _outcome(group.image, valid, result, seconds)
+            for group, (source, *edited) in zip(groups, results, strict=True)
+            for valid, result in [*((v, source) for v in group.rebuilt), *zip(group.edited, edited, strict=True)]
         ]
 
 
-def _conclude(image: ImageEdits, wanted: _Wanted, picture: Tensor, seconds: float) -> Outcome:
-    """Compare the part that was not to be edited with the input."""
-    request = wanted.request
-    if not picture.isfinite().all():
-        return Failure(image.unit, request.key, "edit", "the picture is not finite", request.name)
-    pixels = to_bytes(picture)
+def _outcome(image: ImageEdits, valid: _ValidRequest, result: Tensor, seconds: float) -> Outcome:
+    """Round an edited image to bytes, and compare its part outside the mask with the input."""
+    request = valid.request
+    if not result.isfinite().all():
+        return Failure(image.unit, request.key, "edit", "the edited image is not finite", request.name)
+    pixels = to_bytes(result)
     scores: list[float | None] = [None, None, None]
-    if image.original and wanted.outside is not None and wanted.outside.any():
+    if image.original and valid.outside is not None and valid.outside.any():
         pair = pixels[None] / 255, image.original.pixels[None] / 255
-        scores = [measure(*pair, wanted.outside[None]).item() for measure in (psnr, ssim, mse)]
+        scores = [measure(*pair, valid.outside[None]).item() for measure in (psnr, ssim, mse)]
     return EditedImage(
         unit=image.unit,
         key=request.key,

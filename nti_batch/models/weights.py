@@ -1,7 +1,6 @@
-"""A model's networks with their weights, from diffusers' layout or from one file in Stable Diffusion's original layout.
+"""Loads the networks of a model from a diffusers checkpoint folder or one file in Stable Diffusion's original layout.
 
-The only file that imports diffusers and, but for the networks of `learned_scores`, transformers; and only when weights
-are loaded.
+The functions import diffusers and transformers only when they load weights.
 """
 
 from collections.abc import Collection
@@ -36,22 +35,22 @@ _OPEN_CLIP_PREFIXES: dict[Part, str] = {
 
 
 def load_network(source: ModelSource, part: Part, dtype: torch.dtype) -> nn.Module:
-    """One network; nothing is fetched when the model is here.
+    """Load one network; a local model needs no connection.
 
     Raises:
-        ValueError: If it is missing or incomplete, or has pickled weights only.
+        ValueError: If the network is missing or incomplete, or has only pickled weights.
     """
     try:
         network, missing = (_from_file if source.checkpoint else _from_folder)(source, part, dtype)
     except OSError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"model {source.name!r} does not load: {reason} Only safetensors weights are taken, "
-            "since a pickled checkpoint (.bin, .ckpt) can run any code: convert it with diffusers' "
+            f"model {source.name!r} does not load: {reason} Allowed: safetensors weights, "
+            "since a pickled checkpoint (.bin, .ckpt) can run any code. Convert it with diffusers' "
             "`save_pretrained(..., safe_serialization=True)`, and check --model.variant"
         ) from error
     if missing:
-        way_out = "check that --model.config is of its family" if source.checkpoint else "fetch or save it anew"
+        way_out = "check that --model.config is of its family" if source.checkpoint else "download or save it again"
         raise ValueError(
             f"model {source.name!r} is incomplete: {part} lacks {len(missing)} weights, "
             f"the first is {min(missing)!r}; {way_out}"
@@ -60,10 +59,10 @@ def load_network(source: ModelSource, part: Part, dtype: torch.dtype) -> nn.Modu
 
 
 def load_text_encoders(source: ModelSource, description: ModelDescription) -> TextEncoder:
-    """The tokenizers and text encoders of a model, in float32.
+    """Load the tokenizers and text encoders of a model, in float32.
 
     Raises:
-        ValueError: If they are missing or incomplete.
+        ValueError: If a tokenizer or an encoder is missing or incomplete.
     """
     first = _load_tokenizer(source, "tokenizer"), load_network(source, "text_encoder", torch.float32)
     if not description.is_xl:
@@ -73,7 +72,7 @@ def load_text_encoders(source: ModelSource, description: ModelDescription) -> Te
 
 
 def load_scheduler(source: ModelSource) -> "DDIMScheduler":
-    """DDIM with the settings of the model's own scheduler."""
+    """Make a DDIM scheduler with the settings of the model's own scheduler."""
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
     return DDIMScheduler.from_config(source.read_config("scheduler", "scheduler_config.json"))
@@ -83,24 +82,24 @@ def _load_tokenizer(source: ModelSource, part: str) -> "CLIPTokenizer":
     from transformers import CLIPTokenizer
 
     try:
-        return CLIPTokenizer.from_pretrained(source.location, subfolder=part, **_where(source))
+        return CLIPTokenizer.from_pretrained(source.location, subfolder=part, **_hub_arguments(source))
     except OSError as error:
         raise ValueError(f"model {source.location!r} has no {part}: {str(error).splitlines()[0]}") from error
 
 
-def _where(source: ModelSource) -> dict[str, str | bool | None]:
+def _hub_arguments(source: ModelSource) -> dict[str, str | bool | None]:
     return {"revision": source.revision, "local_files_only": source.folder is not None}
 
 
 def _class_of(part: Part) -> type[nn.Module]:
-    """What a part is, with the libraries told to keep quiet."""
+    """Class of a part; silences the logs of the libraries."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     from diffusers.utils import logging as diffusers_logging
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
     from transformers.utils import logging as transformers_logging
 
-    # from_pretrained logs that accelerate is missing, which only loading without a spare copy would need
+    # from_pretrained logs that accelerate is missing, which only saves memory while it loads
     diffusers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     networks: dict[Part, type[nn.Module]] = {
@@ -113,7 +112,7 @@ def _class_of(part: Part) -> type[nn.Module]:
 
 
 def _from_folder(source: ModelSource, part: Part, dtype: torch.dtype) -> tuple[nn.Module, Collection[str]]:
-    """A network, and the names of weights that it lacks."""
+    """Load a network from a folder; also return the names of the weights that it lacks."""
     network, info = _class_of(part).from_pretrained(  # type: ignore[attr-defined]
         source.location,
         subfolder=part,
@@ -121,36 +120,36 @@ def _from_folder(source: ModelSource, part: Part, dtype: torch.dtype) -> tuple[n
         use_safetensors=True,
         output_loading_info=True,
         **{"torch_dtype" if part in ("unet", "vae") else "dtype": dtype},
-        **_where(source),
+        **_hub_arguments(source),
     )
     return network, info["missing_keys"]
 
 
 def _from_file(source: ModelSource, part: Part, dtype: torch.dtype) -> tuple[nn.Module, Collection[str]]:
-    """The same from a single file, by diffusers' converters.
+    """Load a network from a single file with diffusers' converters; also return the names of the weights it lacks.
 
-    Its `from_single_file`, which calls them, leaves weights that a file lacks at random values and does not say so.
+    diffusers' own `from_single_file` leaves missing weights at random values without an error.
 
     Raises:
-        ValueError: If the weights have other shapes than the configuration's.
+        ValueError: If the weights do not have the shapes of the configuration.
     """
     weights = _read_original(source, part)
     network = _empty_network(source, part)
     try:
         converted = _convert(weights, part, network)
         missing: list[str] = network.load_state_dict(converted, strict=False, assign=True).missing_keys
-    # a KeyError: the converter looks for what the configuration promises
+    # a converter raises KeyError for weights that the configuration promises and the file lacks
     except (KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(
-            f"model {source.name!r}: its {part} does not fit the configuration of {source.location!r}, give "
+            f"model {source.name!r}: its {part} does not fit the configuration of {source.location!r}; give a "
             f"--model.config of its family: {reason}"
         ) from error
     return network.to(dtype), missing
 
 
 def _read_original(source: ModelSource, part: Part) -> dict[str, Tensor]:
-    """The weights of a part, in their own precision and under their own names."""
+    """Read the weights of a part, in the precision and with the names of the file."""
     from safetensors import SafetensorError, safe_open
 
     assert source.checkpoint is not None
@@ -163,22 +162,22 @@ def _read_original(source: ModelSource, part: Part) -> dict[str, Tensor]:
 
 
 def _empty_network(source: ModelSource, part: Part) -> nn.Module:
-    """A network whose weights are still to be set."""
+    """Make a network whose weights are not set."""
     network = _class_of(part)
     if part in ("unet", "vae"):
-        config = network.load_config(source.location, subfolder=part, **_where(source))  # type: ignore[attr-defined]
-        # without memory, and without the minutes that random numbers for billions of weights take
+        config = network.load_config(source.location, subfolder=part, **_hub_arguments(source))  # type: ignore[attr-defined]
+        # the meta device saves memory, and the minutes that billions of random weights take
         with torch.device("meta"):
             return network.from_config(config)  # type: ignore[attr-defined]
-    # not on the meta device: CLIP has a buffer of positions that no file holds
+    # the meta device does not work here: CLIP has a buffer of positions that no file holds
     config = network.config_class.from_pretrained(  # type: ignore[attr-defined]
-        source.location, subfolder=part, **_where(source)
+        source.location, subfolder=part, **_hub_arguments(source)
     )
     return network(config)
 
 
 def _convert(weights: dict[str, Tensor], part: Part, network: nn.Module) -> dict[str, Tensor]:
-    """The weights under the names that diffusers and transformers have for them."""
+    """Rename the weights as diffusers and transformers name them."""
     from diffusers.loaders import single_file_utils as converters
 
     if part == "unet":
@@ -190,7 +189,7 @@ def _convert(weights: dict[str, Tensor], part: Part, network: nn.Module) -> dict
         converted = converters.convert_open_clip_checkpoint(network, weights, prefix=prefix)
     else:
         converted = converters.convert_ldm_clip_checkpoint(weights)
-    # transformers' CLIPTextModel had a wrapper of this name once, and files have it still
+    # older releases of transformers wrapped CLIPTextModel under this name, and files keep it
     if not hasattr(network, "text_model"):
         converted = {name.removeprefix("text_model."): weight for name, weight in converted.items()}
     return converted

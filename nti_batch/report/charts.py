@@ -1,4 +1,7 @@
-"""Numbers -> charts for a page: SVG in the page's colours, so that one drawing serves light and dark, and words."""
+"""Draws charts for a page as SVG, and summarises them in words.
+
+A chart takes its colours from the page, so that it suits a light and a dark page.
+"""
 
 import io
 import re
@@ -21,8 +24,8 @@ from nti_batch.report.statistics import Curve, Numbers, histogram, throughput
 INK, LINE, ACCENT = "#000001", "#000002", "#000003"
 
 
-_OF_THE_PAGE = {INK: "currentColor", LINE: "var(--line)", ACCENT: "var(--accent)"}
-"""matplotlib knows no CSS: it draws in colours that are replaced by those of the page."""
+_PAGE_COLOURS = {INK: "currentColor", LINE: "var(--line)", ACCENT: "var(--accent)"}
+"""CSS colour for each colour that matplotlib draws with, since matplotlib does not know CSS."""
 
 
 _STYLE = {
@@ -50,29 +53,29 @@ _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A drawing with its title and summary."""
+    """Drawing with its title and summary."""
 
     title: str
     summary: str
-    """Content of the drawing in words, also for people who cannot see it."""
+    """Content of the drawing in words; screen readers read it."""
 
     svg: Markup
 
 
 def histogram_chart(title: str, values: Numbers, unit: str, digits: int, records: str) -> Chart:
-    """A histogram.
+    """Draw a histogram.
 
     Args:
         title: Title of the chart.
-        values: Values, at least one, all finite.
+        values: Finite values, at least one.
         unit: Unit of the values, such as 'dB'.
         digits: Decimal places in the summary.
-        records: Plural noun for what has the values, such as 'images'.
+        records: Plural noun for the records, such as 'images'.
     """
     numbers = histogram(values)
     low, median, high = np.quantile(values, [0.05, 0.5, 0.95])
     summary = (
-        f"Median {median:.{digits}f} {unit}; nine of ten between {low:.{digits}f} and {high:.{digits}f}, "
+        f"Median {median:.{digits}f} {unit}; 90 % lie between {low:.{digits}f} and {high:.{digits}f}, "
         f"all between {values.min():.{digits}f} and {values.max():.{digits}f}."
     )
     if values.min() < numbers.edges[0] or values.max() > numbers.edges[-1]:
@@ -86,7 +89,13 @@ def histogram_chart(title: str, values: Numbers, unit: str, digits: int, records
 
 
 def throughput_chart(finished: Numbers, seconds: Numbers, records: str) -> Chart:
-    """Records an hour over time; arguments as for `throughput`."""
+    """Draw the records an hour over time.
+
+    Args:
+        finished: Times in seconds since 1970.
+        seconds: Duration of each record; nan if it is unknown.
+        records: Plural noun for the records, such as 'images'.
+    """
     numbers = throughput(finished, seconds)
     times = [datetime.fromtimestamp(edge, UTC) for edge in numbers.edges]
     width = numbers.edges[1] - numbers.edges[0]
@@ -99,19 +108,19 @@ def throughput_chart(finished: Numbers, seconds: Numbers, records: str) -> Chart
 
     summary = (
         f"{len(finished):,} {records} from {times[0]:%Y-%m-%d %H:%M} to {times[-1]:%Y-%m-%d %H:%M} UTC; "
-        f"a bar is {format_duration(width)} wide."
+        f"each bar is {format_duration(width)} wide."
     )
     return Chart("Throughput", summary, _draw("throughput", "time, UTC", f"{records} an hour", paint))
 
 
 def timestep_chart(title: str, about: str, curve: Curve, records: str, ylabel: str) -> Chart:
-    """A median with a band around it, from noise to image.
+    """Draw a median with a band around it, from noise to image.
 
     Args:
         title: Title of the chart.
         about: Name of the value, for the summary.
         curve: Distribution at each timestep.
-        records: The sample, such as '8 images'.
+        records: Size of the sample, such as '8 images'.
         ylabel: Label of the axis, which is logarithmic unless a median is 0.
     """
 
@@ -126,7 +135,7 @@ def timestep_chart(title: str, about: str, curve: Curve, records: str, ylabel: s
             axes.yaxis.set_minor_locator(NullLocator())
 
     summary = (
-        f"{about}: the median of {records}, and a band that holds eight of ten. The median is "
+        f"{about}: the median of {records}, and a band with 80 % of them. The median is "
         f"{curve.median[0]:.2g} at the first timestep and {curve.median[-1]:.2g} at the last."
     )
     return Chart(title, summary, _draw(title, "timestep of the network, from noise to image", ylabel, paint))
@@ -137,7 +146,7 @@ def _bars(axes: Axes, edges: Numbers, heights: NDArray[np.float64] | NDArray[np.
 
 
 def _draw(name: str, xlabel: str, ylabel: str, paint: Callable[[Axes], None]) -> Markup:
-    """A drawing without size and background; its ids differ from those of drawings with other names."""
+    """Draw a chart without size and background; its name makes its ids unique on the page."""
     file = io.StringIO()
     with matplotlib.style.context({**_STYLE, "svg.hashsalt": name}, after_reset=True):
         figure = Figure(figsize=(4.4, 2.7), layout="constrained")
@@ -147,6 +156,6 @@ def _draw(name: str, xlabel: str, ylabel: str, paint: Callable[[Axes], None]) ->
     svg = file.getvalue()
     svg = re.sub(r'^(<svg [^>]*?) width="[^"]*" height="[^"]*"', r'\1 aria-hidden="true"', svg[svg.index("<svg") :])
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
-    for stands_for, colour in _OF_THE_PAGE.items():
-        svg = svg.replace(stands_for, colour)
+    for placeholder, colour in _PAGE_COLOURS.items():
+        svg = svg.replace(placeholder, colour)
     return Markup(svg)

@@ -1,4 +1,4 @@
-"""Scores of a run of edits, from its files: `nti-batch score`."""
+"""Scores a run of edits from its files: `nti-batch score`."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +20,7 @@ PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
 @dataclass(frozen=True, slots=True)
 class ScoredEdit:
-    """An edit with its scores."""
+    """Edit with its scores."""
 
     shard: str
     key: str
@@ -28,17 +28,20 @@ class ScoredEdit:
     scores: dict[Protocol, EditScores]
 
     def to_json(self) -> dict[str, Json]:
-        """The scores as `nti-batch score --json` prints them."""
+        """Return the object that `nti-batch score --json` prints."""
         scores: dict[str, Json] = {protocol: asdict(scores) for protocol, scores in self.scores.items()}
         return {"shard": self.shard, "key": self.key, "name": self.name, "scores": scores}
 
 
 def score_run(plan: EditPlan, learned: LearnedScores) -> Iterator[ScoredEdit]:
-    """Scores of all committed edits that have a mask and an input to be compared with.
+    """Score all committed edits that have a mask and an input image.
 
     Args:
-        plan: Work of the run.
+        plan: Plan of the run.
         learned: Networks of the learned scores.
+
+    Yields:
+        Each edit with its scores.
 
     Raises:
         ValueError: If a part is damaged.
@@ -62,12 +65,17 @@ def _score_unit(plan: EditPlan, unit: WorkUnit, learned: LearnedScores) -> Itera
             yield ScoredEdit(row.shard, row.key, row.name, scores)
 
 
-def tables(plan: EditPlan, found: Sequence[ScoredEdit]) -> list[str]:
-    """A table for each protocol, for PIE-Bench with its categories."""
+def tables(plan: EditPlan, scored: Sequence[ScoredEdit]) -> list[str]:
+    """Format a table for each protocol; for PIE-Bench, each category has a row.
+
+    Args:
+        plan: Plan of the run.
+        scored: Edits of the run with their scores.
+    """
     edits = plan.run.settings.edits
     is_pie_bench = edits is not None and Path(edits).is_dir()
     groups: dict[str, list[ScoredEdit]] = {name: [] for name in (CATEGORIES if is_pie_bench else ["edits"])}
-    for edit in found:
+    for edit in scored:
         groups[category(edit.name) if is_pie_bench else "edits"].append(edit)
     return [
         scores_table({name: [edit.scores[protocol] for edit in group] for name, group in groups.items()}, protocol)

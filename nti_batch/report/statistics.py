@@ -1,4 +1,4 @@
-"""Numbers of a run's rows, a few floats a record, and the figures that charts show."""
+"""Collects numbers of a run's rows, a few floats a record, and computes the figures of the charts."""
 
 import re
 from array import array
@@ -26,35 +26,36 @@ MAX_REASONS = 100
 
 
 _DETAILS = re.compile(r"""(?<!\w)'[^']*'|"[^"]*"|\S*/\S*|\w*\d\w*(?:\.\w+)*""")
-"""Parts that differ between errors of one reason: quotations, paths, and words with a digit."""
+"""Parts that vary between errors with the same reason: quotations, paths, and words with a digit."""
 
 
 @dataclass(slots=True)
 class Reason:
-    """Failures with the same stage and, apart from names and numbers, the same error."""
+    """Failures with the same stage and the same error, apart from names and numbers."""
 
     stage: str
     reason: str
-    """The error, with an ellipsis for each name and number."""
+    """Error with an ellipsis for each name and number."""
 
     example: str
-    """'shard/key' of the first failure, or the shard that failed as a whole."""
+    """'shard/key' of the first failure, or the name of a shard that failed as a whole."""
 
     error: str
-    """Error of that failure."""
+    """Full error of the first failure."""
 
     count: int = 0
+    """Number of failures."""
 
 
 @dataclass(slots=True)
 class Reasons:
-    """Failures by stage and reason. A damaged shard counts once, whatever the number of its rows."""
+    """Failures by stage and reason. A damaged shard counts once, even if several rows report it."""
 
     groups: dict[tuple[str, str], Reason] = field(default_factory=dict)
     damaged_shards: set[str] = field(default_factory=set)
 
     def add(self, row: Row) -> None:
-        """Count a failed row; reasons beyond the first hundred are counted together."""
+        """Count a failed row. Reasons after the first `MAX_REASONS` count as 'other reasons'."""
         if not row.key:
             if row.shard in self.damaged_shards:
                 return
@@ -66,29 +67,29 @@ class Reasons:
         self.groups.setdefault(group, Reason(*group, example, row.error)).count += 1
 
     def sorted(self) -> list[Reason]:
-        """Reasons, the most frequent first."""
+        """Return the reasons, the most frequent first."""
         return sorted(self.groups.values(), key=lambda group: -group.count)
 
 
 class RunNumbers(Generic[AnyRow]):
-    """Columns of numbers with an entry for each finished record, in the order of the manifests."""
+    """Columns of numbers that have an entry for each finished record, in the order of the manifests."""
 
     def __init__(self, row_type: type[AnyRow], columns: Sequence[str]) -> None:
         """Start without records.
 
         Args:
-            row_type: Rows of the run.
-            columns: Fields of a row; None becomes nan.
+            row_type: Type of the run's rows.
+            columns: Names of the fields to collect; a value of None becomes nan.
         """
         self.row_type = row_type
         self.reasons = Reasons()
         self._columns = {name: array("d") for name in ("finished", "seconds", *columns)}
         self._manifests: list[Path] = []
         self._firsts: list[int] = []
-        """Entry of the first record of each manifest."""
+        """Entry of the first finished record of each manifest."""
 
     def add(self, manifest: Path, row: AnyRow) -> None:
-        """Count a row of a manifest."""
+        """Add a row of a manifest."""
         if row.status == "failed":
             self.reasons.add(row)
             return
@@ -100,67 +101,76 @@ class RunNumbers(Generic[AnyRow]):
             column.append(nan if value is None else value)
 
     def __len__(self) -> int:
-        """Number of finished records."""
+        """Return the number of finished records."""
         return len(self._columns["finished"])
 
     def __getitem__(self, name: str) -> Numbers:
-        """A column."""
+        """Return a column by its name, [records]."""
         return np.array(self._columns[name])
 
     def find(self, entries: Iterable[int]) -> list[tuple[Path, AnyRow]]:
-        """The rows of these entries, each with its manifest.
+        """Read the rows of some entries.
+
+        Args:
+            entries: Entries of the columns.
+
+        Returns:
+            The rows in the same order, each with its manifest.
 
         Raises:
             ValueError: If a manifest is damaged.
         """
-        found = []
+        rows = []
         for entry in entries:
             number = bisect_right(self._firsts, entry) - 1
             path = self._manifests[number]
-            # another process may remove failed rows; finished ones stay
+            # another process may remove failed rows, but never rows of finished records
             done = [row for row in Manifest.read(path, self.row_type).rows if row.status == "done"]
-            found.append((path, done[entry - self._firsts[number]]))
-        return found
+            rows.append((path, done[entry - self._firsts[number]]))
+        return rows
 
     def sample(self, count: int) -> list[int]:
-        """At most `count` entries, drawn without replacement; the same ones for the same number of records."""
+        """Draw at most `count` different entries; an equal number of records gives equal entries."""
         chosen = np.random.default_rng(0).choice(len(self), min(count, len(self)), replace=False)
         return sorted(chosen.tolist())
 
 
 def extremes(values: Numbers, count: int) -> dict[str, list[int]]:
-    """Entries of the lowest values, of those about the median, and of the highest, each once.
+    """Find the entries of the lowest, the median and the highest values.
 
     Args:
-        values: Higher is better; all finite.
+        values: Finite values; a higher value is better.
         count: Maximum number of entries of each kind.
+
+    Returns:
+        Entries under 'worst', 'median' and 'best'. No entry is in two of them, and none of them is empty.
     """
     order = np.argsort(values, kind="stable").tolist()
     middle = max(0, len(order) - count) // 2
     kinds = {"worst": order[:count], "median": order[middle : middle + count], "best": order[::-1][:count]}
-    shown: set[int] = set()
-    found = {}
+    used: set[int] = set()
+    unique = {}
     for name, entries in kinds.items():
-        found[name] = [entry for entry in entries if entry not in shown]
-        shown.update(entries)
-    return {name: entries for name, entries in found.items() if entries}
+        unique[name] = [entry for entry in entries if entry not in used]
+        used.update(entries)
+    return {name: entries for name, entries in unique.items() if entries}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Histogram:
-    """Counts between edges; the outer ones include values beyond the edges."""
+    """Number of values between edges; the outer bins include values beyond the edges."""
 
     edges: Numbers
-    """[bins + 1]."""
+    """Edges of the bins, [bins + 1]."""
 
     counts: NDArray[np.int64]
-    """[bins]."""
+    """Number of values in each bin, [bins]."""
 
 
 def histogram(values: Numbers) -> Histogram:
-    """Numpy's choice of bins over all but the outermost half percent on each side, at most `MAX_BINS`.
+    """Count values in at most `MAX_BINS` bins, whose number NumPy chooses.
 
-    Whole numbers get bins of whole widths.
+    The edges enclose all but the outermost half percent on each side. Whole numbers get bins of whole widths.
     """
     low, high = np.quantile(values, [0.005, 0.995], method="nearest")
     inside = np.clip(values, low, high)
@@ -175,7 +185,7 @@ def histogram(values: Numbers) -> Histogram:
 
 
 def throughput(finished: Numbers, seconds: Numbers) -> Histogram:
-    """Number of records that finished in equal intervals of time, from the start of the first.
+    """Count the records that finished in equal intervals of time, from the start of the first record.
 
     Args:
         finished: Times in seconds since 1970.
@@ -189,61 +199,68 @@ def throughput(finished: Numbers, seconds: Numbers) -> Histogram:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Curve:
-    """Distribution of a value over a sample of images at each timestep."""
+    """Distribution of a value over a sample of images, at each timestep."""
 
     timesteps: Numbers
     """Timesteps of the network, the noisiest first, [T]."""
 
     low: Numbers
-    """10 % of the images are below it, [T]."""
+    """Quantile with 10 % of the images below it, [T]."""
 
     median: Numbers
+    """Median, [T]."""
+
     high: Numbers
-    """10 % of the images are above it, [T]."""
+    """Quantile with 10 % of the images above it, [T]."""
 
 
 def by_timestep(timesteps: Numbers, values: Numbers) -> Curve:
-    """The distribution of the values of at least one image, [images, T]."""
+    """Compute the distribution of values at each timestep.
+
+    Args:
+        timesteps: Timesteps of the network, [T].
+        values: Values of at least one image, [images, T].
+    """
     low, median, high = np.quantile(values, [0.1, 0.5, 0.9], axis=0)
     return Curve(timesteps, low, median, high)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
-    """Values that only the `.json` members of inversions hold."""
+    """Values from the `.json` members of a sample of inversions."""
 
     timesteps: Numbers
     """Timesteps of the network, the noisiest first, [T]."""
 
     losses: Numbers
-    """[images, T]."""
+    """Losses of the guided steps, [images, T]."""
 
     inner_steps: Numbers
-    """[images, T]."""
+    """Numbers of updates of the embedding, [images, T]."""
 
     errors: list[str]
-    """Errors of the parts that cannot be read."""
+    """Error of each part that cannot be read."""
 
 
 def read_sample(rows: Iterable[tuple[Path, Row]], num_steps: int) -> Sample:
     """Read a sample of inversions.
 
     Args:
-        rows: Rows, each with its manifest.
+        rows: Rows of the sample, each with its manifest.
         num_steps: Number of timesteps, T.
     """
-    found: list[Numbers] = []
+    values: list[Numbers] = []
     errors: list[str] = []
     names: dict[Path, set[str]] = {}
     for manifest, row in rows:
         names.setdefault(manifest.with_suffix(".tar"), set()).add(member_name(row.key))
-    for part, wanted in names.items():
+    for part, members in names.items():
         try:
-            for metadata in read_metadata(part, wanted):
+            for metadata in read_metadata(part, members):
                 lists = [metadata[name] for name in ("timesteps", "losses", "inner_steps")]
-                # the checksum covers the whole member
-                found.append(np.array(lists, dtype=np.float64).reshape(3, num_steps))
+                # lists of another length are damage, too: no checksum is checked here
+                values.append(np.array(lists, dtype=np.float64).reshape(3, num_steps))
         except DAMAGE as error:
             errors.append(f"{part} is damaged: {error!r}")
-    timesteps, losses, inner_steps = np.array(found).reshape(-1, 3, num_steps).transpose(1, 0, 2)
+    timesteps, losses, inner_steps = np.array(values).reshape(-1, 3, num_steps).transpose(1, 0, 2)
     return Sample(timesteps[:1].ravel(), losses, inner_steps, errors)

@@ -86,7 +86,7 @@ def summaries(page: Element) -> dict[str, str]:
     return {chart.all("h3")[0].text: chart.all("figcaption")[0].text for chart in charts}
 
 
-def pictures(example: Element) -> dict[str, np.ndarray]:
+def images(example: Element) -> dict[str, np.ndarray]:
     """Return the pixels of each image by its title, uint8 [height, width, 3]."""
     found = {}
     for figure in example.all("figure"):

@@ -172,7 +172,7 @@ def test_what_does_not_fit_an_image_fails_in_words_and_its_neighbours_are_made(
         "failed": ({"key": "html", "edit_prompt": "x"}, "its inversion has failed at stage 'image'"),
         "prompt": (
             {"key": "000", "prompt": "a dog", "edit_prompt": "a cat"},
-            "the edit is for the prompt 'a dog', and the image was inverted with 'a small red circle, number 0'",
+            "the edit is for the prompt 'a dog', but the image was inverted with 'a small red circle, number 0'",
         ),
         "word": (
             {"key": "000", "edit_prompt": "a blue circle", "equalizer": {"square": 2}},
@@ -215,7 +215,7 @@ def test_a_picture_that_is_not_finite_fails_alone(inverted: Path, tmp_path: Path
     assert main(edit(inverted, tmp_path / "out", flag)) == 3
     found = {name: row for (_, _, name), row in rows(tmp_path / "out").items()}
     assert {name: row.status for name, row in found.items()} == {"0": "done", "1": "failed", "2": "done"}
-    assert found["1"].error == "the picture is not finite"
+    assert found["1"].error == "the edited image is not finite"
 
 
 def test_what_has_failed_is_tried_again_when_asked_for(tiny_model: Path, tmp_path: Path):

@@ -261,7 +261,7 @@ def test_equal_jobs_give_equal_bits(tiny_model: Path, shards: str, tmp_path: Pat
 
 WRONG = {
     "--model.num_stepz=3": "num_stepz",
-    "--model.name=/no/such/model": "model '/no/such/model' is no folder: give a folder",
+    "--model.name=/no/such/model": "model '/no/such/model' is not a folder: give a diffusers checkpoint folder",
     "--data.shards=/no/such/*.tar": "no file matches '/no/such/*.tar'",
     "--data.caption=xml": "caption is 'xml'; allowed are 'txt' and 'json:FIELD'",
     "--data.height=15": "height 15 and width 16 does not fit",

@@ -1,4 +1,4 @@
-"""Every family of models through the front door: inverted, checked, replayed, edited, and no UNet call too many."""
+"""Every family of models through the commands: inversion, reconstruction, edits, and the number of UNet calls."""
 
 from pathlib import Path
 
@@ -23,17 +23,17 @@ FAMILIES = {
     "tiny_zero_snr_model": (77, 8),
     "tiny_xl_model": (78, 20),
 }
-"""Rows and width of an embedding."""
+"""Number of rows and width of an embedding, by fixture."""
 
 SOURCE = "a small red circle, number 1"
-"""Of `captioned`."""
+"""Caption of image 001 of `captioned`."""
 
 
 @pytest.mark.parametrize(
     ("family", "size"),
     list(zip(FAMILIES, [(16, 24), (16, 16), (16, 16), (24, 16)], strict=True)),
 )
-def test_what_is_inverted_is_replayed_from_the_files_and_edited(
+def test_inversions_are_reconstructed_from_their_files_and_edited(
     family: str, size: tuple[int, int], tmp_path: Path, request: pytest.FixtureRequest
 ):
     folder, (height, width) = request.getfixturevalue(family), size
@@ -55,7 +55,7 @@ def test_what_is_inverted_is_replayed_from_the_files_and_edited(
         "blend_words": ["circle", "green ring"],
         "blend_start": 0.4,
     }
-    asked = listed(
+    edits_flag = listed(
         tmp_path / "edits.jsonl",
         {"key": "001", "name": "rebuilt"},
         {"key": "001", "name": "own", "edit_prompt": SOURCE},
@@ -63,40 +63,40 @@ def test_what_is_inverted_is_replayed_from_the_files_and_edited(
         {"key": "001", "name": "none", **blended, "blend_threshold": 1.0},
         {"key": "001", "name": "all", **blended, "blend_threshold": 0.0},
     )
-    assert main([*edit(out, edits), asked]) == 0
-    found = {name: picture for (_, _, name), picture in edited_images(edits).items()}
-    assert {picture.shape for picture in found.values()} == {(3, height, width)}
-    assert difference(found["own"], found["rebuilt"]) <= 1
-    assert difference(found["none"], found["rebuilt"]) <= 1
-    assert difference(found["other"], found["rebuilt"]) > 1
-    assert difference(found["all"], found["rebuilt"]) > 1
+    assert main([*edit(out, edits), edits_flag]) == 0
+    edited = {name: pixels for (_, _, name), pixels in edited_images(edits).items()}
+    assert {pixels.shape for pixels in edited.values()} == {(3, height, width)}
+    assert difference(edited["own"], edited["rebuilt"]) <= 1
+    assert difference(edited["none"], edited["rebuilt"]) <= 1
+    assert difference(edited["other"], edited["rebuilt"]) > 1
+    assert difference(edited["all"], edited["rebuilt"]) > 1
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_is_accepted_at_first_sight_costs_the_floor_of_the_method(
+def test_images_accepted_without_an_update_cost_three_forward_passes_a_step(
     family: str, tmp_path: Path, request: pytest.FixtureRequest
 ):
     shard = write_shard(tmp_path / "a.tar", captioned(3))
     job = arguments(request.getfixturevalue(family), shard, tmp_path / "out", "--model.early_stop_epsilon=1e9")
     assert main(job) == 0
-    found = [(s.metadata["forwards"], s.metadata["backwards"]) for s in read_inversions(tmp_path / "out")]
-    assert found == [(3 * 3, 0)] * 3
+    costs = [(s.metadata["forwards"], s.metadata["backwards"]) for s in read_inversions(tmp_path / "out")]
+    assert costs == [(3 * 3, 0)] * 3
 
 
 @pytest.mark.parametrize("method", ["negative-prompt", "direct", "ddim"])
-def test_the_other_methods_know_the_pooled_embedding(tiny_xl_model: Path, tmp_path: Path, method: str):
+def test_the_other_methods_store_the_pooled_embedding(tiny_xl_model: Path, tmp_path: Path, method: str):
     shard, out = write_shard(tmp_path / "a.tar", captioned(2)), tmp_path / "out"
     assert main(arguments(tiny_xl_model, shard, out, f"--model.method={method}", "--output.storage=compact")) == 0
     assert main(["verify", str(out), "--recompute=2"]) == 0
     assert {s.null_embeddings.shape for s in read_inversions(out)} == {(3, 78, 20)}
 
 
-@pytest.mark.parametrize("moves", [False, True])
-def test_a_reader_splits_off_the_pooled_embedding_which_moves_when_asked_to(
-    tiny_xl_model: Path, tmp_path: Path, moves: bool
+@pytest.mark.parametrize("optimize_pooled", [False, True])
+def test_a_reader_splits_off_the_pooled_embedding_which_changes_only_if_it_is_optimized(
+    tiny_xl_model: Path, tmp_path: Path, optimize_pooled: bool
 ):
     shard, out = write_shard(tmp_path / "a.tar", captioned(1)), tmp_path / "out"
-    flags = ["--model.null_init=prompt", f"--model.optimize_pooled={str(moves).lower()}"]
+    flags = ["--model.null_init=prompt", f"--model.optimize_pooled={str(optimize_pooled).lower()}"]
     never = ["--model.early_stop_epsilon=0", "--model.early_stop_growth=0"]
     assert main([*arguments(tiny_xl_model, shard, out), *flags, *never]) == 0
     (stored,) = read_inversions(out)
@@ -104,10 +104,10 @@ def test_a_reader_splits_off_the_pooled_embedding_which_moves_when_asked_to(
     assert tokens.shape == (3, 77, 20)
     assert pooled is not None
     start = StableDiffusion.load(ModelSource(str(tiny_xl_model))).embed_prompts([stored.prompt])[0, -1, :6]
-    assert torch.equal(pooled, start.expand(3, 6)) == (not moves)
+    assert torch.equal(pooled, start.expand(3, 6)) == (not optimize_pooled)
 
 
-def test_without_a_pooled_embedding_there_is_nothing_to_split_off(tiny_model: Path, tmp_path: Path):
+def test_embeddings_without_a_pooled_row_are_not_split(tiny_model: Path, tmp_path: Path):
     shard = write_shard(tmp_path / "a.tar", captioned(1))
     assert main(arguments(tiny_model, shard, tmp_path / "out")) == 0
     (stored,) = read_inversions(tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Checkpoints in Stable Diffusion's original layout against the folders that they were made of."""
+"""Single-file checkpoints in Stable Diffusion's original layout, against the diffusers folders they come from."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from nti_batch.models.supported import ModelDescription
 @pytest.mark.parametrize(
     ("family", "open_clip"), [("tiny_model", False), ("tiny_v_model", True), ("tiny_xl_model", False)]
 )
-def test_every_network_gives_what_the_folders_gives(
+def test_networks_from_a_single_file_equal_those_from_the_folder(
     family: str, open_clip: bool, tmp_path: Path, request: pytest.FixtureRequest
 ):
     folder = request.getfixturevalue(family)
@@ -33,7 +33,7 @@ def test_every_network_gives_what_the_folders_gives(
     torch.manual_seed(0)
     latents, pixels = torch.randn(1, 4, 8, 8), torch.randint(256, (1, 3, 16, 16), dtype=torch.uint8)
     embeddings = whole.embed_prompts(["a small red ring"])
-    # to rounding: weights lie at other places in memory, and kernels follow that
+    # outputs are equal to rounding: kernels depend on where the weights lie in memory
     torch.testing.assert_close(single.embed_prompts(["a small red ring"]), embeddings)
     torch.testing.assert_close(single.encode_images(pixels), whole.encode_images(pixels))
     torch.testing.assert_close(single.decode_latents(latents), whole.decode_latents(latents))
@@ -41,21 +41,21 @@ def test_every_network_gives_what_the_folders_gives(
     torch.testing.assert_close(*noises, atol=1e-5, rtol=1e-5)
 
 
-def test_the_job_inverts_and_edits_with_one_file(tiny_xl_model: Path, tmp_path: Path):
+def test_the_job_inverts_and_edits_with_a_single_file(tiny_xl_model: Path, tmp_path: Path):
     file = write_checkpoint(tiny_xl_model, tmp_path / "model.safetensors")
     shard = write_shard(tmp_path / "a.tar", captioned(1))
     for name, source in {"file": [file, f"--model.config={tiny_xl_model}"], "folder": [tiny_xl_model]}.items():
         assert main([*arguments(source[0], shard, tmp_path / name), *source[1:]]) == 0
     (single,), (whole,) = (list(read_inversions(tmp_path / name)) for name in ("file", "folder"))
     torch.testing.assert_close(single.noise_latents, whole.noise_latents, atol=1e-4, rtol=1e-4)
-    # the run says where its model is, and another place can be given
+    # the run stores the place of its model, and a flag overrides it
     moved = file.rename(tmp_path / "moved.safetensors")
     place = [f"--model.name={moved}", f"--model.config={tiny_xl_model}"]
     assert main([*edit(tmp_path / "file", tmp_path / "edits"), *place]) == 0
     assert len(edited_images(tmp_path / "edits")) == 1
 
 
-def test_a_file_is_loaded_in_the_precision_that_is_asked_for(tiny_model: Path, tmp_path: Path):
+def test_a_single_file_is_loaded_in_the_requested_precision(tiny_model: Path, tmp_path: Path):
     file = write_checkpoint(tiny_model, tmp_path / "model.safetensors")
     save_file({name: tensor.half() for name, tensor in load_file(file).items()}, file)
     networks = StableDiffusion.load(ModelSource(str(file), config=str(tiny_model)), "bfloat16")
@@ -71,7 +71,7 @@ def test_a_file_is_loaded_in_the_precision_that_is_asked_for(tiny_model: Path, t
         ("cond_stage_model.transformer.text_model.final_layer_norm.bias", "text_encoder"),
     ],
 )
-def test_a_file_that_lacks_weights_is_refused(tiny_model: Path, tmp_path: Path, lost: str, part: str):
+def test_a_single_file_that_lacks_weights_is_refused(tiny_model: Path, tmp_path: Path, lost: str, part: str):
     file = write_checkpoint(tiny_model, tmp_path / "model.safetensors")
     weights = load_file(file)
     del weights[lost]
@@ -99,14 +99,18 @@ def test_a_damaged_file_is_refused(tiny_model: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("name", "config", "words"),
     [
-        ("model.ckpt", None, "is a pickled checkpoint, which can run any code: only .safetensors is taken"),
-        ("absent.safetensors", "CONFIG", "there is no such file"),
-        ("model.safetensors", None, "holds weights alone: add --model.config with a folder or hub id"),
-        ("model.safetensors", "/no/such/config", "'/no/such/config' is no folder: give a folder"),
-        ("demo", "CONFIG", "is no .safetensors file"),
+        ("model.ckpt", None, "is a pickled checkpoint, which can run any code; allowed: .safetensors"),
+        ("absent.safetensors", "CONFIG", "the file does not exist"),
+        (
+            "model.safetensors",
+            None,
+            "holds only weights: add --model.config with a diffusers checkpoint folder or hub id",
+        ),
+        ("model.safetensors", "/no/such/config", "'/no/such/config' is not a folder: give a diffusers checkpoint"),
+        ("demo", "CONFIG", "is not a .safetensors file"),
     ],
 )
-def test_what_cannot_be_is_refused_in_words(
+def test_a_model_that_cannot_be_loaded_is_refused_with_the_reason(
     tiny_model: Path, tmp_path: Path, name: str, config: str | None, words: str
 ):
     (tmp_path / "model.safetensors").touch()

@@ -111,13 +111,13 @@ def test_a_bfloat16_unet_gives_float32_noise_and_a_like_gradient(tiny_model: Pat
 
 def test_a_missing_folder_is_refused():
     with pytest.raises(
-        ValueError, match=r"'/no/such/model' is no folder: give a folder in diffusers' layout, a hub id"
+        ValueError, match=r"'/no/such/model' is not a folder: give a diffusers checkpoint folder, a hub id"
     ):
         ModelDescription.of(ModelSource("/no/such/model"))
 
 
 def test_a_folder_without_a_unet_is_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"has no unet/config.json: a folder in diffusers' layout with unet, vae"):
+    with pytest.raises(ValueError, match=r"has no unet/config.json: give a diffusers checkpoint folder with unet, vae"):
         ModelDescription.of(ModelSource(str(tmp_path)))
 
 
@@ -150,7 +150,7 @@ def test_a_pickled_checkpoint_is_refused_in_words(tiny_model: Path, tmp_path: Pa
     for weights in (folder / part).glob("*.safetensors"):
         weights.unlink()
     torch.save({}, folder / part / f"{stem}.bin")
-    with pytest.raises(ValueError, match="Only safetensors weights are taken, since a pickled checkpoint"):
+    with pytest.raises(ValueError, match="Allowed: safetensors weights, since a pickled checkpoint"):
         load(folder)
 
 

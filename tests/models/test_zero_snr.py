@@ -114,5 +114,5 @@ def test_any_other_spacing_is_leading(tiny_model: Path, tmp_path: Path, spacing:
 
 def test_with_noise_prediction_it_is_refused_in_words(tiny_zero_snr_model: Path, tmp_path: Path):
     folder = change_scheduler(tiny_zero_snr_model, tmp_path / "model", prediction_type="epsilon")
-    with pytest.raises(ValueError, match=r"ends in noise alone \(rescale_betas_zero_snr\).*'v_prediction'"):
+    with pytest.raises(ValueError, match=r"schedule of zero terminal SNR \(rescale_betas_zero_snr\).*'v_prediction'"):
         ModelDescription.of(ModelSource(str(folder)))

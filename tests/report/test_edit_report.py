@@ -1,11 +1,11 @@
-"""`nti-batch report` on a run of edits."""
+"""`nti-batch report` describes a run of edits."""
 
 import json
 from pathlib import Path
 
 import pytest
 from helpers.jobs import arguments
-from helpers.pages import Element, facts, pictures, read_page, summaries, table
+from helpers.pages import Element, facts, images, read_page, summaries, table
 from helpers.tiny import captioned, write_shard
 
 from nti_batch import read_inversions
@@ -18,18 +18,18 @@ HOSTILE = 'a <script>alert(1)</script> & "blue" circle'
 
 @pytest.fixture(scope="module")
 def edited(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Edits of three images, two of which have masks, and one of a key that is not there."""
+    """Edits of three images, two of which have masks, and one edit whose key does not exist."""
     folder = tmp_path_factory.mktemp("edit report")
     shard = write_shard(folder / "a.tar", captioned(3))
     assert main(arguments(tiny_model, shard, folder / "inverted")) == 0
     mask = {"mask": [0, 16], "mask_size": [8, 8]}
-    asked = [
+    edits = [
         {"key": "000", "name": "one", "edit_prompt": HOSTILE, **mask},
         {"key": "001", "name": "two", "edit_prompt": "a large red circle, number 1", **mask},
         {"key": "002", "name": "three", "edit_prompt": "a small green circle, number 2"},
         {"key": "<b>9</b>", "name": "four", "edit_prompt": "a star"},
     ]
-    (folder / "edits.jsonl").write_text("".join(json.dumps(line) + "\n" for line in asked))
+    (folder / "edits.jsonl").write_text("".join(json.dumps(line) + "\n" for line in edits))
     job = ["edit", f"--data.inversions={folder}/inverted", f"--data.edits={folder}/edits.jsonl"]
     assert main([*job, f"--output.dir={folder}/out", "--trainer.accelerator=cpu"]) == 3
     return folder
@@ -40,14 +40,14 @@ def written(out: Path) -> Element:
     return read_page(out / "report.html")
 
 
-def test_a_run_of_edits_has_its_own_numbers_and_pictures(edited: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_page_of_a_run_of_edits_shows_its_numbers_and_images(edited: Path, capsys: pytest.CaptureFixture[str]):
     page = written(edited / "out")
     capsys.readouterr()
     assert main(["status", str(edited / "out"), "--json"]) == 0
     status = json.loads(capsys.readouterr().out)
-    said = facts(page)
-    assert (said["done"], said["failed"], said["missing"]) == ("3", "1", "0")
-    assert said["mean PSNR of the unedited part of 2"] == f"{status['psnr_unedited']:.2f} dB"
+    numbers = facts(page)
+    assert (numbers["done"], numbers["failed"], numbers["missing"]) == ("3", "1", "0")
+    assert numbers["mean PSNR of the unedited part of 2"] == f"{status['psnr_unedited']:.2f} dB"
     assert list(summaries(page)) == ["Throughput", "PSNR of the unedited part", "SSIM of the unedited part"]
     ((stage, reason, count),) = table(page, "Failures")
     assert (stage, count) == ("inversion", "1") and "a/<b>9</b>" in reason
@@ -63,23 +63,23 @@ def test_a_run_of_edits_has_its_own_numbers_and_pictures(edited: Path, capsys: p
     by_name = {row.name: pixels.permute(1, 2, 0).numpy() for row, pixels in done}
     prompts = {f"{s.shard}/{s.key}": s.prompt for s in read_inversions(edited / "inverted")}
     for article in page.all("article"):
-        source, name = pictures(article)
+        source, name = images(article)
         assert source == "source"
-        assert (pictures(article)[name] == by_name[name]).all()
+        assert (images(article)[name] == by_name[name]).all()
         assert article.all("p")[0].text == prompts[article.all("h4")[0].text]
     assert HOSTILE in [p.text for p in page.all("p")]
     assert page.all("script") == []
 
 
-def test_without_the_inversions_model_edits_are_shown_alone(edited: Path):
+def test_without_the_model_of_the_inversions_the_page_shows_only_the_edits(edited: Path):
     run_file = edited / "inverted" / "run.json"
-    told = run_file.read_text()
+    original = run_file.read_text()
     try:
-        damaged = json.loads(told)
+        damaged = json.loads(original)
         damaged["settings"]["model"]["name"] = str(edited / "nowhere")
         run_file.write_text(json.dumps(damaged))
         page = written(edited / "out")
     finally:
-        run_file.write_text(told)
+        run_file.write_text(original)
     assert "No image could be reconstructed" in page.all("div", "notes")[0].text
-    assert {tuple(pictures(article)) for article in page.all("article")} == {("one",), ("two",)}
+    assert {tuple(images(article)) for article in page.all("article")} == {("one",), ("two",)}

@@ -1,4 +1,4 @@
-"""`nti-batch verify` of a run of edits finds every flipped byte, lost and doubled edit, and nothing else."""
+"""`nti-batch verify` reports every flipped bit and every lost or duplicated edit of a run, and nothing else."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ ON_CPU = "--trainer.accelerator=cpu"
 
 @pytest.fixture(scope="module")
 def finished(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of three edits, one of which fails."""
+    """Output folder of a run of three edits, one of which fails."""
     folder = tmp_path_factory.mktemp("edit-verify")
     shard = write_shard(folder / "a.tar", captioned(2))
     model = [f"--model.name={tiny_model}", "--model.num_steps=2", "--model.method=negative-prompt"]
@@ -29,17 +29,17 @@ def finished(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture
 def out(finished: Path, tmp_path: Path) -> Path:
-    """A copy of it."""
+    """Copy of the output folder."""
     return Path(shutil.copytree(finished, tmp_path / "out"))
 
 
 def findings(out: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
-    """A line for each, as the command prints them."""
+    """Return a line for each finding of the command."""
     capsys.readouterr()
     code = main(["verify", str(out), "--json"])
-    found = [f"{line['where']}: {line['what']}" for line in json.loads(capsys.readouterr().out)]
-    assert code == bool(found)
-    return found
+    lines = [f"{finding['where']}: {finding['what']}" for finding in json.loads(capsys.readouterr().out)]
+    assert code == bool(lines)
+    return lines
 
 
 def test_a_good_run_of_edits_has_no_findings(out: Path, capsys: pytest.CaptureFixture[str]):
@@ -55,7 +55,7 @@ def test_a_flipped_bit_of_a_run_of_edits_is_found(out: Path, ending: str, capsys
         assert findings(out, capsys), f"byte {place} of {path.name}"
 
 
-def test_lost_and_doubled_edits_are_named(out: Path, capsys: pytest.CaptureFixture[str]):
+def test_lost_and_duplicated_edits_are_reported(out: Path, capsys: pytest.CaptureFixture[str]):
     (manifest,) = (out / "edits").glob("*.jsonl")
     for path in (manifest, manifest.with_suffix(".tar")):
         shutil.copy(path, path.with_name(path.name.replace(".00000.", ".00001.")))
@@ -68,11 +68,11 @@ def test_lost_and_doubled_edits_are_named(out: Path, capsys: pytest.CaptureFixtu
     assert findings(out, capsys) == missing
 
 
-def test_a_strange_file_is_named(out: Path, capsys: pytest.CaptureFixture[str]):
+def test_an_unexpected_file_is_reported(out: Path, capsys: pytest.CaptureFixture[str]):
     (out / "edits" / "b.0of1.00000.tar").touch()
     assert ["b.0of1.00000.tar: belongs to no work unit" in line for line in findings(out, capsys)] == [True]
 
 
-def test_what_only_inversions_have_is_refused(out: Path, capsys: pytest.CaptureFixture[str]):
+def test_recomputing_edits_is_refused(out: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["verify", str(out), "--recompute", "1"]) == 2
     assert "has edits, and --recompute checks inversions" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`nti-batch verify` finds every flipped byte, every lost and every doubled image, and nothing else."""
+"""`nti-batch verify` reports every flipped bit and every lost or duplicated image of a run, and nothing else."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ from nti_batch.settings import flatten
 
 @pytest.fixture(scope="module")
 def finished(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two shards, one image of which is bad, and their run."""
+    """Folder with two shards, which have one damaged image, and their run."""
     folder = tmp_path_factory.mktemp("verify")
     write_shard(folder / "a.tar", captioned(2))
     write_shard(folder / "b.tar", captioned(1) | {"bad.png": b"<html>", "bad.txt": b"a page"})
@@ -41,13 +41,13 @@ def finished(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture
 def run(finished: Path, tmp_path: Path) -> InversionRun:
-    """A copy of that run."""
+    """Copy of the run."""
     return open_inversions(Path(shutil.copytree(finished / "out", tmp_path / "out")))
 
 
 def findings(run: InversionRun, recompute: int = 0) -> list[str]:
-    """A line for each finding."""
-    return [f"{found.where}: {found.what}" for found in verify_run(plan_of(open_inversions(run.out)), recompute)]
+    """Return a line for each finding."""
+    return [f"{finding.where}: {finding.what}" for finding in verify_run(plan_of(open_inversions(run.out)), recompute)]
 
 
 def test_a_good_run_has_no_findings(run: InversionRun, capsys: pytest.CaptureFixture[str]):
@@ -58,7 +58,7 @@ def test_a_good_run_has_no_findings(run: InversionRun, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize("pattern", ["*.tar", "*.jsonl", "*.complete", "../run.json"])
-def test_a_flipped_bit_is_found_wherever_it_is(run: InversionRun, pattern: str):
+def test_a_flipped_bit_is_found_anywhere_in_a_file(run: InversionRun, pattern: str):
     for path in sorted(run.folder.glob(pattern)):
         content = path.read_bytes()
         for place in range(0, len(content), max(1, len(content) // 25)):
@@ -81,7 +81,7 @@ def test_a_flipped_bit_in_the_name_of_a_setting_or_figure_is_found(run: Inversio
             assert findings(run), name
 
 
-def test_lost_and_doubled_images_are_named(run: InversionRun):
+def test_lost_and_duplicated_images_are_reported(run: InversionRun):
     manifest = run.folder / "a.0of1.00000.jsonl"
     shutil.copy(manifest, run.folder / "a.0of1.00001.jsonl")
     shutil.copy(manifest.with_suffix(".tar"), run.folder / "a.0of1.00001.tar")
@@ -92,7 +92,7 @@ def test_lost_and_doubled_images_are_named(run: InversionRun):
     assert lost == [f"a/{key}: is in the input and not committed" for key in ("000", "001")]
 
 
-def test_what_is_left_of_a_dead_job_and_strange_files_are_named(run: InversionRun):
+def test_files_of_a_killed_job_and_unexpected_files_are_reported(run: InversionRun):
     (run.folder / "a.0of1.00001.tar.tmp").touch()
     (run.folder / "c.0of1.00000.tar").touch()
     first, second = findings(run)
@@ -101,7 +101,7 @@ def test_what_is_left_of_a_dead_job_and_strange_files_are_named(run: InversionRu
 
 
 def test_a_reconstruction_that_misses_its_psnr_is_reported(run: InversionRun, tiny_model: Path):
-    """The weights of another model, under the name of the run's."""
+    """The settings of the run name another model."""
     settings = json.loads((run.out / RUN_FILE).read_text())
     other = write_model(run.out / "other", seed=1)
     settings["settings"]["model"]["name"] = str(other)
@@ -109,18 +109,18 @@ def test_a_reconstruction_that_misses_its_psnr_is_reported(run: InversionRun, ti
     assert any("is reconstructed at" in finding for finding in findings(open_inversions(run.out), recompute=3))
 
 
-def test_a_shard_of_the_input_that_is_gone_is_named(run: InversionRun, tmp_path: Path, finished: Path):
+def test_a_missing_input_shard_is_reported(run: InversionRun, tmp_path: Path, finished: Path):
     moved = write_shard(tmp_path / "a.tar", captioned(3))
     shards = f"{moved}::{finished}/b.tar"
-    found = [f"{f.where}: {f.what}" for f in verify_run(plan_of(run, shards.split("::")), 0)]
-    assert found == ["a/002: is in the input and not committed"]
+    lines = [f"{f.where}: {f.what}" for f in verify_run(plan_of(run, shards.split("::")), 0)]
+    assert lines == ["a/002: is in the input and not committed"]
     moved.unlink()
     assert any(
         str(moved) in f.where and "cannot be read" in f.what for f in verify_run(plan_of(run, shards.split("::")), 0)
     )
 
 
-def test_a_damaged_work_unit_that_is_moved_away_is_inverted_again(finished: Path, run: InversionRun):
+def test_a_work_unit_whose_damaged_files_are_removed_is_inverted_again(finished: Path, run: InversionRun):
     unit = units_of(run)[0]
     (damaged,) = run.folder.glob(f"{unit.name}.*.tar")
     damaged.write_bytes(bytes(512) + damaged.read_bytes()[512:])
