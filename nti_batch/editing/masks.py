@@ -39,17 +39,10 @@ def _cut(length: int, pieces: int, scale: Fraction) -> list[slice]:
     return [slice(math.floor(first), math.ceil(last)) for first, last in pairwise(edges)]
 
 
-def check_runs(runs: Sequence[int]) -> None:
-    """Check that numbers are the runs of a mask.
-
-    Raises:
-        ValueError: If they are no pairs, or one of them is negative.
-    """
-    if len(runs) % 2 or any(number < 0 for number in runs):
-        raise ValueError(
-            f"mask has {len(runs)} numbers, the least of them {min(runs, default=0)}, allowed: pairs of a start and a "
-            "length, [start, length, start, length, ...], none below 0"
-        )
+def check_pairs(runs: Sequence[int]) -> None:
+    """Raise a ValueError unless the numbers are pairs of a start and a length."""
+    if len(runs) % 2:
+        raise ValueError(f"the mask's runs are {len(runs)} numbers, allowed: pairs of a start and a length")
 
 
 def check_mask(mask: Mask) -> None:
@@ -60,10 +53,10 @@ def check_mask(mask: Mask) -> None:
     """
     if mask.height < 1 or mask.width < 1:
         raise ValueError(f"the mask's grid has height {mask.height} and width {mask.width}, allowed: at least 1")
-    check_runs(mask.runs)
+    check_pairs(mask.runs)
     pixels = mask.height * mask.width
     for start, length in _pairs(mask):
-        if start + length > pixels:
+        if start < 0 or length < 0 or start + length > pixels:
             raise ValueError(
                 f"the mask has a run of {length} pixels from {start} on, allowed: runs within the {pixels} pixels "
                 f"of its grid of height {mask.height} and width {mask.width}; give the size of the image that it "

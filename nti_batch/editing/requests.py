@@ -20,7 +20,7 @@ from pathlib import Path
 from nti_batch.data.tables import Cells, csv_lines, json_lines
 from nti_batch.diffusion.edit_settings import EditSettings
 from nti_batch.editing.columns import REQUEST_COLUMNS, SETTINGS_COLUMNS, read_cells
-from nti_batch.editing.masks import check_runs
+from nti_batch.editing.masks import check_pairs
 from nti_batch.output.manifest_rows import member_name
 from nti_batch.output.serialization import StoredInversion
 from nti_batch.phrases import and_more
@@ -129,5 +129,5 @@ def _request(cells: Cells, shards: list[str], defaults: EditSettings, counts: Co
 def _mask(runs: tuple[int, ...], size: tuple[int, ...]) -> Mask:
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"mask_size is {list(size)}, allowed: [height, width], both at least 1")
-    check_runs(runs)
+    check_pairs(runs)
     return Mask(runs, *size)

@@ -15,6 +15,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from helpers.tiny import captioned, write_shard
 from PIL import Image
 
+from nti_batch import edit_image
 from nti_batch.benchmarks import edits, inner_step
 from nti_batch.benchmarks.full_size import Family, random_unet
 from nti_batch.benchmarks.inner_step import AUTHORS, JOB, Step, timed_step
@@ -142,7 +143,6 @@ def test_the_edit_job_is_compared_with_a_loop_over_the_same_edits(
     assert main(["invert", *flags, "--trainer.accelerator=cpu", f"--output.dir={tmp_path}"]) == 0
     capsys.readouterr()
     edited: list[str | None] = []
-    edit_image = edits.edit_image
 
     def counted(image: StoredInversion, prompt: str | None, networks: StableDiffusion) -> Image.Image:
         edited.append(image.key)
