@@ -239,7 +239,7 @@ class EditRow(Row):
 
     @classmethod
     def _of_failure(cls, failure: Failure) -> dict[str, Any]:
-        # zero-argument super() does not work in a dataclass with slots
+        # zero-argument super() does not work in a slotted dataclass
         return {**Row._of_failure(failure), "name": failure.name}
 
 
