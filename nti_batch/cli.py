@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import version
+
+import nti_batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ COMMANDS = {
     "verify": Command("check a run: checksums, shapes, one commit for each record, nothing missing", "verify"),
     "score": Command("score a run of edits that have masks", "score"),
     "export": Command("write inversions in the layout of diffusers", "export"),
+    "env": Command("print versions and devices, for a bug report", "env"),
     "completion": Command("print a script that completes commands and flags in the shell", "completion"),
 }
 
@@ -58,7 +60,7 @@ def command_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nti-batch", description="Null-text inversion of image collections: prepares real images for editing."
     )
-    parser.add_argument("--version", action="version", version=version("nti-batch"))
+    parser.add_argument("--version", action="version", version=f"%(prog)s {nti_batch.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
         commands.add_parser(name, help=command.help)

@@ -6,7 +6,7 @@ import os
 import socket
 import time
 from contextlib import suppress
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
@@ -76,7 +76,7 @@ def _whoami() -> dict[str, str | int]:
     if job := os.environ.get("SLURM_JOB_ID"):
         owner["Slurm job"] = job
         owner["restarts"] = _restarts()
-    return {**owner, "since": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+    return {**owner, "since": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
 def _restarts() -> int:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self, cast, get_args
 
-from nti_batch.diffusion.edits import EditSettings
+from nti_batch.diffusion.edit_settings import EditSettings
 from nti_batch.diffusion.rounding import Storage
 from nti_batch.diffusion.settings import InversionSettings, Method, NullInit, Solver
 from nti_batch.json_object import Json, JsonObject

@@ -20,7 +20,7 @@ from helpers.tiny_scores import torchmetrics_lpips, write_clip, write_dino, writ
 from PIL import Image
 
 from nti_batch.cli import main
-from nti_batch.diffusion.edits import EditSettings
+from nti_batch.diffusion.edit_settings import EditSettings
 from nti_batch.editing.requests import read_requests
 
 ROOT = Path(__file__).parents[1]

@@ -12,7 +12,7 @@ import nti_batch
 PACKAGE = Path(nti_batch.__file__).parent
 PACKAGES = [
     "files",
-    "durations",
+    "phrases",
     "exit_codes",
     "json_object",
     "lock",

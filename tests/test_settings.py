@@ -1,4 +1,4 @@
-"""`run.json`: its content is fixed, and each thing wrong in it is reported with file, key, value and what is allowed."""
+"""`run.json`: its keys are fixed, and an error in it is reported with file, key, value and what is allowed."""
 
 import json
 import shutil

@@ -11,17 +11,17 @@ OLD = [
     r"slots(?!=True)",
     r"find_slots",
     r"cross_share|self_share|word_shares|word_weights",
-    r"data\.slices|slices_per|\.slices|slices=(?!\d)",
+    r"data\.slices|slices_per|(?<!net)\.slices|slices=(?!\d)",
     r"(?<=model\.)(start|rows)",
     r"class Look|Look\(|wants_gradient",
-    r"retreat|climb|trusted|can_move|_lands",
+    r"retreat|climb|\.trusted|can_move|_lands",
     r"def settle|def adopt|\.verdict\(|tick\(",
     r"MOST|WORTHWHILE|PATIENCE|PAUSES|STALL_SECONDS",
     r"NullTextInversion|NullTextSettings|NullTextState",
     r"UnitRead|Flight|(?<=\.)ended|Unpacked|strangers|faults|Pace",
     r"told|tell_plan|conclude|assemble",
-    r"appearing|write_whole|write_beside|authors_loop|stopwatch|Turn|side_by_side",
-    r"EditImages|PartsWriter|InversionDataModule|EditDataModule|InversionRow",
+    r"appearing|write_whole|write_beside|authors_loop|stopwatch|class Turn|side_by_side",
+    r"EditImages|PartsWriter|InversionDataModule|EditDataModule|ManifestRow",
 ]
 PATTERN = re.compile("|".join(rf"\b(?:{old})(?!\w)" for old in OLD))
 FILES = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()

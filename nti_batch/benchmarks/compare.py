@@ -8,8 +8,8 @@ from functools import cache, partial
 from statistics import fmean
 from typing import Literal
 
-from nti_batch.benchmarks.inverted import Inverted, Score, score
 from nti_batch.benchmarks.job_loop import job_loop
+from nti_batch.benchmarks.loop_result import Inverted, Score, score
 from nti_batch.benchmarks.reference_loop import reference_loop
 from nti_batch.benchmarks.timing import Cost, OwnProcess, UNetClock, measured, peak_bytes
 from nti_batch.diffusion.batch_size import find_batch_size
@@ -66,7 +66,7 @@ def prepare(setup: Setup, image: CaptionedImage) -> Setup:
     """
     networks = _networks(setup.source, setup.device, setup.precision, setup.compile_backend)
     if setup.batch_size == "auto":
-        latents, prompt = networks.encode_pictures(image.pixels[None])[0], networks.embed_prompts([image.prompt])[0]
+        latents, prompt = networks.encode_images(image.pixels[None])[0], networks.embed_prompts([image.prompt])[0]
         batch_size = find_batch_size(networks.predict, latents, networks.schedule(2).network_timesteps[1], prompt)
         setup = dataclasses.replace(setup, batch_size=batch_size)
     assert setup.batch_size != "auto"
@@ -174,8 +174,8 @@ class Figures:
             backwards=backwards,
             forward_equivalents=forwards + backward_cost * backwards,
             psnr=fmean(s.psnr for s in scores),
-            psnr_below_vae=fmean(s.gap for s in scores),
-            worst_psnr_below_vae=max(s.gap for s in scores),
+            psnr_below_vae=fmean(s.psnr_below_bound for s in scores),
+            worst_psnr_below_vae=max(s.psnr_below_bound for s in scores),
             null_distance=fmean(s.distance for s in scores),
             peak_bytes=max(r.peak_bytes for r in rounds),
             stored_bytes=fmean(s.stored_bytes for s in scores),

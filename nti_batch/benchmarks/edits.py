@@ -23,7 +23,7 @@ from nti_batch.models.load import load_model
 from nti_batch.models.stable_diffusion import StableDiffusion
 from nti_batch.output.inversions import open_inversions, read_inversions
 from nti_batch.output.serialization import StoredInversion
-from nti_batch.plans.open import open_plan
+from nti_batch.plans.open_plan import open_plan
 
 
 def job_per_hour(inversions: Path, images: Sequence[StoredInversion], edits: int, batch_size: int) -> float:

@@ -1,4 +1,4 @@
-"""UNets of the public models in their full size, with random weights."""
+"""Full-size UNets of the public models with random weights."""
 
 from typing import TYPE_CHECKING, Literal
 
@@ -11,13 +11,11 @@ if TYPE_CHECKING:
 
 Family = Literal["1.x", "2.1-base", "2.1", "xl"]
 
-
 _TWO: dict[str, object] = {
     "cross_attention_dim": 1024,
     "attention_head_dim": (5, 10, 20, 20),
     "use_linear_projection": True,
 }
-
 
 _FULL_SIZE: dict[Family, dict[str, object]] = {
     "1.x": {"sample_size": 64, "cross_attention_dim": 768},
@@ -37,11 +35,11 @@ _FULL_SIZE: dict[Family, dict[str, object]] = {
         "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
     },
 }
-"""Settings of the UNets, as in the `unet/config.json` of the public models; all else is diffusers' default."""
+"""Settings of the UNets, as in the `unet/config.json` of the public models; the others are diffusers' defaults."""
 
 
 def random_unet(precision: Precision, device: torch.device, family: Family = "1.x") -> "UNet2DConditionModel":
-    """A family's UNet in its full size with random weights: what time and memory are measured on."""
+    """Make a family's full-size UNet with random weights, on which time and memory are measured."""
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     torch.set_default_dtype(getattr(torch, precision))  # or a float32 copy would count as a bfloat16 network's memory

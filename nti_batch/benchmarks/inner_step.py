@@ -1,7 +1,7 @@
 """One inner step of a full-size Stable Diffusion 1.5 UNet: `python -m nti_batch.benchmarks.inner_step`.
 
-The weights are random, so that nothing is fetched; time and memory do not depend on them. The authors' step has
-trainable weights, so that the gradients of all of them are computed; the job's has frozen ones.
+The weights are random, so no download is needed; time and memory do not depend on them. The authors' step has trainable
+weights, so it computes the gradients of all of them. The job's step has frozen weights.
 """
 
 import argparse
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A way to do the step."""
+    """A variant of the step."""
 
     name: str
     precision: Precision
@@ -40,13 +40,13 @@ def _unet(step: Step, device: torch.device) -> "UNet2DConditionModel":
 
 
 def timed_step(step: Step, device: str, latents_size: int) -> tuple[float, int]:
-    """Seconds of a forward and a backward of one image, and the peak memory of the process so far, in bytes."""
+    """Seconds of a forward and a backward pass of one image, and the peak memory of the process so far, in bytes."""
     place = torch.device(device)
     return step_seconds(_unet(step, place), latents_size), peak_bytes(place)
 
 
 def step_seconds(unet: "UNet2DConditionModel", latents_size: int) -> float:
-    """Seconds of a forward and a backward of one image; other families than XL pass its conditioning over."""
+    """Seconds of a forward and a backward pass of one image; families other than XL ignore its conditioning."""
     place = unet.device
     latents = torch.randn(1, 4, latents_size, latents_size, device=place, dtype=unet.dtype)
     dim = unet.config.cross_attention_dim
@@ -59,18 +59,18 @@ def step_seconds(unet: "UNet2DConditionModel", latents_size: int) -> float:
     synchronize(place)
     start = time.perf_counter()
     noise = unet(latents, timestep, embedding, added_cond_kwargs=of_xl, return_dict=False)[0]
-    # as the authors': every weight that requires a gradient gets one, and keeps it, as nobody sets it back
+    # as in the authors' code, weights that require a gradient get one and keep it
     noise.float().square().mean().backward()
     synchronize(place)
     return time.perf_counter() - start
 
 
 def main() -> None:
-    """Measure each way beside the authors', alternating, each in a process of its own, and print the ratios."""
+    """Measure each variant against the authors', alternating, each in its own process, and print the ratios."""
     parser = argparse.ArgumentParser(description="One inner step of a full-size Stable Diffusion 1.5 UNet.")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--latents", type=int, default=64, help="height and width of the latents")
-    parser.add_argument("--steps", type=int, default=4, help="of each way, after a first one that is not timed")
+    parser.add_argument("--steps", type=int, default=4, help="timed steps of each variant, after one that is not timed")
     arguments = parser.parse_args()
     print(f"{arguments.latents} x {arguments.latents} latents, {arguments.device}, {torch.get_num_threads()} threads")
     for step in JOB:

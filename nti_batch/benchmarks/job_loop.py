@@ -5,7 +5,7 @@ from itertools import islice
 
 import torch
 
-from nti_batch.benchmarks.inverted import Inverted
+from nti_batch.benchmarks.loop_result import Inverted
 from nti_batch.data.samples import RawSample, decode_sample, read_unit
 from nti_batch.data.shards import work_units
 from nti_batch.diffusion.guidance import Predictor
@@ -20,7 +20,7 @@ from nti_batch.records import CaptionedImage
 
 
 def load_images(shards: Sequence[str], caption: str, size: int, count: int) -> list[CaptionedImage]:
-    """The first decodable images of some shards, square.
+    """Load the first decodable images of some shards, square.
 
     Args:
         shards: Addresses of the shards.
@@ -52,7 +52,7 @@ def job_loop(
     empty = networks.embed_prompts([""])[0]
     pool = InversionPool[int](predict, schedule, settings, empty, batch_size, storage)
     inputs = (
-        (key, networks.encode_pictures(image.pixels[None])[0], networks.embed_prompts([image.prompt])[0])
+        (key, networks.encode_images(image.pixels[None])[0], networks.embed_prompts([image.prompt])[0])
         for key, image in enumerate(images)
     )
     done = {key: _inverted(state, storage) for key, state in pool.run(inputs)}

@@ -1,6 +1,7 @@
-"""Each method's and solver's work, quality and bytes on the embedded model: `python -m nti_batch.benchmarks.solvers`.
+"""UNet evaluations, quality and bytes of each method and solver: `python -m nti_batch.benchmarks.solvers`.
 
-Prints a Markdown table: scenes that training never saw and photographs, guidance scales and numbers of steps.
+Prints a Markdown table for the embedded model: rendered scenes that are not in its training set, real images, several
+guidance scales and numbers of steps.
 """
 
 import argparse
@@ -9,13 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from nti_batch.benchmarks.inverted import Score, score
 from nti_batch.benchmarks.job_loop import job_loop, load_images
+from nti_batch.benchmarks.loop_result import Score, score
 from nti_batch.diffusion.rounding import Storage
 from nti_batch.diffusion.settings import InversionSettings
 from nti_batch.jobs.flags import SAMPLES, shard_addresses
-from nti_batch.models.source import ModelDescription, ModelSource
+from nti_batch.models.source import ModelSource
 from nti_batch.models.stable_diffusion import StableDiffusion
+from nti_batch.models.supported import ModelDescription
 from nti_batch.records import CaptionedImage
 
 AUTHORS = InversionSettings()
@@ -35,13 +37,13 @@ CASES = [(3.0, 50), (12.0, 50), (7.5, 20), (7.5, 100)]
 """Guidance scales and numbers of steps beside 7.5 and 50."""
 
 HEADER = """\
-| solver | images | guidance | steps | forwards | backwards | sum | gap, mean | gap, worst | distance | kB |
+| solver | images | guidance | steps | forwards | backwards | evaluations | ΔPSNR, mean | ΔPSNR, worst | distance | kB |
 |---|---|---|---|---|---|---|---|---|---|---|"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """What every solver is tried on."""
+    """Images and settings with which every solver is measured."""
 
     name: str
     images: Sequence[CaptionedImage]
@@ -50,9 +52,9 @@ class Case:
 
 
 def table_row(solver: str, case: Case, scores: Sequence[Score]) -> str:
-    """Means over the images; the gap is the distance to the VAE's PSNR in dB."""
+    """Format the means over the images; ΔPSNR is the PSNR below the VAE bound, in dB."""
     forwards, backwards = fmean(s.forwards for s in scores), fmean(s.backwards for s in scores)
-    gaps = [s.gap for s in scores]
+    below_bound = [s.psnr_below_bound for s in scores]
     cells = [
         solver,
         f"{len(scores)} {case.name}",
@@ -61,8 +63,8 @@ def table_row(solver: str, case: Case, scores: Sequence[Score]) -> str:
         f"{forwards:.0f}",
         f"{backwards:.0f}",
         f"{forwards + backwards:.0f}",
-        f"{fmean(gaps):.3f}",
-        f"{max(gaps):.2f}",
+        f"{fmean(below_bound):.3f}",
+        f"{max(below_bound):.2f}",
         f"{fmean(s.distance for s in scores):.1f}",
         f"{fmean(s.stored_bytes for s in scores) / 1000:.1f}",
     ]
@@ -79,7 +81,7 @@ def measure(networks: StableDiffusion, settings: InversionSettings, case: Case, 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description="Each solver's work, quality and bytes on the embedded model.")
+    parser = argparse.ArgumentParser(description="UNet evaluations, quality and bytes of each method and solver.")
     parser.add_argument("--scenes", required=True, help="shards of drawn scenes, by nti_batch.demo.samples")
     parser.add_argument(
         "--count", type=int, default=64, help="scenes at guidance 7.5 and 50 steps; a quarter elsewhere"

@@ -1,7 +1,7 @@
 """Peak memory of one inner step of each family's full-size UNet: `python -m nti_batch.benchmarks.step_memory`.
 
-One image in a call, frozen random weights, latents of the size that the family was trained for, a process for each. On
-a GPU it is the memory that the process has taken there, on a CPU that of the process.
+Each family has its own process, frozen random weights, a batch size of 1, and latents of the size that it was trained
+for. The peak is that of the GPU memory of the process, or without a GPU that of its main memory.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from nti_batch.models.source import Precision
 
 
 def step_peak(family: Family, precision: Precision, device: str) -> int:
-    """Bytes at the most, of a forward and a backward to the embedding."""
+    """Peak memory of a forward pass and a backward pass to the embedding, in bytes."""
     place = torch.device(device)
     unet = random_unet(precision, place, family).requires_grad_(False).eval()
     step_seconds(unet, unet.config.sample_size)

@@ -1,8 +1,8 @@
 """Bytes, replay and speed of each form of storage: `python -m nti_batch.benchmarks.storage --scenes SHARDS`.
 
-First on inversions of the embedded model, replayed from what would be in a file. Then on arrays in the shapes of Stable
-Diffusion 1.x, 2.x and XL, which repeat an inversion of the embedded model along the embedding's width: each repetition
-in an order and with signs of its own, so that changes keep their sizes and timesteps and no block is another's copy.
+The first table is of inversions by the embedded model, replayed from packed tensors. The second is of arrays in the
+shapes of Stable Diffusion 1.x, 2.x and XL. They repeat an inversion of the embedded model along the embedding's width:
+each repetition has its own order and signs, so that changes keep their sizes and timesteps and no block is a copy.
 """
 
 import argparse
@@ -13,14 +13,15 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from nti_batch.benchmarks.inverted import Inverted, score
 from nti_batch.benchmarks.job_loop import job_loop, load_images
+from nti_batch.benchmarks.loop_result import Inverted, score
 from nti_batch.benchmarks.solvers import SOLVERS
 from nti_batch.diffusion.ddim import ddim_sample
 from nti_batch.diffusion.rounding import Storage
 from nti_batch.jobs.flags import shard_addresses
-from nti_batch.models.source import ModelDescription, ModelSource
+from nti_batch.models.source import ModelSource
 from nti_batch.models.stable_diffusion import StableDiffusion
+from nti_batch.models.supported import ModelDescription
 from nti_batch.output.serialization import pack_tensors, unpack_tensors
 from nti_batch.records import CaptionedImage
 from nti_batch.scores.metrics import psnr
@@ -33,14 +34,14 @@ NUM_STEPS = 50
 
 
 def packed(storage: Storage, found: Inverted) -> bytes:
-    """What would be in a file."""
+    """Pack the tensors as in a file."""
     return pack_tensors(storage, found.noise_latents, found.start_embedding, found.null_embeddings, None)
 
 
 def replay_psnr(
     networks: StableDiffusion, image: CaptionedImage, payload: bytes, num_steps: int, guidance_scale: float
 ) -> float:
-    """PSNR of a replay of what would be in a file, in dB."""
+    """PSNR of a replay from packed tensors, in dB."""
     noise_latents, null_embeddings, _ = unpack_tensors(payload, num_steps)
     prompt, rows = networks.embed_prompts([image.prompt]), list(null_embeddings[:, None])
     schedule = networks.schedule(num_steps)
@@ -50,7 +51,7 @@ def replay_psnr(
 
 def on_the_embedded_model(networks: StableDiffusion, images: list[CaptionedImage]) -> dict[str, Inverted]:
     """Print a row for each solver and storage; return an inversion of the smallest storage for each solver."""
-    print("| solver | storage | forwards + backwards | gap, mean | kB | share of float32 | replay loss, worst |")
+    print("| solver | storage | evaluations | ΔPSNR, mean | kB | share of float32 | replay loss, worst |")
     print("|---|---|---|---|---|---|---|")
     kept, schedule = {}, networks.schedule(NUM_STEPS)
     for solver in COMPARED:
@@ -64,16 +65,17 @@ def on_the_embedded_model(networks: StableDiffusion, images: list[CaptionedImage
             ]
             size = fmean(s.stored_bytes for s in scores)
             whole = whole or size
-            work, gap = fmean(s.forwards + s.backwards for s in scores), fmean(s.gap for s in scores)
+            evaluations = fmean(s.forwards + s.backwards for s in scores)
+            below_bound = fmean(s.psnr_below_bound for s in scores)
             worst = max(abs(s.psnr - replayed) for s, replayed in zip(scores, replays, strict=True))
-            cells = f"{work:.0f} | {gap:.3f} | {size / 1000:.1f} | 1/{whole / size:.1f} | {worst:.0e} dB"
+            cells = f"{evaluations:.0f} | {below_bound:.3f} | {size / 1000:.1f} | 1/{whole / size:.1f} | {worst:.0e} dB"
             print(f"| {solver} | {storage} | {cells} |", flush=True)
         kept[solver] = found[0]
     return kept
 
 
 def widened(embeddings: Tensor, width: int) -> Tensor:
-    """[T, tokens, dim] to [T, tokens, width]: blocks of one inversion, each reordered and with other signs."""
+    """Widen [T, tokens, dim] to [T, tokens, width] by blocks of one inversion, each reordered and with other signs."""
     dim, generator = embeddings.shape[-1], torch.Generator().manual_seed(0)
     blocks = []
     for _ in range(width // dim):
@@ -83,7 +85,7 @@ def widened(embeddings: Tensor, width: int) -> Tensor:
 
 
 def at_full_size(kept: dict[str, Inverted]) -> None:
-    """Print bytes and speed of packing and unpacking, for inversions rounded to the smallest storage."""
+    """Print bytes and speed of packing and unpacking, for inversions rounded to the smallest form."""
     print("\n| shape | changes of | storage | MB | share of float32 | packing | unpacking |")
     print("|---|---|---|---|---|---|---|")
     for shape, (width, side) in SHAPES.items():

@@ -15,27 +15,25 @@ from torch import Tensor
 from nti_batch.diffusion.guidance import Predictor
 
 P = ParamSpec("P")
-
-
 R = TypeVar("R")
 
 
 @dataclass(slots=True)
 class Cost:
-    """Of one turn."""
+    """Time that a block of code took."""
 
     seconds: float = 0.0
     unet_seconds: float = 0.0
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for what was asked of a GPU, so that a clock tells the truth."""
+    """Wait until a GPU has finished its work, so that a clock measures it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 class UNetClock:
-    """A `Predictor` that adds up the time spent in the network, forwards and backwards."""
+    """A `Predictor` that adds up the time spent in the network, in forward and backward passes."""
 
     def __init__(self, predict: Predictor, device: torch.device) -> None:
         """Start at zero."""
@@ -43,12 +41,12 @@ class UNetClock:
         self.seconds = 0.0
 
     def __call__(self, latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
-        """Predict, and time the backward too, should there be one."""
+        """Predict, and time the backward pass too, if there is one."""
         if not (torch.is_grad_enabled() and embeddings.requires_grad):
             with self.running():
                 return self.predict(latents, timesteps, embeddings)
-        noise: Tensor = _Timed.apply(self, latents, timesteps, embeddings)  # type: ignore[no-untyped-call]
-        return noise
+        prediction: Tensor = _Timed.apply(self, latents, timesteps, embeddings)  # type: ignore[no-untyped-call]
+        return prediction
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -61,21 +59,21 @@ class UNetClock:
 
 
 class _Timed(torch.autograd.Function):
-    """The network as one node of the graph, whose own graph lies within: so its backward is one call to be timed."""
+    """The network as one node of the graph, which holds the network's own graph: so its backward pass is one call."""
 
     @staticmethod
     def forward(ctx: Any, clock: UNetClock, latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
         ctx.clock, ctx.embeddings = clock, embeddings.detach().requires_grad_()
         with clock.running(), torch.enable_grad():
-            noise = clock.predict(latents, timesteps, ctx.embeddings)
-        ctx.noise = noise
-        return noise.detach()
+            prediction = clock.predict(latents, timesteps, ctx.embeddings)
+        ctx.prediction = prediction
+        return prediction.detach()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None, Tensor]:
         with ctx.clock.running():
-            ctx.noise.backward(gradient)
-            del ctx.noise  # a network without a clock frees its graph here, too
+            ctx.prediction.backward(gradient)
+            del ctx.prediction  # a network without a clock also frees its graph here
         return None, None, None, ctx.embeddings.grad
 
 
@@ -92,17 +90,17 @@ def measured(clock: UNetClock) -> Iterator[Cost]:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Most memory so far: of the GPU by this process, or of the process itself."""
+    """Peak memory of this process so far, in bytes: on the GPU, or without one in main memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 class OwnProcess:
-    """A process for one side of a comparison, so that its memory is its own; what it loads stays loaded."""
+    """A separate process for one side of a comparison, which keeps what it has loaded, with its own peak memory."""
 
     def __init__(self) -> None:
-        """Start when first called."""
+        """Prepare the process, which starts with the first call."""
         self._executor = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
 
     def __enter__(self) -> "OwnProcess":
@@ -114,5 +112,5 @@ class OwnProcess:
         self._executor.shutdown()
 
     def call(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Call a function of a module there, and wait for what it returns or raises."""
+        """Call a function of a module in the process; return or raise what it does."""
         return self._executor.submit(function, *args, **kwargs).result()

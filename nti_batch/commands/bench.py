@@ -13,7 +13,7 @@ from nti_batch.diffusion.rounding import Storage
 from nti_batch.exit_codes import DONE, usage_error
 from nti_batch.jobs.flags import InvertModelFlags, shard_addresses
 from nti_batch.jobs.parser import silence_warnings
-from nti_batch.models.source import ModelDescription
+from nti_batch.models.supported import ModelDescription
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nti_batch.commands.parser import function_parser, run_function
-from nti_batch.diffusion.edits import EditSettings
+from nti_batch.diffusion.edit_settings import EditSettings
 from nti_batch.editing.editor import edit_image
 from nti_batch.exit_codes import DONE
 from nti_batch.jobs.edit_module import EditModule
@@ -14,13 +14,13 @@ from nti_batch.jobs.parser import parse_flags, silence_warnings
 from nti_batch.jobs.ranks import JobPart
 from nti_batch.jobs.run import Job, build_job, run_job
 from nti_batch.jobs.signals import StopSignals
-from nti_batch.models.source import ModelDescription
+from nti_batch.models.supported import ModelDescription
 from nti_batch.output.edits import EDIT
 from nti_batch.output.inversions import open_inversions, read_inversions
-from nti_batch.output.run import OutputRun
+from nti_batch.output.run_folder import OutputRun
 from nti_batch.output.serialization import StoredInversion
-from nti_batch.plans.edits import EditPlan, check_pipes, read_edit_list
-from nti_batch.plans.images import ImagePlan
+from nti_batch.plans.missing_edits import EditPlan, check_pipes, read_edit_list
+from nti_batch.plans.missing_images import ImagePlan
 from nti_batch.report.preview import draw_preview
 from nti_batch.settings import EditRunSettings
 

@@ -11,11 +11,11 @@ from nti_batch.jobs.invert_module import NEEDS_GRADIENTS, InversionModule
 from nti_batch.jobs.parser import parse_flags
 from nti_batch.jobs.run import Job, build_job, run_job
 from nti_batch.jobs.signals import StopSignals
-from nti_batch.models.source import ModelDescription, embedding_shape
+from nti_batch.models.supported import ModelDescription, embedding_shape
 from nti_batch.output.inversions import INVERT
-from nti_batch.output.run import OutputRun
+from nti_batch.output.run_folder import OutputRun
 from nti_batch.output.serialization import StoredSize, stored_size
-from nti_batch.plans.images import ImagePlan
+from nti_batch.plans.missing_images import ImagePlan
 from nti_batch.report.preview import draw_preview
 from nti_batch.settings import InversionRunSettings
 

@@ -6,7 +6,7 @@ from nti_batch.commands.flags import InputFlags
 from nti_batch.exit_codes import DONE
 from nti_batch.files import atomic_write
 from nti_batch.jobs.parser import silence_warnings
-from nti_batch.plans.open import open_plan
+from nti_batch.plans.open_plan import open_plan
 from nti_batch.report.run_page import run_page
 
 

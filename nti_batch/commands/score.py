@@ -8,7 +8,7 @@ import torch
 from nti_batch.commands.flags import PipeFlags
 from nti_batch.exit_codes import DONE
 from nti_batch.output.edits import open_edits
-from nti_batch.plans.edits import EditPlan
+from nti_batch.plans.missing_edits import EditPlan
 from nti_batch.report.scores import score_run, tables
 from nti_batch.scores.learned import LearnedScores
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from nti_batch.commands.flags import PipeFlags
 from nti_batch.exit_codes import DONE, SOME_FAILED, STOPPED
-from nti_batch.plans.open import open_plan
+from nti_batch.plans.open_plan import open_plan
 
 
 def status(out: Path, json: bool = False, exit_code: bool = False, data: PipeFlags = PipeFlags()) -> int:

@@ -6,8 +6,8 @@ from pathlib import Path
 from nti_batch.commands.flags import InputFlags
 from nti_batch.exit_codes import DONE, ERROR
 from nti_batch.jobs.parser import silence_warnings
-from nti_batch.plans.open import open_plan
-from nti_batch.report.verify import verify_run
+from nti_batch.plans.open_plan import open_plan
+from nti_batch.report.integrity import verify_run
 
 
 def verify(out: Path, json: bool = False, recompute: int = 0, data: InputFlags = InputFlags()) -> int:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from nti_batch.data.folder import IMAGE_EXTENSIONS, MAX_CAPTION_BYTES, MAX_IMAGE_BYTES, join_extensions
 from nti_batch.data.images import decode_image
 from nti_batch.data.shard_reader import ShardReader, ShardSample
+from nti_batch.phrases import and_more
 from nti_batch.records import CaptionedImage, Failure, WorkUnit
-from nti_batch.text import and_more
 
 _MAX_ERRORS_SHOWN = 5
 

@@ -17,11 +17,11 @@ from operator import itemgetter
 
 from webdataset.tariterators import base_plus_ext
 
-from nti_batch.data.folder import IMAGE_EXTENSIONS, FolderSample, extension_of, join_extensions, list_folder, read_file
-from nti_batch.data.tar import Archive, MemberPlace, open_archive
-from nti_batch.data.transfer import Source, is_url
+from nti_batch.data.folder import FolderSample, extension_of, join_extensions, list_folder, read_file
+from nti_batch.data.tar import Archive, open_archive
+from nti_batch.data.transfer import Source
 
-_DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError)
+DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError)
 
 
 RETRY_DELAYS = (1.0, 2.0, 4.0, 8.0)
@@ -78,10 +78,10 @@ class ShardSample:
 
 
 class ShardReader:
-    """Yields each key of a shard once, in order; after the iteration, `errors` has the errors of the whole shard.
+    """Yields a sample for each key of a shard, in order; `errors` has the errors of the whole shard afterwards.
 
-    A broken transfer starts again from the beginning. The sample in which a transfer broke is withheld until the last
-    attempt, since another attempt may read it whole.
+    A reader is iterated once. A broken transfer starts again from the beginning. The sample in which it broke is
+    withheld until the last attempt, since another attempt may read it whole.
     """
 
     errors: list[str]
@@ -163,7 +163,7 @@ class _TarAttempt:
         try:
             source = Source(self._url, self._stopped)
             yield from self._samples(open_archive(source.stream))
-        except _DAMAGE as damage:
+        except DAMAGE as damage:
             self.errors.insert(0, f"{damage}, after {len(self._keys)} keys")
         finally:
             if source is not None and (failure := source.close()):
@@ -185,8 +185,8 @@ class _TarAttempt:
                 raise sample.damage
 
     def _named_members(self, archive: Archive) -> Iterator[_NamedMember]:
-        for member in _user_files(archive):
-            if name := _split_name(member.name):
+        for member in user_files(archive):
+            if name := split_name(member.name):
                 yield *name, member
             else:
                 self.errors.append(f"{member.name!r} belongs to no sample: its name is not KEY.EXTENSION")
@@ -202,7 +202,7 @@ class _TarAttempt:
                     stream = archive.extractfile(member)
                     assert stream is not None
                     contents[extension] = stream.read()
-        except _DAMAGE as damage:
+        except DAMAGE as damage:
             return ShardSample(key, is_wanted, contents, error, damage)
         return ShardSample(key, is_wanted, contents, error)
 
@@ -249,7 +249,7 @@ class _FolderAttempt:
         return ShardSample(found.key, is_wanted, contents, error)
 
 
-def _user_files(archive: Archive) -> Iterator[tarfile.TarInfo]:
+def user_files(archive: Archive) -> Iterator[tarfile.TarInfo]:
     """Yield the members that are no folders, no labels of the tar and no files of WebDataset or macOS."""
     while (member := archive.next()) is not None:
         if not (member.isdir() or member.type in (b"D", b"V") or _NOT_OF_A_SAMPLE.match(member.name)):
@@ -257,38 +257,7 @@ def _user_files(archive: Archive) -> Iterator[tarfile.TarInfo]:
     archive.check_end()
 
 
-def _split_name(name: str) -> tuple[str, str] | None:
+def split_name(name: str) -> tuple[str, str] | None:
     """Split the name of a member into key and extension, the latter in lower case; None if it has another form."""
     key, extension = base_plus_ext(name)
     return None if key is None or key.endswith("/") else (key, extension.lower())
-
-
-def locate_images(path: str) -> dict[str, MemberPlace]:
-    """Read the headers of a local tar, and return the place of each key's image, up to the first damage.
-
-    Raises:
-        ValueError: If the shard is not a local file, or is compressed, so that its members have no offset.
-    """
-    if is_url(path):
-        raise ValueError(f"shard {path!r} is remote, and images are read in any order: fetch it, and give shards=...")
-    places: dict[str, MemberPlace] = {}
-    try:
-        with open(path, "rb") as stream:
-            archive = open_archive(stream)
-            if archive.fileobj is not stream:
-                raise ValueError(
-                    f"shard {path!r} is compressed, and images are read in any order: unpack it, and give shards=..."
-                )
-            named = ((*name, m) for m in _user_files(archive) if (name := _split_name(m.name)))
-            for key, members in groupby(named, itemgetter(0)):
-                images = [member for _, extension, member in members if extension in IMAGE_EXTENSIONS]
-                if len(images) == 1:
-                    places.setdefault(key, MemberPlace(images[0].offset_data, images[0].size))
-    except OSError as error:
-        raise ValueError(
-            f"shard {path!r} cannot be read ({error.strerror}): give shards=... where it is now"
-        ) from error
-    except _DAMAGE:
-        # the members before the damage are whole; the caller misses the others by their keys
-        pass
-    return places

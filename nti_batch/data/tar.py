@@ -22,7 +22,7 @@ from webdataset.writer import TarWriter
 from nti_batch.files import atomic_open
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 # a forged size makes tarfile loop without end, or read through 2**95 bytes that are not there
 _MAX_MEMBER_BYTES = 1 << 33

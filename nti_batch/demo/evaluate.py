@@ -51,7 +51,7 @@ def invert_scenes(networks: StableDiffusion, scenes: list[Scene]) -> Inverted:
     """Draw the scenes, invert them by DDIM, and record the cross-attention."""
     images = torch.stack([draw(scene) for scene in scenes])
     prompts = networks.embed_prompts([scene.caption for scene in scenes])
-    latents = networks.encode_pictures(to_bytes(images))
+    latents = networks.encode_images(to_bytes(images))
     maps = torch.zeros(())
 
     def predict(latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from nti_batch.benchmarks.solvers import SOLVERS
 from nti_batch.data.images import to_bytes
 from nti_batch.demo.edits import KINDS, EditVerdict, Kind, blend_words, judge_edit, random_edit
 from nti_batch.demo.scenes import Scene, draw, unseen_scenes
-from nti_batch.diffusion.edits import EditSettings
+from nti_batch.diffusion.edit_settings import EditSettings
 from nti_batch.diffusion.settings import InversionSettings
 from nti_batch.editing.editor import ControlledEdit, edit_images
 from nti_batch.models.source import ModelSource

@@ -1,4 +1,4 @@
 """The method: DDIM, guidance, null-text optimization of many images at once in a pool, prompt-to-prompt editing.
 
-Imports torch and nothing else. A network is any callable that fits `guidance.Predictor`.
+It imports nothing but torch. A network is any callable that fits `guidance.Predictor`.
 """

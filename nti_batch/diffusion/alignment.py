@@ -1,4 +1,4 @@
-"""Which tokens of an edit's prompt stand for which tokens of the source's.
+"""Aligns the tokens of an edit's prompt with the tokens of the source's.
 
 Hertz et al., "Prompt-to-Prompt Image Editing with Cross Attention Control", 2022, https://arxiv.org/abs/2208.01626,
 section 4. Prompts are aligned word by word, since a word may have several tokens; an alignment is a matrix A,
@@ -27,14 +27,14 @@ class TokenizedPrompt:
 
     prompt: str
     words: tuple[str, ...]
-    """In lower case, as CLIP reads them; a run of punctuation marks is a word of its own."""
+    """Words in lower case, as CLIP reads them; a run of punctuation marks is a word of its own."""
 
     spans: tuple[tuple[int, ...], ...]
-    """Positions of each word's tokens; none for a word that the text encoder does not read any more."""
+    """Positions of each word's tokens; none for a word behind the last token that the text encoder reads."""
 
     end: int
     length: int
-    """Of the padded prompt."""
+    """Number of tokens of the padded prompt."""
 
     @classmethod
     def of(cls, prompt: str, offsets: Sequence[tuple[int, int]]) -> "TokenizedPrompt":
@@ -58,7 +58,7 @@ class TokenizedPrompt:
         """Positions of the tokens of a word, or of several in a row, wherever they occur.
 
         Raises:
-            ValueError: If they do not.
+            ValueError: If they do not occur.
         """
         wanted = tuple(_WORD.findall(phrase.lower()))
         starts = [i for i in range(len(self.words)) if wanted and self.words[i : i + len(wanted)] == wanted]
@@ -72,16 +72,16 @@ def align(source: TokenizedPrompt, edit: TokenizedPrompt, kind: Kind) -> Tensor:
     """The alignment A of two prompts of one padded length; the column of a token that is new is zero.
 
     A word's tokens stand for its partner's one by one. Where the partner has another number of tokens, each takes an
-    even share of all of them. Start, end and padding tokens stand for those of the source.
+    even share of all of them. Start, end and padding tokens stand for the same tokens of the source.
 
     Args:
-        source: The picture's prompt.
-        edit: The other prompt.
+        source: The source's prompt.
+        edit: The edit's prompt.
         kind: `replace` pairs the first word with the first, the second with the second, ...; `refine` pairs the words
             that both prompts have, in their order.
 
     Raises:
-        ValueError: If `replace` is asked for and the prompts have different numbers of words.
+        ValueError: If the kind is `replace` and the prompts have different numbers of words.
     """
     alignment = torch.zeros(source.length, edit.length)
     alignment[0, 0] = 1
@@ -93,7 +93,7 @@ def align(source: TokenizedPrompt, edit: TokenizedPrompt, kind: Kind) -> Tensor:
 
 
 def _stand_for(alignment: Tensor, source: Sequence[int], edit: Sequence[int]) -> None:
-    """Let the tokens of one word take the attention of another's."""
+    """Give the tokens of one word the attention of another's."""
     if len(source) == len(edit):
         alignment[list(source), list(edit)] = 1
     elif edit:
@@ -101,7 +101,7 @@ def _stand_for(alignment: Tensor, source: Sequence[int], edit: Sequence[int]) ->
 
 
 def _pairs(source: TokenizedPrompt, edit: TokenizedPrompt, kind: Kind) -> Iterable[tuple[int, int]]:
-    """Numbers of the words that belong together."""
+    """Positions of the words that are paired, in both prompts."""
     if kind == "refine":
         blocks = SequenceMatcher(None, source.words, edit.words, autojunk=False).get_matching_blocks()
         return [(i + k, j + k) for i, j, size in blocks for k in range(size)]

@@ -1,4 +1,4 @@
-"""How many images a network call should hold: measured on the device that will make the calls."""
+"""Finds the batch size: measures network calls on the device that will make them."""
 
 import time
 
@@ -8,19 +8,18 @@ from torch import Tensor
 from nti_batch.diffusion.guidance import Predictor
 
 MAX_BATCH_SIZE = 128
-
-
 MIN_SPEEDUP = 1.05
+"""Least gain in images per second for which the batch size is doubled."""
 
 
 def find_batch_size(predict: Predictor, latents: Tensor, timestep: Tensor, embedding: Tensor) -> int:
-    """Double the number of images in a call while that makes an image at least 5 % cheaper and memory suffices.
+    """Double the batch size while that processes images at least 5 % faster and the memory suffices.
 
     Args:
         predict: The frozen network.
-        latents: Of one image, [channels, height, width]; their values do not matter.
-        timestep: The network's, a number.
-        embedding: Of one image, [tokens, dim].
+        latents: Latents of one image, [channels, height, width]; their values do not matter.
+        timestep: A timestep of the network, a scalar tensor.
+        embedding: Text embedding of one image, [tokens, dim].
     """
     batch_size, speed = 1, 0.0
     for images in [2**i for i in range(MAX_BATCH_SIZE.bit_length())]:
@@ -36,12 +35,12 @@ def find_batch_size(predict: Predictor, latents: Tensor, timestep: Tensor, embed
 
 @torch.enable_grad()
 def _seconds(predict: Predictor, latents: Tensor, timestep: Tensor, embedding: Tensor, images: int) -> float:
-    """Time of a call with gradient, the dearest kind; the first of two warms up."""
+    """Time of a call with gradient, the most expensive kind; a first call warms up."""
     for _ in range(2):
         start = time.perf_counter()
         embeddings = embedding.repeat(images, 1, 1).requires_grad_()
-        noise = predict(latents.repeat(images, 1, 1, 1), timestep.repeat(images), embeddings)
-        gradient = torch.autograd.grad(noise.sum(), embeddings)[0]
-        gradient.sum().item()  # waits for a GPU
+        prediction = predict(latents.repeat(images, 1, 1, 1), timestep.repeat(images), embeddings)
+        gradient = torch.autograd.grad(prediction.sum(), embeddings)[0]
+        gradient.sum().item()  # wait for a GPU
         seconds = time.perf_counter() - start
     return seconds

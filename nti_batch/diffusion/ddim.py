@@ -19,8 +19,8 @@ def ddim_step(schedule: DDIMSchedule, latents: Tensor, prediction: Tensor, sourc
         z_b = sqrt(abar_b) x_0 + sqrt(1 - abar_b) e
         x_0 = (z_a - sqrt(1 - abar_a) e) / sqrt(abar_a)    for a network that predicts the noise e
 
-    A network that predicts the velocity v gives x_0 and e without a division (Salimans and Ho, "Progressive Distillation
-    for Fast Sampling of Diffusion Models", 2022, https://arxiv.org/abs/2202.00512, appendix D):
+    A network that predicts the velocity v gives x_0 and e without a division. Salimans and Ho, "Progressive
+    Distillation for Fast Sampling of Diffusion Models", 2022, https://arxiv.org/abs/2202.00512, appendix D:
 
         x_0 = sqrt(abar_a) z_a - sqrt(1 - abar_a) v
         e   = sqrt(abar_a) v + sqrt(1 - abar_a) z_a

@@ -61,9 +61,9 @@ class Evaluation:
 class InversionPool(Generic[K]):
     """Inversion of the images in flight on one device.
 
-    There are two kinds of call, with and without gradient. With 2 batch_size - 1 images in flight, at least `batch_size`
-    of them need one kind. So every call is full while the pool is (`capacity`), and only the tail of a job runs with
-    smaller batches.
+    There are two kinds of call, with and without gradient. With 2 `batch_size` - 1 images in flight, at least
+    `batch_size` of them need one kind. So every call is full while the pool is (`capacity`), and only the tail of a
+    job runs with smaller batches.
     """
 
     def __init__(

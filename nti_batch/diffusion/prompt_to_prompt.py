@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nti_batch.diffusion.ddim import guided_step, predict_at
-from nti_batch.diffusion.edits import EditControl
+from nti_batch.diffusion.edit_settings import EditControl
 from nti_batch.diffusion.guidance import Predictor
 from nti_batch.diffusion.schedule import DDIMSchedule
 

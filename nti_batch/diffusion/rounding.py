@@ -1,9 +1,9 @@
-"""Rounding of what is found to the form in which it is stored, before anything is computed with it.
+"""Rounds results to the form in which they are stored, before anything is computed with them.
 
-What the network sees is then what a reader of the file will have: every later timestep corrects the rounding, and a
-replay from the file retraces the job's own path.
+So the network gets the values that a reader of the file gets. Every later timestep corrects the rounding, and a replay
+from the file retraces the job's own path.
 
-    float32    as they are
+    float32    unchanged
     float16    each value by itself
     compact    start: float16;   null_t = null_{t+1} + scale_t * level_t,   level_t whole numbers in -15 ... 15
 
@@ -17,11 +17,11 @@ from torch import Tensor
 
 Storage = Literal["float32", "float16", "compact"]
 LEVELS = 15
-"""Fewer are smaller, and cost Adam more updates: its changes are dense."""
+"""Fewer levels take fewer bytes, but Adam then needs more updates, since its changes are dense."""
 
 
 def round_values(storage: Storage, values: Tensor) -> Tensor:
-    """The stored form of what stands by itself, a start or a point of the pivot, float32."""
+    """The stored form of a start embedding or of a point of the pivot, float32."""
     return values if storage == "float32" else values.half().to(values.dtype)
 
 
@@ -38,8 +38,8 @@ def round_embeddings(storage: Storage, embeddings: Tensor, previous: Tensor) -> 
 def split_change(embeddings: Tensor, previous: Tensor) -> tuple[Tensor, Tensor]:
     """scale_t, [batch, 1, 1], and level_t of a change, [batch, tokens, dim], both float32.
 
-    A scale is a bfloat16 number, so that scale times level has no rounding error, on any device. And it is large beside
-    the rounding error of the sum. So taking rounded embeddings apart gives the same scale and levels again.
+    A scale is a bfloat16 number, so that scale times level has no rounding error, on any device. It is also large
+    beside the rounding error of the sum. So splitting rounded embeddings gives the same scale and levels again.
     """
     change = embeddings - previous
     least = previous.abs().amax(dim=(1, 2), keepdim=True) * 2.0**-14

@@ -6,42 +6,38 @@ from typing import Literal, get_args
 from torch import Tensor
 
 Method = Literal["null-text", "ddim", "negative-prompt", "direct"]
-
-
 Solver = Literal["adam", "polyak"]
-
-
 NullInit = Literal["empty", "prompt"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InversionSettings:
-    """How to go down from the pivot; the defaults are those of the authors' code.
+    """Settings of the way down from the pivot; the defaults are those of the authors' code.
 
-    All but `method` and `guidance_scale` are of null-text optimization, and mean nothing to the other methods.
+    All but `method` and `guidance_scale` belong to null-text optimization and do not affect the other methods.
     """
 
     method: Method = "null-text"
-    """What keeps guided sampling near the pivot.
+    """The way in which guided sampling stays near the pivot.
 
-    Optimized null embeddings; nothing ('ddim'); the prompt as its own null embedding ('negative-prompt'); or adding
-    after each step what it lacks to the pivot ('direct').
+    By optimized null embeddings ('null-text'); not at all ('ddim'); by the prompt as its own null embedding
+    ('negative-prompt'); or by adding the difference to the pivot after each step ('direct').
     """
 
     guidance_scale: float = 7.5
     """Classifier-free guidance scale w; 1 is no guidance, and then nothing is optimized."""
 
     num_inner_steps: int = 10
-    """Most updates of the embedding at one timestep, N."""
+    """Largest number of updates of the embedding at one timestep, N."""
 
     solver: Solver = "adam"
-    """The rule that moves an embedding: the authors' Adam, or the preconditioned Polyak step."""
+    """The rule that updates an embedding: the authors' Adam, or the preconditioned Polyak step."""
 
     null_init: NullInit = "empty"
-    """What null_T starts from: the embedding of "", as the authors' does, or the prompt's own.
+    """Initial value of null_T: the embedding of "", as in the authors' code, or the prompt's own.
 
-    From the prompt, most timesteps are accepted at first sight; Miyake et al., "Negative-prompt Inversion", 2023,
-    https://arxiv.org/abs/2305.16807, stop there.
+    From the prompt, most timesteps accept their first candidate; Miyake et al., "Negative-prompt Inversion", 2023,
+    https://arxiv.org/abs/2305.16807, use the prompt without an update.
     """
 
     learning_rate: float = 1e-2
@@ -51,10 +47,14 @@ class InversionSettings:
     """An embedding is accepted once its loss is below this; mean squared error over one latent."""
 
     early_stop_growth: float = 2e-5
-    """What the threshold grows by from one timestep to the next."""
+    """Growth of the threshold from one timestep to the next."""
 
     def __post_init__(self) -> None:
-        """Raise one ValueError that lists every setting out of range, with its limits."""
+        """Check the limits.
+
+        Raises:
+            ValueError: If settings are out of range. It lists each of them with its limits.
+        """
         rules = {
             "method": (self.method in get_args(Method), " or ".join(map(repr, get_args(Method)))),
             "guidance_scale": (self.guidance_scale >= 1, "at least 1"),
@@ -71,18 +71,18 @@ class InversionSettings:
 
     @property
     def guided(self) -> bool:
-        """Whether a step down needs an evaluation of null_t beside the one of C."""
+        """Whether a step down needs an evaluation of null_t besides that of C."""
         return self.guidance_scale != 1 and self.method != "negative-prompt"
 
     def choose_null_init(self, empty_embedding: Tensor, prompt_embedding: Tensor) -> Tensor:
-        """What null_T starts from; every null_t, where nothing is optimized."""
+        """Return the initial value of null_T, which is every null_t where nothing is optimized."""
         start = {"null-text": self.null_init, "negative-prompt": "prompt"}.get(self.method, "empty")
         return prompt_embedding if start == "prompt" else empty_embedding
 
     def learning_rate_at(self, t: int, num_steps: int) -> float:
-        """The authors' 0.01 (1 - i / 100) at i = T - t for their T = 50; for any T it ends at half."""
+        """Learning rate at t: the authors' 0.01 (1 - i / 100) at i = T - t for T = 50; for any T it falls to half."""
         return self.learning_rate * (1 - (num_steps - t) / (2 * num_steps))
 
     def threshold_at(self, t: int, num_steps: int) -> float:
-        """The authors' 1e-5 + 2e-5 i at i = T - t."""
+        """Threshold at t: the authors' 1e-5 + 2e-5 i at i = T - t."""
         return self.early_stop_epsilon + self.early_stop_growth * (num_steps - t)

@@ -1,6 +1,6 @@
-"""The rules that move a null embedding at one timestep; each row of a batch is an image of its own.
+"""The rules that update a null embedding at one timestep; each row of a batch is an image of its own.
 
-Notation: g gradient of an image's loss by its embedding, k updates at this timestep, T and t as in `null_text.py`.
+Notation: g is the gradient of an image's loss by its embedding, k the number of updates at this timestep.
 """
 
 from dataclasses import dataclass
@@ -29,17 +29,17 @@ class Moments:
 
 
 def adam_step(embeddings: Tensor, gradients: Tensor, moments: list[Moments], learning_rates: list[float]) -> Tensor:
-    """Move each image's embedding by Adam with its own moments, step count and rate.
+    """Update each image's embedding by Adam with its own moments, step count and rate.
 
         m <- 0.9 m + 0.1 g;   v <- 0.999 v + 0.001 g^2
         null <- null - lr * (m / (1 - 0.9^k)) / (sqrt(v / (1 - 0.999^k)) + 1e-8)
 
     Kingma and Ba, "Adam", 2015, https://arxiv.org/abs/1412.6980, Algorithm 1; `torch.optim.Adam` has one step
-    count for all rows, and here each image is at its own.
+    count for all rows, whereas here each image has its own.
 
     Args:
         embeddings: null_t, [batch, tokens, dim].
-        gradients: In the same shape.
+        gradients: g, in the same shape.
         moments: One for each image; updated in place.
         learning_rates: One for each image.
     """
@@ -59,14 +59,15 @@ def adam_step(embeddings: Tensor, gradients: Tensor, moments: list[Moments], lea
 def polyak_step(
     gradients: Tensor, losses: Tensor, squares: list[Tensor | None], limit: float = LIMIT
 ) -> tuple[Tensor, Tensor]:
-    """The preconditioned Polyak step of each image: what to add to its embedding, and its new v.
+    """Return the preconditioned Polyak step of each image, to be added to its embedding, and its new v.
 
         v <- 0.9 v + 0.1 g^2
         d = g / (sqrt(v) + 0.3 rms(sqrt(v)))
         step = - loss / <g, d> d,   cut so that no value changes by more than `limit`
 
-    The least loss is known to be zero, so the length needs no learning rate: it leads to where the loss would be zero
-    if it were linear. Polyak, "Introduction to Optimization", 1987, section 5.3. v is kept from timestep to timestep.
+    The least loss is known to be zero, so the length needs no learning rate: the step leads to the point where the loss
+    would be zero if it were linear. Polyak, "Introduction to Optimization", 1987, section 5.3. v is kept from timestep
+    to timestep.
 
     Args:
         gradients: g, [batch, tokens, dim].

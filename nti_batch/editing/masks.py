@@ -1,7 +1,7 @@
 """Masks of edits: their check, and their pixels on the mask's own grid and on a decoded image."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import pairwise
 
@@ -39,6 +39,12 @@ def _cut(length: int, pieces: int, scale: Fraction) -> list[slice]:
     return [slice(math.floor(first), math.ceil(last)) for first, last in pairwise(edges)]
 
 
+def check_pairs(runs: Sequence[int]) -> None:
+    """Raise a ValueError unless the numbers are pairs of a start and a length."""
+    if len(runs) % 2:
+        raise ValueError(f"the mask's runs are {len(runs)} numbers, allowed: pairs of a start and a length")
+
+
 def check_mask(mask: Mask) -> None:
     """Check that a mask has pairs of numbers, and that each run lies on its grid.
 
@@ -47,8 +53,7 @@ def check_mask(mask: Mask) -> None:
     """
     if mask.height < 1 or mask.width < 1:
         raise ValueError(f"the mask's grid has height {mask.height} and width {mask.width}, allowed: at least 1")
-    if len(mask.runs) % 2:
-        raise ValueError(f"the mask's runs are {len(mask.runs)} numbers, allowed: pairs of a start and a length")
+    check_pairs(mask.runs)
     pixels = mask.height * mask.width
     for start, length in _pairs(mask):
         if start < 0 or length < 0 or start + length > pixels:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from nti_batch.data.tar import write_samples
 from nti_batch.diffusion.alignment import TokenizedPrompt
-from nti_batch.diffusion.edits import EditSettings
+from nti_batch.diffusion.edit_settings import EditSettings
 from nti_batch.editing.masks import decode_runs, encode_runs
 from nti_batch.records import EditRequest, Mask
 

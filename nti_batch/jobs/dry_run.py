@@ -1,4 +1,4 @@
-"""`--dry_run`: the work of a job before it starts. No weights are loaded, nothing is written, no remote shard is read."""
+"""`--dry_run`: the work of a job before it starts. It loads no weights, writes nothing and reads no remote shard."""
 
 import shutil
 from collections import Counter
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from nti_batch.durations import format_duration
 from nti_batch.files import existing_ancestor
 from nti_batch.jobs.ranks import JobPart
 from nti_batch.output.serialization import StoredSize
 from nti_batch.output.throughput import Throughput
+from nti_batch.phrases import format_duration
 from nti_batch.plans.plan import AnyPlan
 from nti_batch.records import WorkUnit
 

@@ -1,7 +1,7 @@
 """The flags of the jobs. Each is also a key of a YAML file: `--model.num_steps` is `num_steps` below `model`.
 
 A class lists the flags of one section, with their defaults and checks. The inversion method's own flags and defaults
-stand in `diffusion.settings`, those of edits in `diffusion.edits`.
+stand in `diffusion.settings`, those of edits in `diffusion.edit_settings`.
 """
 
 from dataclasses import dataclass

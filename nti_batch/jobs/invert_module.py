@@ -99,7 +99,7 @@ class InversionModule(LightningModule):
     def _admit(self, image: CaptionedImage) -> None:
         key = (image.unit.shard, image.key)
         self._in_flight[key] = InFlight(image, time.monotonic())
-        latents = self.networks.encode_pictures(image.pixels[None])[0]
+        latents = self.networks.encode_images(image.pixels[None])[0]
         prompt = self.networks.embed_prompts([image.prompt])[0]
         if self.batch_size == "auto":
             self.batch_size = find_batch_size(

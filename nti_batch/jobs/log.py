@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from nti_batch.output.manifest import member_name
+from nti_batch.output.manifest_rows import member_name
 from nti_batch.records import EditedImage, EndOfUnit, Failure, Inversion, Outcome
 
 logger = logging.getLogger(__name__)

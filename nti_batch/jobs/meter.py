@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nti_batch.durations import format_duration
 from nti_batch.files import replace_file
 from nti_batch.jobs.tally import Tally
 from nti_batch.jobs.writer import RecordWriter
 from nti_batch.json_object import JsonObject
-from nti_batch.output.kind import RunKind
+from nti_batch.output.run_kind import RunKind
+from nti_batch.phrases import format_duration
 
 MAX_REFRESH_SECONDS = 60.0
 RATE_MINUTES = 60

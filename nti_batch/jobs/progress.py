@@ -62,7 +62,7 @@ class ProgressDisplay:
 
 
 class JobProgress(Callback):
-    """Shows the progress on the first rank, and publishes the numbers of the others. A context around the prediction."""
+    """Shows the progress on the first rank, and publishes the numbers of other ranks. A context of the prediction."""
 
     def __init__(self, meter: JobMeter) -> None:
         """Take the numbers to show."""

@@ -8,7 +8,7 @@ from typing import Self
 
 from lightning.pytorch import Trainer
 
-from nti_batch.output.manifest import Row
+from nti_batch.output.manifest_rows import Row
 from nti_batch.plans.plan import AnyPlan
 from nti_batch.records import WorkUnit
 

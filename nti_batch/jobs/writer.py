@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from nti_batch.files import OutputError
 from nti_batch.jobs.tally import Tally
 from nti_batch.output.part import PartWriter
-from nti_batch.output.run import OutputRun
+from nti_batch.output.run_folder import OutputRun
 from nti_batch.records import EditedImage, EndOfUnit, Failure, Inversion, Outcome, WorkUnit
 
 logger = logging.getLogger(__name__)

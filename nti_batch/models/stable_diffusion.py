@@ -1,6 +1,6 @@
-"""The frozen networks of Stable Diffusion 1.x, 2.x and XL, and what the job asks of them.
+"""The frozen networks of Stable Diffusion 1.x, 2.x and XL as functions of tensors.
 
-A folder's settings are read by `model_source`, weights are loaded by `weights`, prompts are read by `text_encoders`.
+`source` reads the settings of a checkpoint, `weights` loads its weights, `text_encoders` encodes prompts.
 """
 
 from collections.abc import Iterator
@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from nti_batch.diffusion.alignment import TokenizedPrompt
-from nti_batch.diffusion.pooled import split_pooled
+from nti_batch.diffusion.pooled_embedding import split_pooled
 from nti_batch.diffusion.prompt_to_prompt import StepControl
 from nti_batch.diffusion.schedule import DDIMSchedule
 from nti_batch.models.attention import ControlledAttention
-from nti_batch.models.source import ModelDescription, ModelSource, Precision
+from nti_batch.models.source import ModelSource, Precision
+from nti_batch.models.supported import ModelDescription
 from nti_batch.models.text_encoders import TextEncoder
 from nti_batch.models.weights import load_network, load_scheduler, load_text_encoders
 
@@ -43,9 +44,9 @@ class StableDiffusion(nn.Module):
 
         Args:
             text: Tokenizers and text encoders, float32.
-            vae: float32.
-            unet: In any precision.
-            scheduler: Of the model's own configuration: its noise levels, what the UNet predicts, and the spacing.
+            vae: The VAE, float32.
+            unet: The UNet, in any precision.
+            scheduler: The model's own: its noise levels, the UNet's prediction type, and the spacing of timesteps.
         """
         super().__init__()
         self.text, self.vae, self.unet, self.scheduler = text, vae, unet, scheduler
@@ -58,7 +59,7 @@ class StableDiffusion(nn.Module):
 
     @classmethod
     def load(cls, source: ModelSource, precision: Precision = "float32") -> "StableDiffusion":
-        """Load all parts; nothing is fetched when the model is a folder.
+        """Load all parts; a model in a folder needs no network access.
 
         Raises:
             ValueError: If the model is missing, not supported, or has pickled weights only.
@@ -73,21 +74,21 @@ class StableDiffusion(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the networks are."""
+        """Device of the networks."""
         return self.alphas_cumprod.device
 
     def schedule(self, num_steps: int) -> DDIMSchedule:
         """DDIM's levels, chosen by `timestep_spacing` of the model's scheduler.
 
-        `trailing`, as models with a zero terminal SNR have it: as diffusers' DDIM, from the very last timestep down to
-        the level that the configuration ends at.
+        `trailing`, which models with zero terminal SNR use, starts at the very last timestep and ends at the level that
+        the configuration names, as diffusers' DDIM does.
 
-        Any other, and none: `leading` with an offset of 1, down to the first level of the training, as Stable
-        Diffusion's pipelines choose them. The offset is not read from the model, as those pipelines don't: with 0 the
-        last step would be the identity, as it would with `linspace`.
+        Any other value, and none, is `leading` with an offset of 1, which ends at the first level of the training, as
+        Stable Diffusion's pipelines choose it. The offset is not read from the model, since those pipelines do not read
+        it. With an offset of 0, or with `linspace`, the last step would be the identity.
 
         Raises:
-            ValueError: If the training has fewer timesteps.
+            ValueError: If `num_steps` is below 1, or the training has not more timesteps.
         """
         training = len(self.alphas_cumprod)
         if not 1 <= num_steps < training:
@@ -104,7 +105,7 @@ class StableDiffusion(nn.Module):
 
     @torch.no_grad()
     def embed_prompts(self, prompts: list[str]) -> Tensor:
-        """Their embeddings, [prompts, tokens, dim]; prompts are padded and truncated."""
+        """Encode prompts, padded and truncated, to embeddings, [prompts, tokens, dim]."""
         return self.text.embed_prompts(prompts)
 
     def truncates(self, prompt: str) -> bool:
@@ -112,31 +113,33 @@ class StableDiffusion(nn.Module):
         return self.text.truncates(prompt)
 
     def tokenize(self, prompt: str) -> TokenizedPrompt:
-        """Where the words of a prompt are among its tokens."""
+        """Find the words of a prompt among its tokens."""
         return self.text.tokenize(prompt)
 
     @torch.no_grad()
-    def encode_pictures(self, pixels: Tensor) -> Tensor:
-        """uint8 pixels, [batch, 3, height, width], to latents: the posterior's mean, scaled."""
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Encode uint8 pixels, [batch, 3, height, width], to latents: the posterior's mean, scaled."""
         posterior = self.vae.encode(pixels.to(self.device) / 127.5 - 1).latent_dist
         latents: Tensor = posterior.mean * self.vae.config.scaling_factor
         return latents
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
-        """Latents to pictures, [batch, 3, height, width] in [0, 1]."""
-        pictures: Tensor = self.vae.decode(latents / self.vae.config.scaling_factor).sample
-        return (pictures / 2 + 0.5).clamp(0, 1)
+        """Decode latents to images, [batch, 3, height, width] in [0, 1]."""
+        images: Tensor = self.vae.decode(latents / self.vae.config.scaling_factor).sample
+        return (images / 2 + 0.5).clamp(0, 1)
 
     def predict(self, latents: Tensor, timesteps: Tensor, embeddings: Tensor, optimize_pooled: bool = False) -> Tensor:
         """Evaluate the UNet as a `Predictor`.
 
         Args:
             latents: z_t, [batch, channels, height, width].
-            timesteps: [batch].
-            embeddings: [batch, tokens, dim].
-            optimize_pooled: Whether a gradient goes to the pooled row, too. A row without one is where it was before,
-                whatever the solver.
+            timesteps: Timestep of each image, [batch].
+            embeddings: Text embeddings, [batch, tokens, dim].
+            optimize_pooled: Whether the pooled row gets a gradient, too. No solver changes a row without one.
+
+        Returns:
+            e or v, as the schedule's `prediction_type` says, float32 in the shape of `latents`.
         """
         dtype, condition = self.unet.dtype, None
         if self.text.pooled_dim:
@@ -149,7 +152,7 @@ class StableDiffusion(nn.Module):
         return prediction
 
     def _time_ids(self, latents: Tensor) -> Tensor:
-        """Sizes that Stable Diffusion XL is told, [batch, 6]: of the original, of what was cropped, of the picture."""
+        """Size conditioning of Stable Diffusion XL, [batch, 6]: original size, corner of the crop, target size."""
         height, width = (side * self.pixels_per_latent for side in latents.shape[-2:])
         return torch.tensor([height, width, 0, 0, height, width], device=latents.device).repeat(len(latents), 1)
 

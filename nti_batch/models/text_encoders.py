@@ -1,7 +1,8 @@
-"""Prompts to embeddings: the frozen CLIP text encoders of Stable Diffusion.
+"""Encodes prompts: the frozen CLIP text encoders of Stable Diffusion.
 
-1.x and 2.x have one, whose last hidden state is the embedding. XL has two: their penultimate hidden states side by
-side, and the projection of the second as one more row (`diffusion.pooled`).
+1.x and 2.x have one encoder, whose last hidden state is the embedding. XL has two. Its embedding joins their
+penultimate hidden states side by side. The projection of the second encoder is one more row
+(`diffusion.pooled_embedding`).
 """
 
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nti_batch.diffusion.alignment import TokenizedPrompt
-from nti_batch.diffusion.pooled import join_pooled
+from nti_batch.diffusion.pooled_embedding import join_pooled
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
@@ -23,27 +24,27 @@ class TextEncoder(nn.Module):
     """Width of the pooled embedding, which is the last row of every embedding; 0 if there is none."""
 
     def __init__(self, tokenizer: "CLIPTokenizer", encoder: "CLIPTextModel") -> None:
-        """Take the parts, the encoder in float32."""
+        """Take the tokenizer, and the encoder in float32."""
         super().__init__()
         self.tokenizer, self.encoder = tokenizer, encoder
 
     def embed_prompts(self, prompts: list[str]) -> Tensor:
-        """Last hidden state, [prompts, tokens, dim]; prompts are padded and truncated."""
+        """Encode prompts, padded and truncated, to last hidden states, [prompts, tokens, dim]."""
         embeddings: Tensor = self.encoder(_ids(self.tokenizer, prompts).to(self.encoder.device)).last_hidden_state
         return embeddings
 
     def truncates(self, prompt: str) -> bool:
-        """Whether only the beginning of a prompt is read."""
+        """Whether the encoder reads only the beginning of a prompt."""
         return len(self.tokenizer(prompt, verbose=False).input_ids) > self.tokenizer.model_max_length
 
     def tokenize(self, prompt: str) -> TokenizedPrompt:
-        """Where the words of a prompt are among its tokens."""
+        """Find the words of a prompt among its tokens."""
         tokens = self.tokenizer(prompt, padding="max_length", truncation=True, return_offsets_mapping=True)
         return TokenizedPrompt.of(prompt, tokens.offset_mapping)
 
 
 class TextEncoderPair(TextEncoder):
-    """The two text encoders of Stable Diffusion XL; their tokens differ in the padding alone."""
+    """The two text encoders of Stable Diffusion XL; their tokens differ only in the padding."""
 
     def __init__(
         self,
@@ -53,14 +54,14 @@ class TextEncoderPair(TextEncoder):
         encoder_2: "CLIPTextModelWithProjection",
         zeros_for_empty_prompt: bool,
     ) -> None:
-        """Take the parts, encoders in float32.
+        """Take the tokenizers, and the encoders in float32.
 
         Args:
-            tokenizer: Of the first encoder.
-            encoder: The first.
-            tokenizer_2: Of the second.
-            encoder_2: The second, whose projection is the pooled embedding.
-            zeros_for_empty_prompt: Whether the embedding of "" is zero, as in the model's training.
+            tokenizer: Tokenizer of the first encoder.
+            encoder: The first encoder.
+            tokenizer_2: Tokenizer of the second encoder.
+            encoder_2: The second encoder, whose projection is the pooled embedding.
+            zeros_for_empty_prompt: Whether the embedding of "" is zero, as it was in the model's training.
         """
         super().__init__(tokenizer, encoder)
         self.tokenizer_2, self.encoder_2 = tokenizer_2, encoder_2
@@ -68,7 +69,7 @@ class TextEncoderPair(TextEncoder):
         self.pooled_dim = encoder_2.config.projection_dim
 
     def embed_prompts(self, prompts: list[str]) -> Tensor:
-        """Penultimate hidden states side by side, and the pooled row, [prompts, tokens + 1, dim]."""
+        """Encode prompts to penultimate hidden states side by side and the pooled row, [prompts, tokens + 1, dim]."""
         pairs = ((self.tokenizer, self.encoder), (self.tokenizer_2, self.encoder_2))
         first, second = (
             encoder(_ids(tokenizer, prompts).to(encoder.device), output_hidden_states=True)
@@ -83,6 +84,6 @@ class TextEncoderPair(TextEncoder):
 
 
 def _ids(tokenizer: "CLIPTokenizer", prompts: list[str]) -> Tensor:
-    """[prompts, tokens] int64."""
+    """Token numbers, [prompts, tokens] int64."""
     ids: Tensor = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
     return ids

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
-from nti_batch.models.source import ModelDescription, ModelSource
+from nti_batch.models.source import ModelSource
+from nti_batch.models.supported import ModelDescription
 from nti_batch.models.text_encoders import TextEncoder, TextEncoderPair
 
 if TYPE_CHECKING:

@@ -9,12 +9,13 @@ from pathlib import Path
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from nti_batch.data.image_locations import ImagePlace, locate_images
 from nti_batch.data.images import decode_image
-from nti_batch.data.shard_reader import locate_images
 from nti_batch.data.shards import expand_shards, work_units
 from nti_batch.data.tar import MemberPlace, locate_members
 from nti_batch.output.inversions import INVERT, open_inversions
-from nti_batch.output.manifest import InversionRow, Manifest
+from nti_batch.output.manifest import Manifest
+from nti_batch.output.manifest_rows import InversionRow
 from nti_batch.output.serialization import StoredInversion, decode_inversion
 
 _MAX_CACHED_PARTS = 1024
@@ -47,7 +48,7 @@ class InversionDataset(Dataset[StoredInversion]):
 
         Args:
             out: The run's output folder.
-            pixels: Whether each item has its input image. The shards must be local tars that are not compressed.
+            pixels: Whether each item has its input image. The shards must be local, and not compressed.
             shards: Patterns of the input shards, as for `nti-batch invert`, if they are no longer where the run read
                 them.
 
@@ -73,7 +74,7 @@ class InversionDataset(Dataset[StoredInversion]):
             self._ends.append(len(self.ids))
         self._index = {id: index for index, id in enumerate(self.ids)}
         self._parts: dict[Path, dict[_Id, _RecordPlace]] = {}
-        self._images: dict[str, dict[str, MemberPlace]] = {}
+        self._images: dict[str, dict[str, ImagePlace]] = {}
 
     def __len__(self) -> int:
         """Return the number of inversions."""
@@ -124,7 +125,8 @@ class InversionDataset(Dataset[StoredInversion]):
             raise ValueError(f"shard {url!r} has no whole image of the key {key!r}, which was inverted")
         settings = self.run.settings
         try:
-            return decode_image(self._images[shard][key].read(Path(url)), settings.height, settings.width)
+            path, place = self._images[shard][key]
+            return decode_image(place.read(path), settings.height, settings.width)
         except ValueError as error:
             raise ValueError(f"shard {url!r} is damaged at the key {key!r}, which was inverted: {error}") from error
 

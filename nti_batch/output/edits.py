@@ -15,11 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from nti_batch.data.images import to_image
-from nti_batch.output.format import format_versions
-from nti_batch.output.kind import RunKind
-from nti_batch.output.manifest import EditRow, Manifest, Metadata
+from nti_batch.output.format_version import format_versions
+from nti_batch.output.manifest import Manifest
+from nti_batch.output.manifest_rows import EditRow, Metadata
 from nti_batch.output.part import read_members
-from nti_batch.output.run import OutputRun
+from nti_batch.output.run_folder import OutputRun
+from nti_batch.output.run_kind import RunKind
 from nti_batch.records import EditedImage, WorkUnit
 from nti_batch.settings import EditRunSettings
 
@@ -30,7 +31,6 @@ def encode_edit(edit: EditedImage, settings: EditRunSettings) -> tuple[bytes, Me
     to_image(edit.pixels).save(stream, "PNG")
     payload = stream.getvalue()
     metadata: Metadata = {
-        **format_versions(),
         "shard": edit.unit.shard,
         "key": edit.key,
         "name": edit.name,
@@ -43,6 +43,7 @@ def encode_edit(edit: EditedImage, settings: EditRunSettings) -> tuple[bytes, Me
         "settings": settings.to_json(),
         "finished": time.time(),
         "sha256": hashlib.sha256(payload).hexdigest(),
+        **format_versions(),
     }
     return payload, metadata
 

@@ -21,7 +21,8 @@ from torch import Tensor
 from nti_batch.files import atomic_write, translate_os_errors
 from nti_batch.json_object import Json
 from nti_batch.output.inversions import InversionRun, read_part
-from nti_batch.output.manifest import InversionRow, Manifest, member_name
+from nti_batch.output.manifest import Manifest
+from nti_batch.output.manifest_rows import InversionRow, member_name
 from nti_batch.output.serialization import StoredInversion
 
 _MAX_NAME_BYTES = 200

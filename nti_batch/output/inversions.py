@@ -6,10 +6,11 @@ OUT/inversions/<shard>.<k>of<n>.<part>.tar      members <key>.safetensors and <k
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from nti_batch.output.kind import RunKind
-from nti_batch.output.manifest import InversionRow, Manifest
+from nti_batch.output.manifest import Manifest
+from nti_batch.output.manifest_rows import InversionRow
 from nti_batch.output.part import read_members
-from nti_batch.output.run import OutputRun
+from nti_batch.output.run_folder import OutputRun
+from nti_batch.output.run_kind import RunKind
 from nti_batch.output.serialization import StoredInversion, decode_inversion, encode_inversion
 from nti_batch.records import Inversion
 from nti_batch.settings import InversionRunSettings

@@ -12,8 +12,9 @@ from typing import Generic
 
 from nti_batch.data.tar import Header
 from nti_batch.files import atomic_write, sync_folder, translate_os_errors
-from nti_batch.output.kind import AnyRecord, AnySettings, RunKind
-from nti_batch.output.manifest import AnyRow, Manifest, Metadata, member_name
+from nti_batch.output.manifest import Manifest
+from nti_batch.output.manifest_rows import AnyRow, Metadata, member_name
+from nti_batch.output.run_kind import AnyRecord, AnySettings, RunKind
 from nti_batch.records import Failure
 
 DAMAGE = (tarfile.TarError, OSError, KeyError, TypeError, ValueError, RecursionError)

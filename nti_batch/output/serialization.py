@@ -25,11 +25,11 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from nti_batch.diffusion.pooled import split_pooled
+from nti_batch.diffusion.pooled_embedding import split_pooled
 from nti_batch.diffusion.rounding import Storage, split_change
 from nti_batch.json_object import JsonObject
-from nti_batch.output.format import format_versions
-from nti_batch.output.manifest import Metadata
+from nti_batch.output.format_version import format_versions
+from nti_batch.output.manifest_rows import Metadata
 from nti_batch.records import Inversion
 from nti_batch.settings import InversionRunSettings
 
@@ -130,7 +130,6 @@ def encode_inversion(inversion: Inversion, settings: InversionRunSettings) -> tu
         inversion.pivot,
     )
     metadata: Metadata = {
-        **format_versions(),
         "shard": inversion.unit.shard,
         "key": inversion.key,
         "prompt": inversion.prompt,
@@ -149,6 +148,7 @@ def encode_inversion(inversion: Inversion, settings: InversionRunSettings) -> tu
         "settings": settings.to_json(),
         "finished": time.time(),
         "sha256": hashlib.sha256(payload).hexdigest(),
+        **format_versions(),
     }
     return payload, metadata
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nti_batch.json_object import Json
-from nti_batch.output.kind import RunKind
-from nti_batch.output.manifest import AnyRow, Row
+from nti_batch.output.manifest_rows import AnyRow, Row
+from nti_batch.output.run_kind import RunKind
 from nti_batch.output.throughput import Throughput
 
 

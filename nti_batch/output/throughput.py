@@ -4,7 +4,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from math import inf
 
-from nti_batch.output.manifest import Row
+from nti_batch.output.manifest_rows import Row
 
 
 @dataclass(slots=True)

@@ -1,1 +1,1 @@
-"""What a run has to do: the work units of its input, and which of their records are missing. Nothing is written here."""
+"""What a run has to do: its work units, and which of their records are missing. It writes nothing."""

@@ -6,9 +6,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Generic
 
-from nti_batch.output.kind import AnyRecord, AnySettings
-from nti_batch.output.manifest import AnyRow, Row
-from nti_batch.output.run import OutputRun
+from nti_batch.output.manifest_rows import AnyRow, Row
+from nti_batch.output.run_folder import OutputRun
+from nti_batch.output.run_kind import AnyRecord, AnySettings
 from nti_batch.output.status import RowCounts, RunStatus
 from nti_batch.records import WorkUnit
 

@@ -7,7 +7,7 @@ import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 import matplotlib.style
 import numpy as np
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
-from nti_batch.durations import format_duration
+from nti_batch.phrases import format_duration
 from nti_batch.report.statistics import Curve, Numbers, histogram, throughput
 
 INK, LINE, ACCENT = "#000001", "#000002", "#000003"
@@ -97,14 +97,14 @@ def throughput_chart(finished: Numbers, seconds: Numbers, records: str) -> Chart
         records: Plural noun for the records, such as 'images'.
     """
     numbers = throughput(finished, seconds)
-    times = [datetime.fromtimestamp(edge, timezone.utc) for edge in numbers.edges]
+    times = [datetime.fromtimestamp(edge, UTC) for edge in numbers.edges]
     width = numbers.edges[1] - numbers.edges[0]
 
     def paint(axes: Axes) -> None:
         _bars(axes, date2num(times), numbers.counts / width * 3600)
-        locator = AutoDateLocator(maxticks=6, tz=timezone.utc)
+        locator = AutoDateLocator(maxticks=6, tz=UTC)
         axes.xaxis.set_major_locator(locator)
-        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, tz=timezone.utc))
+        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, tz=UTC))
 
     summary = (
         f"{len(finished):,} {records} from {times[0]:%Y-%m-%d %H:%M} to {times[-1]:%Y-%m-%d %H:%M} UTC; "

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from nti_batch.output.manifest import EditRow
+from nti_batch.output.manifest_rows import EditRow
 from nti_batch.output.status import RunStatus
-from nti_batch.plans.edits import EditPlan
+from nti_batch.plans.missing_edits import EditPlan
 from nti_batch.report.charts import Chart, histogram_chart, throughput_chart
 from nti_batch.report.page import Fact
 from nti_batch.report.statistics import RunNumbers, extremes

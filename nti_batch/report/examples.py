@@ -12,10 +12,10 @@ from nti_batch.editing.reconstruct import reconstruct
 from nti_batch.models.stable_diffusion import StableDiffusion
 from nti_batch.output.edits import read_edited_images
 from nti_batch.output.inversions import read_inversions, read_part
-from nti_batch.output.manifest import EditRow, Row
+from nti_batch.output.manifest_rows import EditRow, Row
 from nti_batch.output.serialization import StoredInversion
-from nti_batch.plans.edits import EditPlan
-from nti_batch.plans.images import ImagePlan
+from nti_batch.plans.missing_edits import EditPlan
+from nti_batch.plans.missing_images import ImagePlan
 
 BATCH_SIZE = 8
 ImageId = tuple[str, str]
@@ -96,7 +96,7 @@ def _read_stored(located: Iterable[tuple[Path, Row]], notes: list[str]) -> dict[
 def _round_trips(networks: StableDiffusion, inputs: Mapping[ImageId, Tensor]) -> dict[ImageId, Tensor]:
     """VAE round trips of images in [0, 1]."""
     pixels = {id: (image * 255).round().byte()[None].to(networks.device) for id, image in inputs.items()}
-    return {id: networks.decode_latents(networks.encode_pictures(image))[0].cpu() for id, image in pixels.items()}
+    return {id: networks.decode_latents(networks.encode_images(image))[0].cpu() for id, image in pixels.items()}
 
 
 def _reconstructions(

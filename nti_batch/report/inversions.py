@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from nti_batch.output.manifest import InversionRow
+from nti_batch.output.manifest_rows import InversionRow
 from nti_batch.output.status import RunStatus
-from nti_batch.plans.images import ImagePlan
+from nti_batch.phrases import and_more
+from nti_batch.plans.missing_images import ImagePlan
 from nti_batch.report.charts import Chart, histogram_chart, throughput_chart, timestep_chart
 from nti_batch.report.page import Fact
 from nti_batch.report.statistics import RunNumbers, by_timestep, extremes, read_sample
@@ -55,8 +56,7 @@ def charts(plan: ImagePlan, numbers: RunNumbers[InversionRow], notes: list[str])
     ]
     sample = read_sample(numbers.find(numbers.sample(SAMPLE)), plan.run.settings.num_steps)
     if sample.errors:
-        more = len(sample.errors) - 1
-        notes.append(sample.errors[0] + (f"; and {more} more" if more else ""))
+        notes.append(and_more(sample.errors, 1))
     if count := len(sample.losses):
         images = f"{count:,} images" + (", drawn at random" if count < len(numbers) else "")
         for title, about, values, ylabel in (

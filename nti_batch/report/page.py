@@ -12,7 +12,7 @@ import jinja2
 from torch import Tensor
 
 from nti_batch.data.images import to_bytes, to_image
-from nti_batch.output.run import OutputRun
+from nti_batch.output.run_folder import OutputRun
 from nti_batch.report.charts import Chart
 from nti_batch.report.statistics import Reason
 from nti_batch.settings import flatten

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from nti_batch.data.images import to_bytes, to_image
 from nti_batch.models.stable_diffusion import StableDiffusion
-from nti_batch.output.manifest import Row
-from nti_batch.output.run import AnyRun
-from nti_batch.plans.edits import EditPlan
-from nti_batch.plans.images import ImagePlan
+from nti_batch.output.manifest_rows import Row
+from nti_batch.output.run_folder import AnyRun
+from nti_batch.plans.missing_edits import EditPlan
+from nti_batch.plans.missing_images import ImagePlan
 from nti_batch.records import WorkUnit
 from nti_batch.report.examples import Example, examples_of
 from nti_batch.scores.metrics import psnr

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nti_batch.durations import format_duration
 from nti_batch.models.load import load_model
 from nti_batch.models.stable_diffusion import StableDiffusion
 from nti_batch.output.status import RunStatus
-from nti_batch.plans.edits import EditPlan
-from nti_batch.plans.images import ImagePlan
+from nti_batch.phrases import format_duration
+from nti_batch.plans.missing_edits import EditPlan
+from nti_batch.plans.missing_images import ImagePlan
 from nti_batch.report import edits, inversions
 from nti_batch.report.charts import Chart
 from nti_batch.report.examples import examples_of

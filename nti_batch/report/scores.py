@@ -10,7 +10,7 @@ from nti_batch.editing.pie_bench import CATEGORIES, category
 from nti_batch.editing.requests import request_id
 from nti_batch.json_object import Json
 from nti_batch.output.edits import read_edited_images
-from nti_batch.plans.edits import EditPlan
+from nti_batch.plans.missing_edits import EditPlan
 from nti_batch.records import WorkUnit
 from nti_batch.scores.edits import EditScores, Protocol, score_edits, scores_table
 from nti_batch.scores.learned import LearnedScores

@@ -12,7 +12,8 @@ from typing import Generic
 import numpy as np
 from numpy.typing import NDArray
 
-from nti_batch.output.manifest import AnyRow, Manifest, Row, member_name
+from nti_batch.output.manifest import Manifest
+from nti_batch.output.manifest_rows import AnyRow, Row, member_name
 from nti_batch.output.part import DAMAGE, read_metadata
 
 Numbers = NDArray[np.float64]

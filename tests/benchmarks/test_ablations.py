@@ -20,8 +20,8 @@ from nti_batch.diffusion.settings import InversionSettings
 STEPS = 5
 
 
-def pictures(predict: Predictor, prompt: float | None = None) -> EncodedImages:
-    """Three of them; all values of a prompt's embedding are `prompt`, or at random."""
+def encoded(predict: Predictor, prompt: float | None = None) -> EncodedImages:
+    """Three images; all values of a prompt's embedding are `prompt`, or random."""
     generator = torch.Generator().manual_seed(0)
     latents, prompts = torch.randn(2, 3, 4, 2, 2, generator=generator)
     prompts = prompts.flatten(2) if prompt is None else torch.full((3, 4, 4), prompt)
@@ -42,7 +42,7 @@ def test_null_text_is_that_of_the_pool_without_its_early_stop(updates: int):
     def predict(latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
         return rowwise(latents, timesteps, embeddings.unflatten(1, (4, -1)).flatten(2))
 
-    of = pictures(predict)
+    of = encoded(predict)
     settings = InversionSettings(
         guidance_scale=3.0, num_inner_steps=updates, early_stop_epsilon=0.0, early_stop_growth=0.0
     )
@@ -52,9 +52,9 @@ def test_null_text_is_that_of_the_pool_without_its_early_stop(updates: int):
     torch.testing.assert_close(ablations.null_text(of, of.pivot(), updates), expected, rtol=0, atol=1e-4)
 
 
-def test_a_random_pivot_is_the_picture_and_one_noise_in_the_schedules_shares():
+def test_a_random_pivot_is_the_image_and_one_noise_in_the_schedules_shares():
     torch.manual_seed(1)
-    of = pictures(its_embedding)
+    of = encoded(its_embedding)
     pivot, abar = of.random_pivot(), of.schedule.alphas_cumprod
     assert torch.equal(pivot[0], of.latents)
     noises = [(pivot[t] - abar[t].sqrt() * of.latents) / (1 - abar[t]).sqrt() for t in range(1, STEPS + 1)]
@@ -64,15 +64,15 @@ def test_a_random_pivot_is_the_picture_and_one_noise_in_the_schedules_shares():
 
 
 def test_a_global_null_embedding_finds_the_one_that_is_right_at_every_timestep():
-    # this network says what it is told: with null = C every guided step is the pivot's
-    of = pictures(its_embedding, prompt=0.2)
+    # this network predicts its embedding: with null = C every guided step is the pivot's
+    of = encoded(its_embedding, prompt=0.2)
     assert error(ablations.global_null_text(of, of.pivot()), of, 1) > 0.2
     assert error(ablations.global_null_text(of, of.pivot()), of, 60) < 0.02
 
 
-def test_tokens_that_may_move_go_where_they_would_and_the_others_stay():
-    # each channel of this network is a token, and knows of no other
-    of = pictures(its_embedding, prompt=0.2)
+def test_tokens_that_are_optimized_change_as_without_the_limit_and_the_others_stay():
+    # each channel of this network is a token and does not depend on another
+    of = encoded(its_embedding, prompt=0.2)
     all_move, one_moves, none_moves = (
         ablations.null_text(replace(of, tokens=tokens), of.pivot(), 3) for tokens in (None, 1, 0)
     )
@@ -83,7 +83,7 @@ def test_tokens_that_may_move_go_where_they_would_and_the_others_stay():
 def test_textual_inversion_finds_the_mean_of_the_noises():
     # which is 0: the prompt is then the empty one, and guidance changes nothing
     torch.manual_seed(2)
-    of = pictures(its_embedding, prompt=0.5)
+    of = encoded(its_embedding, prompt=0.5)
     assert error(ablations.textual_inversion(of), of, 1) > 2 * error(ablations.textual_inversion(of), of, 40)
 
 

@@ -15,11 +15,12 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from helpers.tiny import captioned, write_shard
 from PIL import Image
 
+from nti_batch import edit_image
 from nti_batch.benchmarks import edits, inner_step
 from nti_batch.benchmarks.full_size import Family, random_unet
 from nti_batch.benchmarks.inner_step import AUTHORS, JOB, Step, timed_step
-from nti_batch.benchmarks.inverted import Score, score
 from nti_batch.benchmarks.job_loop import job_loop, load_images
+from nti_batch.benchmarks.loop_result import Score, score
 from nti_batch.benchmarks.ranks import images_per_hour
 from nti_batch.benchmarks.reference_loop import reference_loop
 from nti_batch.benchmarks.solvers import FAST, Case, table_row
@@ -28,7 +29,8 @@ from nti_batch.benchmarks.timing import UNetClock
 from nti_batch.cli import main
 from nti_batch.diffusion.rounding import Storage
 from nti_batch.diffusion.settings import InversionSettings
-from nti_batch.models.stable_diffusion import ModelSource, StableDiffusion
+from nti_batch.models.source import ModelSource
+from nti_batch.models.stable_diffusion import StableDiffusion
 from nti_batch.output.serialization import StoredInversion
 
 NEVER = InversionSettings(num_inner_steps=2, early_stop_epsilon=0, early_stop_growth=0)
@@ -141,7 +143,6 @@ def test_the_edit_job_is_compared_with_a_loop_over_the_same_edits(
     assert main(["invert", *flags, "--trainer.accelerator=cpu", f"--output.dir={tmp_path}"]) == 0
     capsys.readouterr()
     edited: list[str | None] = []
-    edit_image = edits.edit_image
 
     def counted(image: StoredInversion, prompt: str | None, networks: StableDiffusion) -> Image.Image:
         edited.append(image.key)

@@ -7,13 +7,12 @@ import pytest
 import torch
 from helpers.damage import CASES, DONE, JSON_CASES, Case
 from helpers.jobs import arguments
-from helpers.runs import units_of
+from helpers.runs import plan_of, units_of
 
 from nti_batch import read_inversions
 from nti_batch.cli import main
 from nti_batch.output.inversions import open_inversions
-from nti_batch.output.manifest import InversionRow
-from nti_batch.output.status import run_status
+from nti_batch.output.manifest_rows import InversionRow
 
 
 def invert(model: Path, folder: Path, cases: list[Case], *more: str) -> Path:
@@ -75,8 +74,8 @@ def test_a_run_over_damaged_shards_is_complete_and_passes_verify(
     for out in (texts, jsons):
         run = open_inversions(out)
         assert main(["verify", str(out)]) == 0
-        assert capsys.readouterr().out == "all is well\n"
-        assert run_status(run, units_of(run)).missing == 0
+        assert capsys.readouterr().out == "no findings: the run is intact\n"
+        assert plan_of(run).status(units_of(run)).missing == 0
 
 
 def test_every_case_is_different():

@@ -15,6 +15,7 @@ from helpers.pack import pack, shards, write_folder
 
 from nti_batch import files
 from nti_batch.data import image_list
+from nti_batch.data.folder import read_file
 
 
 def crash_in_pack(source: Path, out: Path, step: int, moment: Moment) -> None:
@@ -83,13 +84,12 @@ def test_a_signal_stops_the_pack_and_the_next_one_continues_it(
 ):
     source, out = write_folder(tmp_path / "source", tuple("abcdefgh")), tmp_path / "out"
     assert pack(source, tmp_path / "whole") == 0
-    real = image_list.read_file
 
     def signalled(path: str, most: int) -> bytes:
         if path.endswith("e.png"):
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.2)
-        return real(path, most)
+        return read_file(path, most)
 
     with monkeypatch.context() as patch:
         patch.setattr(image_list, "read_file", signalled)

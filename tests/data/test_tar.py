@@ -9,7 +9,9 @@ import os
 import tarfile
 import tracemalloc
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.shards import check_outcomes, error_of, outcomes, read_rows, write_tar
@@ -200,9 +202,13 @@ def test_a_shard_that_fails_midway_does_not_appear_and_replaces_nothing(tmp_path
 
 def test_a_shard_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     calls: list[str] = []
-    fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda handle: (calls.append("fsync"), fsync(handle)))
-    monkeypatch.setattr(os, "replace", lambda *paths: (calls.append("replace"), replace(*paths)))
+
+    def noted(call: Callable[..., None], *arguments: Any) -> None:
+        calls.append(call.__name__)
+        call(*arguments)
+
+    monkeypatch.setattr(os, "fsync", partial(noted, os.fsync))
+    monkeypatch.setattr(os, "replace", partial(noted, os.replace))
     write_samples(tmp_path / "s.tar", SAMPLES)
     assert calls == ["fsync", "replace", "fsync"]
 

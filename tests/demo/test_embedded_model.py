@@ -1,5 +1,6 @@
 """The embedded model reaches the figures of its card, and null-text inversion of its images works as in the paper."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,8 +52,7 @@ def test_localisation_is_high_for_attention_equal_to_the_mask_and_low_for_unifor
     for scene, row in zip(inverted.scenes, masks, strict=True):
         for thing, mask in zip(scene.objects, object_masks(scene), strict=True):
             row[:, scene.caption.split().index(thing.colour) + 2] = mask.flatten()
-    exact = Inverted(inverted.scenes, *[torch.empty(0)] * 4, attention=masks)
-    blind = Inverted(inverted.scenes, *[torch.empty(0)] * 4, attention=torch.ones_like(masks))
+    exact, blind = replace(inverted, attention=masks), replace(inverted, attention=torch.ones_like(masks))
     assert localisation(exact)[0] > 0.99
     assert localisation(blind)[0] < 0.3
 
@@ -60,7 +60,7 @@ def test_localisation_is_high_for_attention_equal_to_the_mask_and_low_for_unifor
 def test_null_text_inversion_reconstructs_images_alone_and_in_a_batch(networks: StableDiffusion):
     scenes = unseen_scenes(3)
     start = invert_scenes(networks, scenes)
-    latents = networks.encode_pictures((start.images * 255).round().byte())
+    latents = networks.encode_images((start.images * 255).round().byte())
     inputs = list(zip(latents, start.prompts, strict=True))
     empty, schedule = networks.embed_prompts([""])[0], networks.schedule(50)
     reconstructed = []

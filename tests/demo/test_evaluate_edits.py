@@ -4,6 +4,7 @@ import random
 import sys
 from math import nan
 from pathlib import Path
+from typing import Any
 
 import pytest
 from matplotlib.axes import Axes
@@ -41,7 +42,7 @@ def test_the_plot_has_a_point_for_each_row(tmp_path: Path, monkeypatch: pytest.M
     points: list[tuple[float, float]] = []
     real = Axes.scatter
 
-    def recorded(axes: Axes, x: float, y: float, **style: object) -> object:
+    def recorded(axes: Axes, x: float, y: float, **style: Any) -> object:
         points.append((x, y))
         return real(axes, x, y, **style)
 

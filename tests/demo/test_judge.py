@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -56,7 +57,8 @@ def change(scene: Scene, attribute: str, rng: random.Random) -> Scene:
     thing, *rest = scene.objects
     words = {"colour": COLOURS, "shape": SHAPES, "place": PLACES, "size": SIZES}[attribute]
     used = colours if attribute == "colour" else (getattr(thing, attribute),)
-    return replace(scene, objects=(replace(thing, **{attribute: other(rng, words, *used)}), *rest))
+    changed: dict[str, Any] = {attribute: other(rng, words, *used)}
+    return replace(scene, objects=(replace(thing, **changed), *rest))
 
 
 def test_drawn_scenes_are_judged_right() -> None:

@@ -18,7 +18,7 @@ from nti_batch.demo.scenes import Scene, SceneObject, unseen_scenes
 def members(path: Path) -> dict[str, bytes]:
     """Read the content of each member, in the order of the tar."""
     with tarfile.open(path) as tar:
-        return {m.name: tar.extractfile(m).read() for m in tar}  # type: ignore[union-attr]
+        return {m.name: tar.extractfile(m).read() for m in tar}
 
 
 def pixels(png: bytes) -> np.ndarray:

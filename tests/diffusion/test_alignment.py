@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nti_batch.diffusion.alignment import Kind, TokenizedPrompt, align
-from nti_batch.models.stable_diffusion import ModelSource, StableDiffusion
+from nti_batch.models.source import ModelSource
+from nti_batch.models.stable_diffusion import StableDiffusion
 
 
 def matrix(source_end: int, edit_end: int, **columns: dict[int, float]) -> Tensor:

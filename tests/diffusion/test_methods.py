@@ -1,13 +1,15 @@
-"""The methods that optimise nothing: against plain sampling, in every storage, and through the front door."""
+"""The methods without optimization: against plain sampling, in every storage, and by the command."""
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, Literal, get_args
 
 import pytest
 import torch
 from helpers.fakes import rowwise, stable_diffusion_schedule
+from helpers.inversions import SETTINGS
 from helpers.jobs import arguments
 from helpers.pools import EMPTY, HostTraffic, images, invert
 from helpers.tiny import captioned, png, write_shard
@@ -21,11 +23,13 @@ from nti_batch.diffusion.pool import InversionPool
 from nti_batch.diffusion.rounding import Storage
 from nti_batch.diffusion.settings import InversionSettings, Method
 from nti_batch.editing.reconstruct import reconstruct
-from nti_batch.models.stable_diffusion import ModelSource, StableDiffusion
+from nti_batch.models.source import ModelSource
+from nti_batch.models.stable_diffusion import StableDiffusion
 from nti_batch.output.inversions import open_inversions
+from nti_batch.output.manifest_rows import Metadata
 from nti_batch.output.serialization import StoredInversion, pack_tensors, unpack_tensors
 from nti_batch.report import preview
-from nti_batch.report.verify import _wrong
+from nti_batch.report.integrity import check_inversion
 from nti_batch.scores.metrics import psnr
 
 STORAGES = get_args(Storage)
@@ -70,7 +74,7 @@ def test_negative_prompt_inversion_is_ddim_at_guidance_1():
 
 
 @pytest.mark.parametrize("null_init", ["empty", "prompt"])
-def test_ddim_is_guided_sampling_with_the_empty_prompt(null_init: str):
+def test_ddim_is_guided_sampling_with_the_empty_prompt(null_init: Literal["empty", "prompt"]):
     empty, (latents, prompt) = torch.full((4, 4), 0.1), images(2)[1]
     settings = InversionSettings(method="ddim", null_init=null_init)
     (state,), _ = invert(rowwise, SCHEDULE, settings, [(latents, prompt)], empty=empty)
@@ -115,10 +119,10 @@ def test_a_pivot_comes_back_from_the_file_bit_for_bit(storage: Storage):
 
 
 def findings_of(pivot: Tensor | None, method: Method) -> Iterator[str]:
-    settings = {"model.method": method}
-    metadata = {"settings": settings, "timesteps": [501, 1]}
+    settings = replace(SETTINGS, inversion=InversionSettings(method=method))
     noise, nulls = torch.zeros(4, 2, 2), torch.zeros(2, 3, 5)
-    return _wrong(StoredInversion("s", "k", "a", noise, nulls, metadata, pivot), settings)
+    metadata: Metadata = {"settings": settings.to_json()}
+    return check_inversion(StoredInversion("s", "k", "a", noise, nulls, metadata, pivot))
 
 
 def test_verify_knows_what_a_pivot_must_be():
@@ -137,7 +141,7 @@ def test_verify_knows_what_a_pivot_must_be():
 
 @pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("method", PLAIN)
-def test_the_job_takes_a_method_and_its_files_replay_to_its_own_pictures(
+def test_the_job_takes_a_method_and_its_files_replay_to_its_own_images(
     tiny_model: Path,
     tmp_path: Path,
     method: Method,
@@ -145,16 +149,22 @@ def test_the_job_takes_a_method_and_its_files_replay_to_its_own_pictures(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ):
-    drawn, draw_rows = [], preview.draw_rows
-    monkeypatch.setattr(preview, "draw_rows", lambda rows: [drawn.extend(rows), draw_rows(rows)][1])
+    drawn: list[tuple[Any, Any, list[str]]] = []
+    draw_rows = preview.draw_rows
+
+    def noted(rows: Any) -> Any:
+        drawn.extend(rows)
+        return draw_rows(rows)
+
+    monkeypatch.setattr(preview, "draw_rows", noted)
     shard, out = write_shard(tmp_path / "s.tar", captioned(3)), tmp_path / "out"
     assert main([*arguments(tiny_model, shard, out), f"--model.method={method}", f"--output.storage={storage}"]) == 0
-    titles = list(dict.fromkeys(["input", "VAE", "ddim", method]))
+    titles = ["input", "VAE", "DDIM", "reconstruction"]
     assert all([label.split()[0] for label in labels] == titles for _, _, labels in drawn)
     assert len(drawn) == 3
     networks = StableDiffusion.load(ModelSource(str(tiny_model)))
     for stored in read_inversions(out):
-        assert stored.metadata["settings"]["model.method"] == method
+        assert stored.settings.inversion.method == method
         assert (stored.pivot is not None) == (method == "direct")
         original = decode_image(png(int(stored.key)), 16, 16)[None] / 255
         reached = psnr(reconstruct(networks, [stored], guided=True), original).item()
@@ -163,7 +173,7 @@ def test_the_job_takes_a_method_and_its_files_replay_to_its_own_pictures(
             assert reached == pytest.approx(stored.metadata["psnr_vae"], abs=1e-3)
     capsys.readouterr()
     assert main(["verify", str(out), "--recompute", "3"]) == 0
-    assert capsys.readouterr().out == "all is well\n"
+    assert capsys.readouterr().out == "no findings: the run is intact\n"
     assert main(["status", str(out), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["done"] == 3
 
@@ -171,7 +181,7 @@ def test_the_job_takes_a_method_and_its_files_replay_to_its_own_pictures(
 def test_two_methods_on_one_folder_are_refused(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     shard, out = write_shard(tmp_path / "s.tar", captioned(1)), tmp_path / "out"
     assert main(arguments(tiny_model, shard, out)) == 0
-    assert open_inversions(out).settings()["model.method"] == "null-text"
+    assert open_inversions(out).settings.inversion.method == "null-text"
     assert main([*arguments(tiny_model, shard, out), "--model.method=direct"]) == 2
     assert 'model.method: "null-text" there, "direct" now' in capsys.readouterr().err
 
@@ -185,7 +195,7 @@ def test_the_embedded_model_is_inverted_directly(tmp_path: Path, capsys: pytest.
     ]
     assert main(["invert", "--model.method=direct", "--output.storage=compact", *flags]) == 0
     assert main(["verify", str(out), "--recompute", "2"]) == 0
-    assert capsys.readouterr().out.endswith("all is well\n")
+    assert capsys.readouterr().out.endswith("no findings: the run is intact\n")
     for stored in read_inversions(out):
         assert stored.metadata["psnr"] == pytest.approx(stored.metadata["psnr_vae"], abs=1e-2)
         assert (stored.metadata["forwards"], stored.metadata["backwards"]) == (15, 0)
@@ -193,4 +203,4 @@ def test_the_embedded_model_is_inverted_directly(tmp_path: Path, capsys: pytest.
 
 def test_a_method_that_is_none_is_refused():
     with pytest.raises(ValueError, match=r"method is magic, allowed: 'null-text' or 'ddim' or 'negative-prompt' or 'd"):
-        InversionSettings(method="magic")
+        InversionSettings(method="magic")  # type: ignore[arg-type]

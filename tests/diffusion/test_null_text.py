@@ -1,4 +1,4 @@
-"""Null-text optimization against a plain loop, a closed form, torch's Adam and itself in company."""
+"""Null-text optimization against a plain loop, a closed form, torch's Adam and other batch sizes."""
 
 import math
 import random
@@ -86,7 +86,8 @@ def test_a_linear_predictor_goes_to_its_closed_form_optimum():
 
     def predict(latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
         offset = 0.1 * (timesteps / 1000).view(-1, 1, 1, 1)
-        return (embeddings.flatten(1) @ matrix.T).view_as(latents) + offset * latents
+        noise: Tensor = (embeddings.flatten(1) @ matrix.T).view_as(latents) + offset * latents
+        return noise
 
     schedule = stable_diffusion_schedule(2)
     settings = InversionSettings(
@@ -110,7 +111,7 @@ def test_without_guidance_the_embedding_stays_and_no_gradient_is_computed():
     assert (pool.work.forwards, pool.work.backwards) == (100, 0)
 
 
-def test_an_embedding_accepted_at_first_sight_costs_the_floor_of_the_method():
+def test_an_embedding_accepted_at_its_first_evaluation_costs_the_floor_of_the_method():
     settings = InversionSettings(early_stop_epsilon=1e9)
     (state,), pool = invert(rowwise, stable_diffusion_schedule(50), settings, images(1))
     assert (state.forwards, state.backwards, pool.work.forwards) == (150, 0, 150)

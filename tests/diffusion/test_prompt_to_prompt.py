@@ -1,38 +1,36 @@
-"""Attention control against a second implementation in loops, and what must hold whatever the network is."""
+"""Attention control against a second implementation in loops, and properties that hold for any network."""
 
 import json
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from helpers.inversions import SETTINGS
 from helpers.prompts import noise, tokenized
 from jsonargparse import ArgumentParser
 from torch import Tensor
 
 from nti_batch.diffusion.ddim import ddim_sample
-from nti_batch.diffusion.edits import EditControl, EditSettings
+from nti_batch.diffusion.edit_settings import EditControl, EditSettings
 from nti_batch.diffusion.prompt_to_prompt import AttentionControl, LocalBlend, edit_sample
+from nti_batch.diffusion.settings import InversionSettings
 from nti_batch.editing.reconstruct import reconstruct
 from nti_batch.models.attention import ControlledAttention
-from nti_batch.models.stable_diffusion import ModelSource, StableDiffusion
+from nti_batch.models.source import ModelSource
+from nti_batch.models.stable_diffusion import StableDiffusion
+from nti_batch.output.manifest_rows import Metadata
 from nti_batch.output.serialization import StoredInversion
 
 STEPS = 10
-
-
 SCALE = 7.5
-
-
 GAIN = 3.0
-
-
 SOURCE = "a red circle on the left"
-
-
 SWAP = EditSettings(kind="replace", cross_replace_steps=0.8, self_replace_steps=0.6)
 
 
@@ -181,7 +179,7 @@ def test_self_attention_is_the_sources_below_the_latents_resolution_and_up_to_32
 MAP, LATENTS = (6, 8), (12, 16)
 
 
-def looks_at(maps: list[Tensor], row: int, words: Tensor, threshold: float) -> list[list[bool]]:
+def attended(maps: list[Tensor], row: int, words: Tensor, threshold: float) -> list[list[bool]]:
     """The mask of a row's words at the latents' size, from maps of half of it, pixel by pixel."""
     pixels = list(product(range(MAP[0]), range(MAP[1])))
     summed = {(y, x): sum((m[row].mean(0)[y * MAP[1] + x] * words).sum().item() for m in maps) for y, x in pixels}
@@ -205,8 +203,8 @@ def test_local_blend_follows_the_equation(t: int):
     for row, place in enumerate(ROWS):
         edit = controls[place[1]][place[2]] if place else None
         if edit and edit.blend_start < 1 and STEPS - t >= STEPS * edit.blend_start:
-            mine = looks_at(maps, row, edit.edit_words, edit.blend_threshold)
-            sources = looks_at(maps, place[0], edit.source_words, edit.blend_threshold)
+            mine = attended(maps, row, edit.edit_words, edit.blend_threshold)
+            sources = attended(maps, place[0], edit.source_words, edit.blend_threshold)
             for y, x in product(range(LATENTS[0]), range(LATENTS[1])):
                 if not (mine[y][x] or sources[y][x]):
                     expected[row, :, y, x] = latents[place[0], :, y, x]
@@ -235,7 +233,8 @@ def test_the_source_comes_out_as_without_edits_and_an_edit_differs(networks: Sta
 
 def test_the_source_is_the_replay_of_the_file(networks: StableDiffusion):
     nulls = torch.cat(null_embeddings())
-    metadata = {"settings": {"model.guidance_scale": SCALE}}
+    settings = replace(SETTINGS, inversion=InversionSettings(guidance_scale=SCALE))
+    metadata: Metadata = {"settings": settings.to_json()}
     expected = reconstruct(
         networks, [StoredInversion("shard", "key", SOURCE, noise()[0], nulls, metadata)], guided=True
     )
@@ -287,7 +286,7 @@ def test_edits_of_one_image_do_not_know_each_other(networks: StableDiffusion):
 
 
 def test_local_blend_with_an_empty_mask_is_the_source_and_with_a_full_one_the_edit(networks: StableDiffusion):
-    def edit(**blend: object) -> Tensor:
+    def edit(**blend: Any) -> Tensor:
         settings = EditSettings(kind="replace", cross_replace_steps=0.5, self_replace_steps=0.5, **blend)
         return sample(networks, [(SOURCE, [("a blue square on the left", settings)])])
 
@@ -308,7 +307,7 @@ def test_a_weight_of_one_changes_nothing_and_another_does(networks: StableDiffus
     assert (more[1] - more[0]).abs().max() > 1e-3
 
 
-def test_without_guidance_the_null_embeddings_are_not_looked_at(networks: StableDiffusion):
+def test_without_guidance_the_null_embeddings_are_not_used(networks: StableDiffusion):
     control, asked = control_of(networks, [(SOURCE, [(SOURCE, SWAP)])]), []
 
     def predict(latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
@@ -408,7 +407,7 @@ def test_all_wrong_settings_are_named_at_once():
     )
     with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
         EditSettings(
-            kind="swap",
+            kind="swap",  # type: ignore[arg-type]
             cross_replace_steps={"default_": 1.5, "red": (0.5, 0.2)},
             self_replace_steps=math.nan,
             blend_start=-1,
@@ -424,16 +423,17 @@ def test_all_wrong_settings_are_named_at_once():
         ({"red": 1}, "cross_replace_steps is {'red': 1}, allowed: words with the key 'default_'"),
     ],
 )
-def test_wrong_ranges_of_steps_are_refused(steps: object, words: str):
+def test_wrong_ranges_of_steps_are_refused(steps: Any, words: str):
     with pytest.raises(ValueError, match=f"^{re.escape(words)}"):
         EditSettings(cross_replace_steps=steps)
 
 
 def test_a_number_of_steps_is_the_range_from_the_start():
     source, edit = tokenized("a tiger sat"), tokenized("a cat sat")
+    cases: list[tuple[Any, Any]] = [(0.7, 0.3), ((0, 0.7), (0, 0.3)), ({"default_": 0.7, "cat": (0, 0.7)}, 0.3)]
     number, as_range, by_word = (
         EditControl.of(source, edit, EditSettings(cross_replace_steps=steps, self_replace_steps=own))
-        for steps, own in ((0.7, 0.3), ((0, 0.7), (0, 0.3)), ({"default_": 0.7, "cat": (0, 0.7)}, 0.3))
+        for steps, own in cases
     )
     for other in (as_range, by_word):
         assert torch.equal(other.cross_replace_steps, number.cross_replace_steps)
@@ -476,6 +476,6 @@ def test_the_command_line_takes_every_form_of_steps(text: str, expected: object)
         {"blend_words": ("dog", "cat")},
     ],
 )
-def test_a_word_that_is_not_in_its_prompt_is_refused(settings: dict[str, object]):
+def test_a_word_that_is_not_in_its_prompt_is_refused(settings: dict[str, Any]):
     with pytest.raises(ValueError, match="'dog' is not in what the text encoder reads of the prompt"):
         EditControl.of(tokenized("a tiger"), tokenized("a cat"), EditSettings(**settings))

@@ -1,4 +1,4 @@
-"""Polyak's step and the rounding to stored forms, by what must hold for any network."""
+"""Polyak's step and the rounding to stored forms, by properties that hold for any network."""
 
 import pytest
 import torch
@@ -9,8 +9,8 @@ from torch import Tensor
 from nti_batch.diffusion.batch_size import find_batch_size
 from nti_batch.diffusion.ddim import ddim_invert, ddim_sample, ddim_step
 from nti_batch.diffusion.guidance import classifier_free_guidance
-from nti_batch.diffusion.rounding import LEVELS, round_embeddings, round_values, split_change
-from nti_batch.diffusion.settings import InversionSettings
+from nti_batch.diffusion.rounding import LEVELS, Storage, round_embeddings, round_values, split_change
+from nti_batch.diffusion.settings import InversionSettings, Solver
 from nti_batch.diffusion.solvers import polyak_step
 
 BATCH = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(1))
@@ -24,7 +24,8 @@ def wavy(latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
 def test_a_step_ends_where_a_linear_loss_is_zero():
     slope = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(2))
     losses = (BATCH * slope).sum((1, 2)) + 40
-    for squares in ([None] * 3, list(BATCH.square() + 0.1)):
+    of_no_step: list[Tensor | None] = [None] * 3
+    for squares in (of_no_step, list(BATCH.square() + 0.1)):
         step, _ = polyak_step(slope, losses, squares, limit=1e9)
         torch.testing.assert_close(((BATCH + step) * slope).sum((1, 2)) + 40, torch.zeros(3), atol=1e-4, rtol=0)
 
@@ -48,7 +49,7 @@ def test_no_value_changes_by_more_than_the_limit_and_the_direction_stays():
 
 
 @pytest.mark.parametrize("storage", ["float32", "compact"])
-def test_polyak_never_keeps_a_step_that_raised_the_loss(storage: str):
+def test_polyak_never_keeps_a_step_that_raised_the_loss(storage: Storage):
     schedule, settings = stable_diffusion_schedule(20), InversionSettings(solver="polyak", num_inner_steps=6, **NEVER)
     states, _ = invert(wavy, schedule, settings, images(4), batch_size=4, storage=storage)
     overshot = 0
@@ -74,7 +75,7 @@ def test_polyak_reaches_the_pivot_with_fewer_evaluations_than_adam():
     adam, _ = invert(rowwise, schedule, InversionSettings(), inputs)
     polyak, _ = invert(rowwise, schedule, InversionSettings(solver="polyak"), inputs)
     assert sum(s.backwards for s in polyak) < sum(s.backwards for s in adam)
-    for state in polyak[:4]:  # the last ones want noise beyond the network's range
+    for state in polyak[:4]:  # the last ones need noise beyond the network's range
         assert all(loss < state.settings.threshold_at(50 - i, 50) for i, loss in enumerate(state.losses))
 
 
@@ -87,7 +88,7 @@ def test_a_start_at_the_prompt_needs_no_gradient_where_guidance_then_changes_not
     assert (state.forwards, state.backwards, state.inner_steps) == (150, 0, [0] * 50)
 
 
-def test_after_a_timestep_accepted_at_first_sight_the_next_look_is_without_gradient():
+def test_after_a_first_candidate_was_accepted_the_next_evaluation_is_without_gradient():
     with_gradient = []
 
     def predict(latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
@@ -141,7 +142,7 @@ def test_a_compact_embedding_is_a_whole_number_of_steps_from_the_last_and_comes_
 
 @pytest.mark.parametrize("storage", ["float16", "compact"])
 @pytest.mark.parametrize("solver", ["adam", "polyak"])
-def test_rounded_embeddings_still_lead_to_the_picture_and_retrace_the_path(storage: str, solver: str):
+def test_rounded_embeddings_still_lead_to_the_image_and_retrace_the_path(storage: Storage, solver: Solver):
     schedule, (latents, prompt), settings = (
         stable_diffusion_schedule(50),
         images(3)[2],
@@ -168,7 +169,7 @@ def test_rounded_embeddings_still_lead_to_the_picture_and_retrace_the_path(stora
     ("fixed", "each", "memory", "expected"),
     [(8.0, 1.0, 1000, 128), (1.0, 1.0, 1000, 16), (0.0, 1.0, 1000, 1), (8.0, 1.0, 20, 16), (8.0, 1.0, 1, 1)],
 )
-def test_slots_grow_while_an_image_gets_cheaper_and_fits(
+def test_the_batch_size_grows_while_an_image_gets_cheaper_and_fits(
     fixed: float, each: float, memory: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ):
     now = 0.0

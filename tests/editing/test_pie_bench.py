@@ -11,7 +11,7 @@ import torch
 from helpers.pie_folder import EDITS, SOURCE, edited_part, scene, write_pie_folder
 
 from nti_batch.data.samples import RawSample, read_unit
-from nti_batch.diffusion.edits import EditSettings
+from nti_batch.diffusion.edit_settings import EditSettings
 from nti_batch.editing.masks import mask_pixels
 from nti_batch.editing.pie_bench import category, read_edits, write_shard
 from nti_batch.records import EditRequest, WorkUnit

@@ -10,7 +10,9 @@ import lzma
 import struct
 import tarfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -54,7 +56,7 @@ def between(kind: str, name: str, members: bytes, rows: dict[str, Row], shard: s
     return Case(kind, name, good("a") + members + good("z") + END, {"a": DONE, **rows, "z": DONE, **whole})
 
 
-def after(kind: str, name: str, content: bytes, shard: str, rows: dict[str, Row] | None = None) -> Case:
+def after(kind: str, name: str, content: bytes, shard: str, rows: Mapping[str, Row] | None = None) -> Case:
     """Damage that ends a shard behind a healthy sample."""
     return Case(kind, name, good("a") + content, {"a": DONE, **(rows or {}), "": ("shard", shard)})
 
@@ -75,7 +77,7 @@ def with_block(content: bytes, start: int, block: bytes) -> bytes:
 def cuts() -> list[Case]:
     """A shard of three samples, cut in the second."""
     lost = ("shard", "the shard is damaged here")
-    places = {
+    places: dict[str, tuple[int, str, dict[str, Row]]] = {
         "before the first header": (0, NO_HEADER, {}),
         "in the first header": (100, NO_HEADER, {}),
         "behind the image's header": (512, "unexpected end of data", {"x": lost}),
@@ -214,7 +216,7 @@ def whole_files() -> list[Case]:
 # --- members ---
 
 
-def written(tar_format: int, key: str, **fields: object) -> bytes:
+def written(tar_format: Literal[0, 1, 2], key: str, **fields: object) -> bytes:
     """A sample as Python's tarfile writes it."""
     parts = []
     for name, content in ((f"{key}.png", png(1)), (f"{key}.txt", f"an image of {key}".encode())):
@@ -434,7 +436,7 @@ def images() -> list[Case]:
     image, grey = gradient(), gradient().convert("L")
     sideways, broken = Image.Exif(), b"Exif\0\0not a tiff"
     sideways[0x0112] = 6
-    frames = {"save_all": True, "append_images": [image.rotate(90)]}
+    frames: dict[str, Any] = {"save_all": True, "append_images": [image.rotate(90)]}
     read = {
         "jpeg": encode(image, "JPEG"),
         "jpeg cmyk": encode(image.convert("CMYK"), "JPEG"),

@@ -1,6 +1,7 @@
 """Starting edit jobs, and looking at what they wrote."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -8,7 +9,7 @@ import torch
 from nti_batch.data.shards import work_units
 from nti_batch.json_object import Json
 from nti_batch.output.edits import open_edits, read_edited_images
-from nti_batch.output.manifest import EditRow
+from nti_batch.output.manifest_rows import EditRow
 
 
 def edit(inverted: Path, out: Path, *more: str) -> list[str]:
@@ -16,7 +17,7 @@ def edit(inverted: Path, out: Path, *more: str) -> list[str]:
     return ["edit", f"--data.inversions={inverted}", f"--output.dir={out}", "--trainer.accelerator=cpu", *more]
 
 
-def listed(path: Path, *edits: dict[str, Json]) -> str:
+def listed(path: Path, *edits: Mapping[str, Json]) -> str:
     """A flag with a JSONL of these edits, of shard a unless they name another."""
     path.write_text("".join(json.dumps({"shard": "a", **asked}) + "\n" for asked in edits))
     return f"--data.edits={path}"

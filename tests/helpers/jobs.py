@@ -11,7 +11,7 @@ from pathlib import Path
 from helpers.runs import units_of
 from nti_batch import read_inversions
 from nti_batch.output.inversions import open_inversions
-from nti_batch.output.manifest import InversionRow
+from nti_batch.output.manifest_rows import InversionRow
 
 
 def arguments(model: Path, shards: object, out: Path, *more: str) -> list[str]:

@@ -90,7 +90,9 @@ def images(example: Element) -> dict[str, np.ndarray]:
     """Return the pixels of each image by its title, uint8 [height, width, 3]."""
     found = {}
     for figure in example.all("figure"):
-        kind, data = re.fullmatch("data:image/(png|jpeg);base64,(.*)", figure.all("img")[0].attributes["src"]).groups()
+        kind, data = re.fullmatch(
+            "data:image/(png|jpeg);base64,(.*)", figure.all("img")[0].attributes["src"] or ""
+        ).groups()
         image = Image.open(io.BytesIO(base64.b64decode(data)))
         assert image.format.lower() == kind
         found[figure.all("figcaption")[0].text] = np.array(image)

@@ -17,7 +17,7 @@ from nti_batch.diffusion.settings import InversionSettings
 EMPTY = torch.zeros(4, 4)
 
 
-NEVER = {"early_stop_epsilon": 0.0, "early_stop_growth": 0.0}
+NEVER: dict[str, Any] = {"early_stop_epsilon": 0.0, "early_stop_growth": 0.0}
 
 
 def images(count: int) -> list[tuple[Tensor, Tensor]]:
@@ -43,7 +43,7 @@ def invert(
 
 
 class HostTraffic(TorchFunctionMode):
-    """Counts what makes the host wait for a GPU: values read from tensors, and tensors made from Python's numbers."""
+    """Counts calls that make the host wait for a GPU: reads of values, and tensors made from Python's numbers."""
 
     READS = frozenset({"tolist", "item", "cpu", "numpy", "nonzero", "__bool__", "__float__", "__int__", "__index__"})
     reads = writes = 0
@@ -51,7 +51,7 @@ class HostTraffic(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Look at a call of torch, and make it."""
+        """Count a call of torch, and make it."""
         name = getattr(func, "__name__", "")
         listed = name == "__getitem__" and isinstance(args[1], list)
         self.reads += name in self.READS

@@ -1,4 +1,4 @@
-"""Prompts with a token for each word, and noise."""
+"""Prompts with tokens of at most four letters, and noise."""
 
 import re
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nti_batch.output.inversions import INVERT, InversionRun
-from nti_batch.output.run import OutputRun
-from nti_batch.plans.images import ImagePlan
+from nti_batch.output.run_folder import OutputRun
+from nti_batch.plans.missing_images import ImagePlan
 from nti_batch.records import WorkUnit
 from nti_batch.settings import InversionRunSettings
 

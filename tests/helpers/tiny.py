@@ -4,6 +4,7 @@ import io
 import json
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -14,7 +15,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from nti_batch.demo.networks import make_tokenizer
 
-ZERO_SNR = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+ZERO_SNR: dict[str, Any] = {
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+}
 """Of a scheduler: how models are trained whose last noise level is noise alone."""
 
 
@@ -139,7 +144,7 @@ def write_shard(path: Path, members: dict[str, bytes]) -> Path:
 
 def captioned(count: int, first: int = 0) -> dict[str, bytes]:
     """Members of `count` good samples."""
-    members = {}
+    members: dict[str, bytes] = {}
     for i in range(first, first + count):
         members |= {f"{i:03}.png": png(i), f"{i:03}.txt": f"a small red circle, number {i}".encode()}
     return members

@@ -9,6 +9,7 @@ import re
 import signal
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,9 +24,10 @@ from torch import Tensor
 from nti_batch import EditSettings, edit_image, read_inversions
 from nti_batch.cli import main
 from nti_batch.data.images import decode_image
+from nti_batch.editing.columns import SETTINGS_COLUMNS
 from nti_batch.editing.pie_bench import CATEGORIES
 from nti_batch.editing.pie_bench import write_shard as write_pie_shard
-from nti_batch.editing.requests import _SETTINGS, read_requests
+from nti_batch.editing.requests import read_requests
 from nti_batch.json_object import Json
 from nti_batch.models.stable_diffusion import StableDiffusion
 from nti_batch.scores.metrics import psnr
@@ -70,7 +72,7 @@ def test_edits_do_not_depend_on_their_batch_and_the_prompt_of_the_source_changes
 ):
     real, calls = StableDiffusion.predict, set[int]()
 
-    def counted(networks: StableDiffusion, latents: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+    def counted(networks: StableDiffusion, latents: torch.Tensor, *rest: Any) -> torch.Tensor:
         calls.add(len(latents))
         return real(networks, latents, *rest)
 
@@ -111,7 +113,8 @@ def test_edits_do_not_depend_on_their_batch_and_the_prompt_of_the_source_changes
 def test_one_edit_from_the_shell_and_from_python_equals_that_of_the_job(
     inverted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    prompt, shares = "a small blue circle, number 3", {"cross_replace_steps": 0.7, "self_replace_steps": 0.1}
+    prompt = "a small blue circle, number 3"
+    shares: dict[str, Any] = {"cross_replace_steps": 0.7, "self_replace_steps": 0.1}
     flag = listed(tmp_path / "e.jsonl", {"key": "003", "edit_prompt": prompt, "kind": "replace", **shares})
     assert main(edit(inverted, tmp_path / "out", flag)) == 0
     capsys.readouterr()
@@ -128,7 +131,7 @@ def test_one_edit_from_the_shell_and_from_python_equals_that_of_the_job(
 
 def test_the_unedited_part_is_outside_the_mask_of_the_input(inverted: Path, tmp_path: Path):
     """The edit may change the left half; the test compares the right half."""
-    left = [number for row in range(16) for number in (16 * row, 8)]
+    left: list[Json] = [number for row in range(16) for number in (16 * row, 8)]
     request = {"key": "002", "edit_prompt": "a blue circle"}
     flag = listed(
         tmp_path / "e.jsonl",
@@ -166,7 +169,7 @@ def test_an_edit_without_its_input_image_has_no_scores(
 def test_edits_that_do_not_fit_their_image_fail_with_a_reason_and_the_others_are_made(
     inverted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    invalid = {
+    invalid: dict[str, tuple[dict[str, Json], str]] = {
         "no key": ({"key": "nobody", "edit_prompt": "x"}, "has no inversion of the key 'nobody' in shard 'a'"),
         "failed": ({"key": "html", "edit_prompt": "x"}, "its inversion has failed at stage 'image'"),
         "prompt": (
@@ -304,7 +307,7 @@ def test_a_killed_job_keeps_its_finished_edits(inverted: Path, tmp_path: Path):
 
 
 def test_every_setting_of_an_edit_is_a_column_of_its_list():
-    assert list(_SETTINGS) == [field.name for field in dataclasses.fields(EditSettings)]
+    assert list(SETTINGS_COLUMNS) == [field.name for field in dataclasses.fields(EditSettings)]
 
 
 def test_csv_and_jsonl_give_equal_requests(tmp_path: Path):
@@ -371,8 +374,8 @@ def test_csv_and_jsonl_give_equal_requests(tmp_path: Path):
     ("text", "reason"),
     [
         ("key,promt\n000,\n", "e.csv:2: there is no column 'promt'"),
-        ("key,prompt\n000\n", "e.csv:2: the line has not the 2 columns of the first"),
-        ("key,prompt\n000,a,b\n", "e.csv:2: the line has not the 2 columns of the first"),
+        ("key,prompt\n000\n", "e.csv:2: the line does not have the 2 columns of the first"),
+        ("key,prompt\n000,a,b\n", "e.csv:2: the line does not have the 2 columns of the first"),
         (
             "key,self_replace_steps\n000,0.1;0.2;1\n",
             "e.csv:2: self_replace_steps is '0.1;0.2;1', allowed: a number such",
@@ -403,7 +406,8 @@ WRONG = {
     '{"edit_prompt": "x"}': "e.jsonl:2: the key of the image is missing",
     '{"key": "000", "shard": "c"}': "e.jsonl:2: shard 'c' is unknown; the inversions are of 2 shards, such as 'a'",
     '{"key": "000", "shard": "a", "promt": "x"}': "e.jsonl:2: there is no column 'promt', allowed: shard, key, name",
-    '{"key": "000", "shard": "a", "cross_replace_steps": "x"}': "e.jsonl:2: cross_replace_steps is 'x', allowed: a number",
+    '{"key": "000", "shard": "a", "cross_replace_steps": "much"}': "e.jsonl:2: "
+    "cross_replace_steps is 'much', allowed: a number",
     '{"key": "000", "shard": "a", "cross_replace_steps": 2}': "e.jsonl:2: cross_replace_steps is 2.0, allowed: 0 to 1",
     '{"key": "000", "shard": "a", "kind": "swap"}': "e.jsonl:2: kind is 'swap', allowed: 'replace' or 'refine'",
     '{"key": "000", "shard": "a", "blend_words": ["red"]}': "e.jsonl:2: blend_words is ['red'], allowed: a word",

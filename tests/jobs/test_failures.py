@@ -120,7 +120,7 @@ def nan_in_call(number: int, method: str) -> object:
 @pytest.mark.parametrize(
     ("method", "stage", "reason"),
     [
-        ("encode_pictures", "inversion", "the loss at t = 3 of 3 is nan"),
+        ("encode_images", "inversion", "the loss at t = 3 of 3 is nan"),
         ("decode_latents", "reconstruction", "the PSNR is nan"),
     ],
 )

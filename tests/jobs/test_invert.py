@@ -20,8 +20,10 @@ from nti_batch.data.images import decode_image
 from nti_batch.editing.reconstruct import reconstruct
 from nti_batch.jobs.signals import STOP_SIGNALS
 from nti_batch.lock import UnitLock
-from nti_batch.models.stable_diffusion import ModelSource, StableDiffusion
-from nti_batch.output.manifest import InversionRow, Manifest
+from nti_batch.models.source import ModelSource
+from nti_batch.models.stable_diffusion import StableDiffusion
+from nti_batch.output.manifest import Manifest
+from nti_batch.output.manifest_rows import InversionRow
 from nti_batch.report import preview
 from nti_batch.scores.metrics import psnr
 

@@ -43,7 +43,7 @@ def start(argv: list[str], world_size: int, log: Path) -> list[BaseProcess]:
     """Start a job with a number of ranks."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    job = []
+    job: list[BaseProcess] = []
     for rank in range(world_size):
         environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         environment |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": str(world_size)}
@@ -56,7 +56,7 @@ def start(argv: list[str], world_size: int, log: Path) -> list[BaseProcess]:
 def wait_for(condition: object, job: list[BaseProcess]) -> None:
     """Wait until the condition is true or the job ends."""
     deadline = time.monotonic() + 120
-    while not condition() and any(rank.is_alive() for rank in job):  # type: ignore[operator]
+    while not condition() and any(rank.is_alive() for rank in job):
         assert time.monotonic() < deadline, "the job makes no progress"
         time.sleep(0.01)
 

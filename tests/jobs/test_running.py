@@ -20,15 +20,15 @@ from safetensors import safe_open
 
 from nti_batch.cli import main
 from nti_batch.data.shards import work_units
-from nti_batch.durations import format_duration
 from nti_batch.jobs import progress
 from nti_batch.jobs.log import job_log, record_line
 from nti_batch.jobs.meter import RankTallies
 from nti_batch.jobs.tally import Tally, Total
 from nti_batch.models.stable_diffusion import StableDiffusion
 from nti_batch.output.inversions import open_inversions
-from nti_batch.output.manifest import InversionRow
+from nti_batch.output.manifest_rows import InversionRow
 from nti_batch.output.part import read_members
+from nti_batch.phrases import format_duration
 from nti_batch.records import Failure, WorkUnit
 
 

@@ -12,6 +12,7 @@ from nti_batch import read_inversions
 from nti_batch.cli import main
 from nti_batch.data.images import decode_image
 from nti_batch.editing.reconstruct import reconstruct
+from nti_batch.json_object import Json
 from nti_batch.models.source import ModelSource
 from nti_batch.models.stable_diffusion import StableDiffusion
 from nti_batch.scores.metrics import psnr
@@ -49,7 +50,11 @@ def test_inversions_are_reconstructed_from_their_files_and_edited(
     original = decode_image(png(1), height, width)[None] / 255
     assert psnr(replayed, original).item() == pytest.approx(stored.metadata["psnr"], abs=1e-3)
 
-    blended = {"edit_prompt": "a small green ring", "blend_words": ["circle", "green ring"], "blend_start": 0.4}
+    blended: dict[str, Json] = {
+        "edit_prompt": "a small green ring",
+        "blend_words": ["circle", "green ring"],
+        "blend_start": 0.4,
+    }
     edits_flag = listed(
         tmp_path / "edits.jsonl",
         {"key": "001", "name": "rebuilt"},

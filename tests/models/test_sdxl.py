@@ -4,6 +4,7 @@ import json
 import shutil
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -14,17 +15,18 @@ from helpers.tiny import write_xl_model
 from torch import Tensor
 
 from nti_batch.diffusion.ddim import ddim_sample
-from nti_batch.diffusion.pooled import join_pooled, split_pooled
+from nti_batch.diffusion.pooled_embedding import join_pooled, split_pooled
 from nti_batch.diffusion.rounding import Storage
 from nti_batch.diffusion.settings import InversionSettings, Solver
-from nti_batch.models.source import ModelDescription, ModelSource
+from nti_batch.models.source import ModelSource, Precision
 from nti_batch.models.stable_diffusion import StableDiffusion
+from nti_batch.models.supported import ModelDescription
 from nti_batch.output.serialization import pack_tensors, unpack_tensors
 
 PROMPTS = ["a small red ring", "", "a blue square on the left " * 20]
 
 
-def load(folder: Path, precision: str = "float32") -> StableDiffusion:
+def load(folder: Path, precision: Precision = "float32") -> StableDiffusion:
     return StableDiffusion.load(ModelSource(str(folder)), precision)
 
 
@@ -117,11 +119,11 @@ def test_sampling_is_that_of_diffusers(tiny_xl_model: Path, networks: StableDiff
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_pictures_are_scaled_by_the_models_own_factor(networks: StableDiffusion):
+def test_images_are_scaled_by_the_models_own_factor(networks: StableDiffusion):
     pixels = torch.randint(256, (1, 3, 16, 16), dtype=torch.uint8)
     with torch.no_grad():
         mean = networks.vae.encode(pixels / 127.5 - 1).latent_dist.mean
-    torch.testing.assert_close(networks.encode_pictures(pixels), mean * 0.13025)
+    torch.testing.assert_close(networks.encode_images(pixels), mean * 0.13025)
 
 
 def test_in_half_precision_the_vae_and_the_text_encoders_stay_in_float32(tiny_xl_model: Path):
@@ -135,7 +137,11 @@ def test_in_half_precision_the_vae_and_the_text_encoders_stay_in_float32(tiny_xl
 
 
 def inverted(
-    networks: StableDiffusion, optimize_pooled: bool, solver: Solver, storage: Storage, null_init: str = "prompt"
+    networks: StableDiffusion,
+    optimize_pooled: bool,
+    solver: Solver,
+    storage: Storage,
+    null_init: Literal["empty", "prompt"] = "prompt",
 ) -> tuple[Tensor, Tensor]:
     """Where null_T started from, and the null embeddings, after updates at every timestep."""
     settings = InversionSettings(

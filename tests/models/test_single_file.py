@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from nti_batch import read_inversions
 from nti_batch.cli import main
-from nti_batch.models.source import ModelDescription, ModelSource
+from nti_batch.models.source import ModelSource
 from nti_batch.models.stable_diffusion import StableDiffusion
+from nti_batch.models.supported import ModelDescription
 
 
 @pytest.mark.parametrize(
@@ -34,7 +35,7 @@ def test_networks_from_a_single_file_equal_those_from_the_folder(
     embeddings = whole.embed_prompts(["a small red ring"])
     # outputs are equal to rounding: kernels depend on where the weights lie in memory
     torch.testing.assert_close(single.embed_prompts(["a small red ring"]), embeddings)
-    torch.testing.assert_close(single.encode_pictures(pixels), whole.encode_pictures(pixels))
+    torch.testing.assert_close(single.encode_images(pixels), whole.encode_images(pixels))
     torch.testing.assert_close(single.decode_latents(latents), whole.decode_latents(latents))
     noises = [n.predict(latents, torch.tensor([501]), embeddings) for n in (single, whole)]
     torch.testing.assert_close(*noises, atol=1e-5, rtol=1e-5)

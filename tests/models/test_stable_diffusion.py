@@ -11,8 +11,9 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from safetensors.torch import load_file, save_file
 
 from nti_batch.diffusion.ddim import ddim_step
-from nti_batch.models.source import ModelDescription, ModelSource
+from nti_batch.models.source import ModelSource, Precision
 from nti_batch.models.stable_diffusion import StableDiffusion
+from nti_batch.models.supported import ModelDescription
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def offline(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
-def load(folder: Path, precision: str = "float32") -> StableDiffusion:
+def load(folder: Path, precision: Precision = "float32") -> StableDiffusion:
     return StableDiffusion.load(ModelSource(str(folder)), precision)
 
 
@@ -90,7 +91,7 @@ def test_encoding_takes_the_posteriors_mean_and_decoding_undoes_the_scaling(tiny
     with torch.no_grad():
         mean = networks.vae.encode(pixels / 127.5 - 1).latent_dist.mean
         expected = (networks.vae.decode(mean).sample / 2 + 0.5).clamp(0, 1)
-    latents = networks.encode_pictures(pixels)
+    latents = networks.encode_images(pixels)
     torch.testing.assert_close(latents, mean * networks.vae.config.scaling_factor)
     torch.testing.assert_close(networks.decode_latents(latents), expected, atol=1e-5, rtol=1e-5)
 

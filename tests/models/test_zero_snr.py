@@ -11,8 +11,9 @@ from helpers.tiny import ZERO_SNR, write_model
 from torch import Tensor, nn
 
 from nti_batch.diffusion.ddim import ddim_invert, ddim_sample
-from nti_batch.models.source import ModelDescription, ModelSource
+from nti_batch.models.source import ModelSource
 from nti_batch.models.stable_diffusion import StableDiffusion
+from nti_batch.models.supported import ModelDescription
 
 ROUNDING = 20 * 2.0**-21
 """Twenty roundings of a value below 8 in float32. A step down is a rotation, so it amplifies no earlier rounding."""

@@ -9,6 +9,7 @@ import pytest
 from helpers.crashes import CRASHED, Crash, Moment
 from helpers.forks import FORKS
 from helpers.inversions import SETTINGS, UNIT, inversion
+from helpers.runs import create_run
 
 from nti_batch import files, read_inversions
 from nti_batch.output import part
@@ -57,7 +58,7 @@ def survives(run: InversionRun, reported: Path) -> set[str]:
     assert sorted(stored.key for stored in read_inversions(run.out)) == sorted(set(done)) == sorted(done)
     assert set(reported.read_text().split() if reported.exists() else ()) <= set(done)
     if run.is_complete(UNIT):
-        assert len(rows) == run.images_when_complete(UNIT) == 3
+        assert len(rows) == run.rows_when_complete(UNIT) == 3
     return {row.key for row in rows}
 
 
@@ -66,8 +67,7 @@ def survives(run: InversionRun, reported: Path) -> set[str]:
 def test_a_crash_at_any_step_loses_nothing_that_was_reported(
     tmp_path: Path, moment: Moment, job: Callable[[InversionRun, Path], None]
 ):
-    fresh, reported = open_inversions(tmp_path / "fresh"), tmp_path / "reported"
-    fresh.create(SETTINGS, ["shard[0].tar"])
+    fresh, reported = create_run(tmp_path / "fresh", SETTINGS, ["shard[0].tar"]), tmp_path / "reported"
     if job is forget_unit:
         write_unit(fresh, reported)
     elif job is salvage_unit:

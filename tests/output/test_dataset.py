@@ -2,7 +2,6 @@
 
 import gzip
 import io
-import json
 import pickle
 from collections import Counter
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ import torch
 from helpers.forks import FORKS
 from helpers.inversions import KEYS, SETTINGS, inversion
 from helpers.jobs import arguments
+from helpers.runs import create_run
 from helpers.tiny import captioned, png, write_shard
 from torch.utils.data import ConcatDataset, DataLoader
 
@@ -21,15 +21,12 @@ from nti_batch.cli import main
 from nti_batch.data import tar
 from nti_batch.data.images import decode_image
 from nti_batch.output import dataset
-from nti_batch.output.inversions import open_inversions
-from nti_batch.output.manifest import InversionRow, Manifest
 from nti_batch.records import Failure, WorkUnit
 
 
 def write_run(out: Path, shards: tuple[str, ...] = ("a", "b"), parts: int = 2) -> Path:
     """Write a run with all of `KEYS` and a failure in each part of each shard; keys differ by part."""
-    run = open_inversions(out)
-    run.create(SETTINGS, [f"{shard}.tar" for shard in shards])
+    run = create_run(out, SETTINGS, [f"{shard}.tar" for shard in shards])
     for shard in shards:
         unit = WorkUnit(shard, f"{shard}.tar", 1, 3)
         for number in range(parts):
@@ -98,7 +95,7 @@ def test_two_new_workers_give_each_inversion_once(out: Path, shuffle: bool):
 
 def test_several_runs_are_joined_by_concat_dataset(out: Path, tmp_path: Path):
     more = write_run(tmp_path / "more", shards=("c",), parts=1)
-    both = ConcatDataset([InversionDataset(out), InversionDataset(more)])
+    both: ConcatDataset[StoredInversion] = ConcatDataset([InversionDataset(out), InversionDataset(more)])
     found = [(both[i].shard, both[i].key) for i in range(len(both))]
     assert found == [(s.shard, s.key) for run in (out, more) for s in read_inversions(run)]
 
@@ -153,20 +150,6 @@ def test_any_flipped_bit_raises_naming_the_part_or_changes_nothing(out: Path):
                 assert same(opened[index], expected[index])
             except ValueError as error:
                 assert str(part) in str(error)
-
-
-def test_a_part_from_before_captions_had_a_checksum_is_checked_as_a_whole(out: Path):
-    for path in (out / "inversions").glob("*.jsonl"):
-        manifest = Manifest.read(path, InversionRow)
-        rows = [json.loads(line) for line in manifest.text().splitlines()[:-1]]
-        old = [InversionRow(**{name: value for name, value in row.items() if name != "json_sha256"}) for row in rows]
-        path.write_text(Manifest(old, manifest.part_sha256).text())
-    opened = InversionDataset(out)
-    assert all(same(*pair) for pair in zip(opened, read_inversions(out), strict=True))
-    part = out / "inversions" / "a.1of3.00000.tar"
-    part.write_bytes(part.read_bytes().replace(b"a picture of 0000", b"a picture of 0001"))
-    with pytest.raises(ValueError, match=r"a\.1of3\.00000\.tar is damaged: it does not have the checksum"):
-        InversionDataset(out)[0]
 
 
 def test_few_parts_are_remembered(out: Path, monkeypatch: pytest.MonkeyPatch):
@@ -231,3 +214,18 @@ def test_pixels_that_cannot_be_read_raise_the_reason(inverted: Path, tmp_path: P
 def test_shards_without_pixels_are_refused(inverted: Path):
     with pytest.raises(ValueError, match="no pixels are asked for: add pixels=True"):
         InversionDataset(inverted / "out", shards="a.tar")
+
+
+def test_the_images_of_a_folder_stand_beside_their_inversions(tiny_model: Path, tmp_path: Path):
+    folder = tmp_path / "photos"
+    (folder / "cats").mkdir(parents=True)
+    for number, name in enumerate(("cats/tom", "dog")):
+        (folder / f"{name}.png").write_bytes(png(number))
+        (folder / f"{name}.txt").write_text("an animal")
+    job = ["invert", f"--model.name={tiny_model}", f"--data.images={folder}", f"--output.dir={tmp_path / 'out'}"]
+    assert main([*job, "--model.method=negative-prompt", "--model.num_steps=2", "--trainer.accelerator=cpu"]) == 0
+    dataset = InversionDataset(tmp_path / "out", pixels=True)
+    assert set(dataset.ids) == {("photos", "cats/tom"), ("photos", "dog")}
+    for number, key in enumerate(("cats/tom", "dog")):
+        pixels = dataset["photos", key].pixels
+        assert pixels is not None and torch.equal(pixels, decode_image(png(number), 16, 16))

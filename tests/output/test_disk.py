@@ -11,6 +11,7 @@ from helpers.tiny import captioned, write_shard
 
 from nti_batch.cli import main
 from nti_batch.output.inversions import InversionRun, open_inversions
+from nti_batch.output.run_folder import OutputRun
 from nti_batch.records import WorkUnit
 
 
@@ -35,13 +36,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def after_first_unit(monkeypatch: pytest.MonkeyPatch, event: Callable[[], object]) -> None:
     """Call `event` when the first work unit is complete and released."""
-    real, events = InversionRun.release, iter([event])
+    real, events = OutputRun.release, iter([event])
 
     def release(run: InversionRun, unit: WorkUnit) -> None:
         real(run, unit)
         next(events, lambda: None)()
 
-    monkeypatch.setattr(InversionRun, "release", release)
+    monkeypatch.setattr(OutputRun, "release", release)
 
 
 def test_a_full_disk_ends_the_job_in_one_line_and_room_lets_it_continue(

@@ -7,6 +7,7 @@ This takes some seconds in the suite. With other examples each time, and for abo
 
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,17 +15,19 @@ import torch
 from helpers.fuzz import KEYS, SHARD, bounded
 from helpers.inversions import SETTINGS, UNIT, inversion
 from helpers.mutations import mutate, mutations
-from helpers.runs import units_of
+from helpers.runs import create_run, plan_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nti_batch import read_inversions
 from nti_batch.output.inversions import open_inversions
-from nti_batch.output.manifest import InversionRow, Manifest
+from nti_batch.output.manifest import Manifest
+from nti_batch.output.manifest_rows import InversionRow
 from nti_batch.output.part import read_members
+from nti_batch.output.run_folder import RUN_FILE
 from nti_batch.output.serialization import StoredInversion
 from nti_batch.records import Failure, WorkUnit
-from nti_batch.report.verify import verify_run
+from nti_batch.report.integrity import verify_run
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +43,7 @@ class StoredRun:
     def __init__(self, out: Path) -> None:
         """Write the run and its input shard."""
         self.unit = WorkUnit("shard[0]", str(out / "shard[0].tar"), 0, 1)
-        self.run = open_inversions(out)
-        self.run.create({**SETTINGS, "data.units_per_shard": 1}, [self.unit.url])
+        self.run = create_run(out, replace(SETTINGS, units_per_shard=1), [self.unit.url])
         Path(self.unit.url).write_bytes(SHARD)
         part = self.run.new_part(self.unit)
         for key in KEYS[:-1]:
@@ -49,7 +51,7 @@ class StoredRun:
         part.add_failure(Failure(self.unit, KEYS[-1], "image", "it is HTML"))
         part.commit()
         self.part, self.manifest = part.part, part.part.with_suffix(".jsonl")
-        self.content = {path: path.read_bytes() for path in (self.part, self.manifest, self.run.run_file)}
+        self.content = {path: path.read_bytes() for path in (self.part, self.manifest, self.run.out / RUN_FILE)}
         self.stored = list(read_inversions(out))
 
 
@@ -95,11 +97,11 @@ def test_verify_finds_every_mutation_of_a_part_or_a_manifest(finished: StoredRun
     try:
         with bounded():
             run = open_inversions(finished.run.out)
-            findings = list(verify_run(run, units_of(run), 0))
+            findings = list(verify_run(plan_of(run), 0))
     except ValueError as error:
-        assert path == finished.run.run_file, error
+        assert path == finished.run.out / RUN_FILE, error
     else:
-        assert bool(findings) == (changed != content) or path == finished.run.run_file
+        assert bool(findings) == (changed != content) or path == finished.run.out / RUN_FILE
     finally:
         path.write_bytes(content)
 
@@ -136,8 +138,7 @@ def test_the_members_of_a_mutated_part_have_the_right_tensors_until_it_is_named(
 def salvaged(folder: Path, finished: StoredRun, content: bytes) -> list[StoredInversion]:
     """Salvage this unfinished part of a dead job, and return the inversions."""
     with tempfile.TemporaryDirectory(dir=folder) as name:
-        run = open_inversions(Path(name))
-        run.create({**SETTINGS, "data.units_per_shard": 1}, [])
+        run = create_run(Path(name), replace(SETTINGS, units_per_shard=1), [])
         run._part(UNIT, 0).with_suffix(".tar.tmp").write_bytes(content)
         with bounded():
             assert run.salvage(UNIT) == len(run.rows(UNIT))

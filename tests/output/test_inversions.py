@@ -1,31 +1,32 @@
 """A run gives back what was written, names what is damaged, and salvages the work of a dead job."""
 
-import dataclasses
 import hashlib
 import io
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.crashes import fill_disk_at, largest_file
 from helpers.inversions import KEYS, SETTINGS, UNIT, inversion
+from helpers.runs import create_run
 from helpers.tars import forge
 
 from nti_batch import read_inversions
 from nti_batch.files import OutputError
 from nti_batch.output import part as parts
 from nti_batch.output.inversions import InversionRun, open_inversions
-from nti_batch.output.manifest import InversionRow, Manifest
+from nti_batch.output.manifest import Manifest
+from nti_batch.output.manifest_rows import InversionRow
 from nti_batch.records import Failure, WorkUnit
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> InversionRun:
     """A new run."""
-    run = open_inversions(tmp_path / "out")
-    run.create(SETTINGS, ["shard[0].tar"])
+    run = create_run(tmp_path / "out", SETTINGS, ["shard[0].tar"])
     return run
 
 
@@ -50,7 +51,7 @@ def test_inversions_are_read_back_bit_for_bit(run: InversionRun):
         assert torch.equal(stored.null_embeddings, expected.null_embeddings)
         assert torch.equal(stored.noise_latents, expected.noise_latents)
         assert (stored.shard, stored.prompt) == ("shard[0]", expected.prompt)
-        assert stored.metadata["settings"] == SETTINGS
+        assert stored.settings == SETTINGS
         assert stored.metadata["losses"] == [1e-5, 2e-5]
 
 
@@ -206,7 +207,7 @@ def test_a_flipped_byte_is_found_and_the_part_is_named(run: InversionRun):
 def test_a_missing_image_is_found(run: InversionRun):
     part = write(run, ["a", "b"])
     with tarfile.open(part) as tar:
-        kept = [(m, tar.extractfile(m).read()) for m in tar if m.name.startswith("a.")]  # type: ignore[union-attr]
+        kept = [(m, tar.extractfile(m).read()) for m in tar if m.name.startswith("a.")]
     with tarfile.open(part, "w") as tar:
         for info, content in kept:
             tar.addfile(info, io.BytesIO(content))
@@ -216,12 +217,11 @@ def test_a_missing_image_is_found(run: InversionRun):
 
 def test_other_settings_are_refused_with_the_difference(run: InversionRun):
     with pytest.raises(ValueError, match=r"model\.num_steps: 2 there, 50 now\): ask for the same settings, or give"):
-        run.create({**SETTINGS, "model.num_steps": 50}, [])
+        create_run(run.out, replace(SETTINGS, num_steps=50), [])
 
 
 def test_shards_may_be_added(run: InversionRun):
-    run.create(SETTINGS, ["more.tar"])
-    assert run.shards == ["shard[0].tar", "more.tar"]
+    assert create_run(run.out, SETTINGS, ["more.tar"]).shards == ["shard[0].tar", "more.tar"]
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path):
@@ -240,4 +240,5 @@ def test_a_damaged_manifest_is_named(run: InversionRun):
 def test_rows_are_json_without_surprises(run: InversionRun):
     write(run, ["a"])
     (row,) = run.rows(UNIT)
-    assert json.loads(json.dumps(dataclasses.asdict(row))) == dataclasses.asdict(row)
+    assert json.loads(json.dumps(row.to_json())) == row.to_json()
+    assert InversionRow.from_json(row.to_json()) == row

@@ -2,10 +2,11 @@
 
 import dataclasses
 import json
+from dataclasses import replace
 
 import pytest
 import torch
-from helpers.inversions import inversion
+from helpers.inversions import SETTINGS, inversion
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -44,7 +45,7 @@ def header(payload: bytes) -> dict[str, dict[str, str]]:
 @pytest.mark.parametrize("moves", [[0.1, 0.0, 0.03, 1e-3], [0.0, 0.0], [5.0]])
 def test_embeddings_come_back_bit_for_bit_as_float32(storage: Storage, moves: list[float]):
     original = found(storage, moves)
-    payload, metadata = encode_inversion(original, {"output.storage": storage})
+    payload, metadata = encode_inversion(original, replace(SETTINGS, storage=storage))
     again = decode_inversion(payload, json.loads(json.dumps(metadata)))
     assert again.null_embeddings.dtype == torch.float32
     assert torch.equal(again.null_embeddings, original.null_embeddings)
@@ -53,20 +54,22 @@ def test_embeddings_come_back_bit_for_bit_as_float32(storage: Storage, moves: li
 
 
 def test_the_smaller_layouts_are_smaller_and_a_repeated_row_costs_nothing():
-    sizes = {s: len(encode_inversion(found(s, [0.05] * 4 + [0.0] * 6), {"output.storage": s})[0]) for s in STORAGES}
+    sizes = {
+        s: len(encode_inversion(found(s, [0.05] * 4 + [0.0] * 6), replace(SETTINGS, storage=s))[0]) for s in STORAGES
+    }
     assert sizes["float16"] < 0.52 * sizes["float32"]
     assert sizes["compact"] < 0.3 * sizes["float16"]
-    longer = len(encode_inversion(found("compact", [0.05] * 4 + [0.0] * 40), {"output.storage": "compact"})[0])
+    longer = len(encode_inversion(found("compact", [0.05] * 4 + [0.0] * 40), replace(SETTINGS, storage="compact"))[0])
     assert longer <= sizes["compact"] + 8
 
 
 def test_embeddings_that_were_not_rounded_are_not_stored():
     with pytest.raises(AssertionError, match="not rounded"):
-        encode_inversion(found("float32", [0.1, 0.1]), {"output.storage": "compact"})
+        encode_inversion(found("float32", [0.1, 0.1]), replace(SETTINGS, storage="compact"))
 
 
 def test_a_layout_of_a_newer_version_is_refused():
-    payload, metadata = encode_inversion(found("float16", [0.1]), {"output.storage": "float16"})
+    payload, metadata = encode_inversion(found("float16", [0.1]), replace(SETTINGS, storage="float16"))
     newer = save(load(payload), metadata={"layout": "tiny-7"})
     with pytest.raises(ValueError, match=r"'k' cannot be read: the layout is 'tiny-7': a newer nti_batch wrote it"):
         decode_inversion(newer, metadata)

@@ -20,8 +20,8 @@ from helpers.tiny import captioned, png, write_shard
 from nti_batch import read_inversions
 from nti_batch.cli import main
 from nti_batch.output.inversions import InversionRun, open_inversions
-from nti_batch.output.manifest import InversionRow
-from nti_batch.output.run import RUN_FILE
+from nti_batch.output.manifest_rows import InversionRow
+from nti_batch.output.run_folder import RUN_FILE
 from nti_batch.report import inversions as report
 from nti_batch.report.statistics import (
     MAX_REASONS,
@@ -87,8 +87,8 @@ def test_the_page_shows_the_numbers_of_status(page: Element, finished: Path, cap
         assert numbers[name] == str(status[name])
     assert numbers["images an hour"] == f"{status['images_per_hour']:,.0f}"
     assert numbers["mean PSNR"] == f"{status['psnr']:.2f} dB"
-    side = "above" if status["psnr"] > status["psnr_vae"] else "below"  # type: ignore[operator]
-    difference = abs(status["psnr_vae"] - status["psnr"])  # type: ignore[operator]
+    side = "above" if status["psnr"] > status["psnr_vae"] else "below"
+    difference = abs(status["psnr_vae"] - status["psnr"])
     assert numbers[f"{side} the VAE bound of {status['psnr_vae']:.2f} dB"] == f"{difference:.2f} dB"
     shares = [span.attributes["style"] for span in page.all("div", "bar")[0].all("span")]
     assert shares == ["flex-grow: 8", "flex-grow: 3", "flex-grow: 0"]

@@ -9,7 +9,7 @@ from helpers.pie_folder import EDITS, drawn, scene, write_pie_folder
 from helpers.tiny_scores import torchmetrics_lpips, write_clip, write_dino, write_lpips
 from torch import Tensor
 
-from nti_batch.diffusion.edits import EditSettings
+from nti_batch.diffusion.edit_settings import EditSettings
 from nti_batch.editing.masks import mask_pixels
 from nti_batch.editing.pie_bench import CATEGORIES, category, read_edits
 from nti_batch.scores.edits import EditScores, Protocol, score_edits, scores_table

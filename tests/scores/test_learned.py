@@ -105,7 +105,7 @@ def test_lpips_of_chosen_pixels_averages_the_resized_maps(lpips_net: nn.Module, 
     ours = Lpips(write_lpips(tmp_path / "lpips", lpips_net), CPU)
     a, b = images(0), images(1)
     where = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0)) < 0.2
-    lpips_net.spatial = True
+    lpips_net.spatial = True  # type: ignore[assignment]  # a flag, not a module
     maps = lpips_net(a, b, normalize=True)[:, 0]
     expected = torch.stack([maps[k][where[k]].mean() for k in range(3)])
     assert torch.allclose(ours(a, b, where), expected, rtol=1e-4)

@@ -60,6 +60,7 @@ def test_similarity_of_whole_images_is_that_of_torchmetrics():
     a = images(seed=1)
     b = (a + 0.2 * images(seed=2)).clamp(0, 1)
     theirs = structural_similarity_index_measure(a, b, data_range=1.0, reduction="none")
+    assert isinstance(theirs, torch.Tensor)
     assert torch.allclose(ssim(a, b), theirs, atol=1e-5)
 
 

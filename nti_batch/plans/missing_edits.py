@@ -12,7 +12,7 @@ from nti_batch.editing.pie_bench import read_edits
 from nti_batch.editing.requests import ImageEdits, read_requests, request_id, request_sha256
 from nti_batch.output.edits import EditRun
 from nti_batch.output.inversions import InversionRun, open_inversions, read_part
-from nti_batch.output.manifest import EditRow, Row
+from nti_batch.output.manifest_rows import EditRow, Row
 from nti_batch.plans.plan import Plan, never
 from nti_batch.records import CaptionedImage, EditedImage, EditRequest, EndOfUnit, Failure, WorkUnit
 from nti_batch.settings import EditRunSettings

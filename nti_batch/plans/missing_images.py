@@ -7,7 +7,7 @@ from nti_batch.data.samples import RawSample, decode_sample, read_unit
 from nti_batch.data.shard_reader import count_images
 from nti_batch.data.shards import refuse_pipes, work_units
 from nti_batch.output.inversions import InversionRun
-from nti_batch.output.manifest import InversionRow, Row
+from nti_batch.output.manifest_rows import InversionRow, Row
 from nti_batch.plans.plan import Plan, never
 from nti_batch.records import CaptionedImage, EndOfUnit, Failure, Inversion, WorkUnit
 from nti_batch.settings import InversionRunSettings

@@ -1,4 +1,4 @@
-"""What a loop finds for one image, and how good it is."""
+"""The inversion of one image by a loop, and its figures."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from nti_batch.scores.metrics import psnr
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Inverted:
-    """What a loop found for one image, and the UNet work that it cost."""
+    """The inversion of one image, and the UNet evaluations that it took."""
 
     noise_latents: Tensor
     """z_T, [channels, height, width]."""
@@ -20,18 +20,18 @@ class Inverted:
     """z_0, in the same shape."""
 
     start_embedding: Tensor
-    """What null_T started from, [tokens, dim]."""
+    """Initial value of null_T, [tokens, dim]."""
 
     null_embeddings: Tensor
     """[T, tokens, dim]."""
 
     pivot: Tensor | None
-    """Of direct inversion, [T, channels, height, width]."""
+    """Pivot of direct inversion, [T, channels, height, width]; None for the other methods."""
 
     forwards: int
     backwards: int
     stored_bytes: int
-    """Size of the tensors in a file."""
+    """Size of the tensors in a file, in bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,21 +43,21 @@ class Score:
     stored_bytes: int
     psnr: float
     psnr_vae: float
-    """Of the VAE's round trip: what no inversion can exceed by much."""
+    """PSNR of the VAE's round trip: a bound that no inversion exceeds by much."""
 
     distance: float
-    """Norm of an embedding's change from the one of the empty prompt, mean of the timesteps."""
+    """L2 distance of null embeddings to the empty-prompt embedding, mean over the timesteps."""
 
     @property
-    def gap(self) -> float:
-        """Distance to the VAE's PSNR, in dB."""
+    def psnr_below_bound(self) -> float:
+        """PSNR below the VAE bound, in dB."""
         return self.psnr_vae - self.psnr
 
 
 def score(networks: StableDiffusion, image: CaptionedImage, found: Inverted) -> Score:
-    """Compare what was reached with the input."""
+    """Compare the reconstruction with the input."""
     pixels = image.pixels.to(networks.device)[None] / 255
-    round_trip = networks.decode_latents(networks.encode_pictures(image.pixels[None]))
+    round_trip = networks.decode_latents(networks.encode_images(image.pixels[None]))
     empty = networks.embed_prompts([""])[0]
     return Score(
         forwards=found.forwards,

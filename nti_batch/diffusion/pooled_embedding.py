@@ -1,7 +1,7 @@
 """A pooled text embedding as one more row of the others.
 
-Stable Diffusion XL reads a prompt twice: token by token, and as a whole. All that holds embeddings (states, solvers,
-files) knows one tensor an image; here the pooled one is its last row, with zeros up to the width of the others:
+Stable Diffusion XL encodes a prompt twice: token by token, and as a whole. States, solvers and files hold one embedding
+tensor an image. Here the pooled embedding is its last row, with zeros up to the width of the others:
 
     null_t = [ token 1; ...; token 77; pooled, 0 ... 0 ]
 """
@@ -17,5 +17,5 @@ def join_pooled(tokens: Tensor, pooled: Tensor) -> Tensor:
 
 
 def split_pooled(embeddings: Tensor, pooled_dim: int) -> tuple[Tensor, Tensor]:
-    """The opposite of `join_pooled`: the tokens' embeddings, and the pooled one without its zeros."""
+    """Undo `join_pooled`: return the tokens' embeddings, and the pooled one without its zeros."""
     return embeddings[..., :-1, :], embeddings[..., -1, :pooled_dim]

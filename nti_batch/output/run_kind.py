@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
 from nti_batch.json_object import JsonObject
-from nti_batch.output.manifest import AnyRow, Metadata
+from nti_batch.output.manifest_rows import AnyRow, Metadata
 from nti_batch.records import Record
 from nti_batch.settings import EditRunSettings, InversionRunSettings
 

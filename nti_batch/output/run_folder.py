@@ -24,10 +24,11 @@ from typing import Any, Generic, Self
 from nti_batch.files import atomic_write, check_writable, translate_os_errors
 from nti_batch.json_object import Json, JsonObject
 from nti_batch.lock import UnitLock
-from nti_batch.output.format import check_format_version, format_versions
-from nti_batch.output.kind import AnyRecord, AnySettings, RunKind
-from nti_batch.output.manifest import AnyRow, Manifest
+from nti_batch.output.format_version import check_format_version, format_versions
+from nti_batch.output.manifest import Manifest
+from nti_batch.output.manifest_rows import AnyRow
 from nti_batch.output.part import PartWriter, read_members
+from nti_batch.output.run_kind import AnyRecord, AnySettings, RunKind
 from nti_batch.records import WorkUnit
 from nti_batch.settings import flatten
 
@@ -103,11 +104,6 @@ class OutputRun(Generic[AnyRecord, AnyRow, AnySettings]):
         Raises:
             ValueError: If the folder is no run of this kind, or `run.json` is damaged or of a newer version.
         """
-        if not (out / kind.folder).exists():
-            raise ValueError(
-                f"{str(out)!r} is no run of `nti-batch {kind.command}`: it has no {kind.folder!r} folder; "
-                "give the --output.dir of one"
-            )
         content = read_run_file(out, kind.command)
         command = content.choice("command", ("invert", "edit"))
         settings, shards = content.section("settings"), content.texts("shards")
@@ -116,6 +112,11 @@ class OutputRun(Generic[AnyRecord, AnyRow, AnySettings]):
                 f"{str(out)!r} is a run of `nti-batch {command}`: give the --output.dir of `nti-batch {kind.command}`"
             )
         content.expect_all_read()
+        if not (out / kind.folder).exists():
+            raise ValueError(
+                f"{str(out)!r} is no run of `nti-batch {kind.command}`: it has no folder {kind.folder!r}; "
+                "give the --output.dir of one"
+            )
         return cls(kind, out, kind.read_settings(settings), shards)
 
     def _write(self) -> None:

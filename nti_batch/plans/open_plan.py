@@ -5,9 +5,9 @@ from pathlib import Path
 
 from nti_batch.output.edits import open_edits
 from nti_batch.output.inversions import open_inversions
-from nti_batch.output.run import read_run_file
-from nti_batch.plans.edits import EditPlan
-from nti_batch.plans.images import ImagePlan
+from nti_batch.output.run_folder import read_run_file
+from nti_batch.plans.missing_edits import EditPlan
+from nti_batch.plans.missing_images import ImagePlan
 
 
 def open_plan(out: Path, shards: Sequence[str] | None = None, allow_pipe: bool = False) -> ImagePlan | EditPlan:

@@ -1,7 +1,6 @@
 """Version of the output files. A run or part of a newer version is refused."""
 
-from importlib.metadata import version
-
+import nti_batch
 from nti_batch.json_object import Json, JsonObject
 
 FORMAT_VERSION = 1
@@ -9,7 +8,7 @@ FORMAT_VERSION = 1
 
 def format_versions() -> dict[str, Json]:
     """What every output file says of its own format and of the package that wrote it."""
-    return {"format_version": FORMAT_VERSION, "nti_batch": version("nti-batch")}
+    return {"format_version": FORMAT_VERSION, "nti_batch": nti_batch.__version__}
 
 
 def check_format_version(values: JsonObject) -> None:

@@ -18,11 +18,12 @@ from nti_batch.data.shard_reader import read_keys
 from nti_batch.editing.reconstruct import reconstruct
 from nti_batch.models.load import load_model
 from nti_batch.output.inversions import read_inversions
-from nti_batch.output.manifest import Manifest, Metadata, Row
+from nti_batch.output.manifest import Manifest
+from nti_batch.output.manifest_rows import Metadata, Row
 from nti_batch.output.part import read_members
 from nti_batch.output.serialization import StoredInversion, decode_inversion
-from nti_batch.plans.edits import EditPlan
-from nti_batch.plans.images import ImagePlan
+from nti_batch.plans.missing_edits import EditPlan
+from nti_batch.plans.missing_images import ImagePlan
 from nti_batch.plans.plan import AnyPlan
 from nti_batch.records import WorkUnit
 from nti_batch.report.preview import choose_rows
@@ -150,18 +151,18 @@ def _check_requests(plan: EditPlan, committed: Mapping[WorkUnit, Sequence[Row]])
 def _record_check(plan: AnyPlan) -> CheckRecord:
     """The check of a record of the run's kind."""
     settings = plan.run.settings.to_json()
-    check = _check_inversion if isinstance(plan, ImagePlan) else _check_edit
+    is_inversion = isinstance(plan, ImagePlan)
 
     def check_record(payload: bytes, metadata: Metadata) -> Iterator[str]:
         if metadata.get("settings") != settings:
             yield "was made with other settings than the run's"
-        yield from check(payload, metadata)
+        yield from check_inversion(decode_inversion(payload, metadata)) if is_inversion else _check_png(payload)
 
     return check_record
 
 
-def _check_inversion(payload: bytes, metadata: Metadata) -> Iterator[str]:
-    stored = decode_inversion(payload, metadata)
+def check_inversion(stored: StoredInversion) -> Iterator[str]:
+    """What is wrong with the tensors of an inversion."""
     steps = stored.settings.num_steps
     if stored.null_embeddings.ndim != 3 or len(stored.null_embeddings) != steps:
         yield f"null_embeddings have the shape {tuple(stored.null_embeddings.shape)}, not [{steps}, tokens, dim]"
@@ -186,7 +187,7 @@ def _check_tensors(stored: StoredInversion) -> Iterator[str]:
             yield f"{name} hold numbers that are not finite"
 
 
-def _check_edit(payload: bytes, metadata: Metadata) -> Iterator[str]:
+def _check_png(payload: bytes) -> Iterator[str]:
     try:
         Image.open(io.BytesIO(payload)).load()
     except (OSError, SyntaxError) as error:  # what Pillow raises for a broken PNG

@@ -1,0 +1,127 @@
+"""Columns of a list of edits: how a cell of a CSV, or a value of JSONL, becomes a value with a type.
+
+A cell of a CSV writes words with numbers as `word=1.5;other word=2`, two words as `one;other`, a range of steps as
+`0.1;0.5`, and lists as in JSON. An empty cell is left out.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nti_batch.data.tables import Cells
+from nti_batch.diffusion.edit_settings import StepRange
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """Reader of the cells of one column."""
+
+    reader: Callable[[Any], object]
+    allowed: str
+    """Description of the allowed values, for the error message."""
+
+    def read(self, name: str, value: object) -> Any:
+        """The value of a cell, given as JSON or as text.
+
+        Raises:
+            ValueError: If the cell has another form; the text names the column, the cell and what is allowed.
+        """
+        try:
+            return self.reader(value)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{name} is {value!r}, allowed: {self.allowed}") from error
+
+
+def _text(value: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError
+    return value
+
+
+def _number(value: str | float) -> float:
+    if isinstance(value, bool):
+        raise ValueError
+    return float(value)
+
+
+def _numbers(value: str | Mapping[str, str | float]) -> dict[str, float]:
+    if isinstance(value, str):
+        value = {word: number for word, _, number in (part.rpartition("=") for part in value.split(";"))}
+    return {_text(word.strip()): _number(number) for word, number in value.items()}
+
+
+def _steps(value: str | float | list[str | float]) -> StepRange:
+    if isinstance(value, str) and value.startswith("["):
+        return _steps(json.loads(value))
+    parts = value.split(";") if isinstance(value, str) and ";" in value else value
+    if isinstance(parts, list):
+        start, end = map(_number, parts)
+        return start, end
+    return _number(parts)
+
+
+def _steps_by_word(value: str | float | list[str | float] | Mapping[str, Any]) -> StepRange | dict[str, StepRange]:
+    if isinstance(value, str) and value.startswith("{"):
+        value = json.loads(value)
+    elif isinstance(value, str) and "=" in value:
+        value = {word: steps for word, _, steps in (part.rpartition("=") for part in value.split(";"))}
+    if isinstance(value, Mapping):
+        return {_text(word.strip()): _steps(steps) for word, steps in value.items()}
+    return _steps(value)
+
+
+def _pair(value: str | list[str]) -> tuple[str, str]:
+    first, second = (_text(word.strip()) for word in (value.split(";") if isinstance(value, str) else value))
+    return first, second
+
+
+def _whole_numbers(value: str | list[int]) -> tuple[int, ...]:
+    numbers = json.loads(value) if isinstance(value, str) else value
+    if not isinstance(numbers, list) or not all(type(n) is int for n in numbers):
+        raise ValueError
+    return tuple(numbers)
+
+
+_TEXT = Column(_text, "a text that is not empty")
+
+
+_WHOLE_NUMBERS = Column(_whole_numbers, "a list of whole numbers")
+
+
+REQUEST_COLUMNS = {
+    "shard": _TEXT,
+    "key": _TEXT,
+    "name": _TEXT,
+    "prompt": _TEXT,
+    "edit_prompt": _TEXT,
+    "mask": _WHOLE_NUMBERS,
+    "mask_size": _WHOLE_NUMBERS,
+}
+
+
+_STEPS = "a number such as 0.4, a range [0.1, 0.5] or 0.1;0.5"
+
+SETTINGS_COLUMNS = {
+    "kind": _TEXT,
+    "cross_replace_steps": Column(
+        _steps_by_word, f'{_STEPS}, or {{"default_": 0.4, "word": 1}} or default_=0.4;word=1'
+    ),
+    "self_replace_steps": Column(_steps, _STEPS),
+    "equalizer": Column(_numbers, 'words with a number each, {"word": 1.5} or word=1.5;other=2'),
+    "blend_words": Column(
+        _pair, 'a word of the source\'s prompt and one of the edit\'s, ["one", "other"] or one;other'
+    ),
+    "blend_threshold": Column(_number, "a number"),
+    "blend_start": Column(_number, "a number"),
+}
+"""Columns of the fields of `EditSettings`."""
+
+
+def read_cells(cells: Cells, columns: Mapping[str, Column]) -> dict[str, Any]:
+    """The values of those columns that a line has.
+
+    Raises:
+        ValueError: If a cell has another form than its column.
+    """
+    return {name: column.read(name, cells[name]) for name, column in columns.items() if cells.get(name) is not None}
