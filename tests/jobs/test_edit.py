@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.edits import difference, edit, edited_images, listed, rows
+from helpers.edits import difference, edit, edited_images, edits_flag, rows
 from helpers.jobs import arguments, held_job, run_console, wait_for
 from helpers.pie_folder import EDITS, write_pie_folder
 from helpers.tiny import captioned, png, write_shard
@@ -78,7 +78,7 @@ def test_edits_do_not_depend_on_their_batch_and_the_prompt_of_the_source_changes
 
     monkeypatch.setattr(StableDiffusion, "predict", counted)
     own, other, more = PROMPT.format(1), "a small blue circle, number 1", "a small red square with a hat, number 1"
-    flag = listed(
+    flag = edits_flag(
         tmp_path / "edits.jsonl",
         {"key": "001", "name": "rebuilt"},
         {"key": "001", "name": "own", "prompt": own, "edit_prompt": own},
@@ -115,7 +115,7 @@ def test_one_edit_from_the_shell_and_from_python_equals_that_of_the_job(
 ):
     prompt = "a small blue circle, number 3"
     shares: dict[str, Any] = {"cross_replace_steps": 0.7, "self_replace_steps": 0.1}
-    flag = listed(tmp_path / "e.jsonl", {"key": "003", "edit_prompt": prompt, "kind": "replace", **shares})
+    flag = edits_flag(tmp_path / "e.jsonl", {"key": "003", "edit_prompt": prompt, "kind": "replace", **shares})
     assert main(edit(inverted, tmp_path / "out", flag)) == 0
     capsys.readouterr()
     file = tmp_path / "x.png"
@@ -133,7 +133,7 @@ def test_the_unedited_part_is_outside_the_mask_of_the_input(inverted: Path, tmp_
     """The edit may change the left half; the test compares the right half."""
     left: list[Json] = [number for row in range(16) for number in (16 * row, 8)]
     request = {"key": "002", "edit_prompt": "a blue circle"}
-    flag = listed(
+    flag = edits_flag(
         tmp_path / "e.jsonl",
         {**request, "name": "masked", "mask": left, "mask_size": [16, 16]},
         {**request, "name": "bare"},
@@ -158,7 +158,7 @@ def test_an_edit_without_its_input_image_has_no_scores(
     shard = write_shard(tmp_path / "s.tar", captioned(1))
     assert main(arguments(tiny_model, shard, tmp_path / "inversions")) == 0
     shard.unlink()
-    flag = listed(tmp_path / "e.jsonl", {"shard": "s", "key": "000", "mask": [0, 9], "mask_size": [16, 16]})
+    flag = edits_flag(tmp_path / "e.jsonl", {"shard": "s", "key": "000", "mask": [0, 9], "mask_size": [16, 16]})
     assert main(edit(tmp_path / "inversions", tmp_path / "out", flag)) == 0
     (row,) = rows(tmp_path / "out").values()
     assert row.status == "done"
@@ -191,7 +191,7 @@ def test_edits_that_do_not_fit_their_image_fail_with_a_reason_and_the_others_are
         "mask": ({"key": "000", "mask": [300, 9], "mask_size": [16, 16]}, "300"),
     }
     edits = [{**request, "name": name} for name, (request, _) in invalid.items()]
-    flag = listed(tmp_path / "e.jsonl", *edits, {"key": "000", "name": "good", "edit_prompt": "a blue circle"})
+    flag = edits_flag(tmp_path / "e.jsonl", *edits, {"key": "000", "name": "good", "edit_prompt": "a blue circle"})
     job = edit(inverted, tmp_path / "out", flag)
     assert main(job) == 3
     printed = capsys.readouterr().out
@@ -215,7 +215,7 @@ def test_an_edited_image_that_is_not_finite_fails_alone(
         StableDiffusion, "decode_latents", lambda self, z: real(self, z) * (float("nan") if next(calls) == 2 else 1)
     )
     prompts = ["a blue circle", "a green circle", "a circle"]
-    flag = listed(tmp_path / "e.jsonl", *({"key": "000", "edit_prompt": prompt} for prompt in prompts))
+    flag = edits_flag(tmp_path / "e.jsonl", *({"key": "000", "edit_prompt": prompt} for prompt in prompts))
     assert main(edit(inverted, tmp_path / "out", flag)) == 3
     by_name = {name: row for (_, _, name), row in rows(tmp_path / "out").items()}
     assert {name: row.status for name, row in by_name.items()} == {"0": "done", "1": "failed", "2": "done"}
@@ -226,7 +226,7 @@ def test_retry_failed_repeats_failed_edits(tiny_model: Path, tmp_path: Path):
     shard = write_shard(tmp_path / "s.tar", captioned(1))
     assert main(arguments(tiny_model, shard, tmp_path / "inversions")) == 0
     write_shard(tmp_path / "t.tar", captioned(1, first=7))
-    flag = listed(tmp_path / "e.jsonl", *({"shard": "s", "key": key, "name": "x"} for key in ("000", "001")))
+    flag = edits_flag(tmp_path / "e.jsonl", *({"shard": "s", "key": key, "name": "x"} for key in ("000", "001")))
     job = edit(tmp_path / "inversions", tmp_path / "out", flag)
     assert main(job) == 3
     before = rows(tmp_path / "out")
@@ -245,10 +245,10 @@ def test_edits_added_to_the_list_are_made_and_the_earlier_ones_stay(
     inverted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     first = [{"key": key, "edit_prompt": "a blue circle"} for key in ("000", "001")]
-    job = edit(inverted, tmp_path / "out", listed(tmp_path / "e.jsonl", *first))
+    job = edit(inverted, tmp_path / "out", edits_flag(tmp_path / "e.jsonl", *first))
     assert main(job) == 0
     before = rows(tmp_path / "out")
-    listed(tmp_path / "e.jsonl", *first, *({"key": key, "edit_prompt": "a cyan star"} for key in ("001", "004")))
+    edits_flag(tmp_path / "e.jsonl", *first, *({"key": key, "edit_prompt": "a cyan star"} for key in ("001", "004")))
     assert main(["status", str(tmp_path / "out"), "--exit_code"]) == 75
     assert main(job) == 0
     after = rows(tmp_path / "out")
@@ -262,9 +262,9 @@ def test_a_name_that_now_stands_for_another_edit_is_refused(
     inverted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     request = {"key": "000", "name": "x", "edit_prompt": "a blue circle"}
-    job = edit(inverted, tmp_path / "out", listed(tmp_path / "e.jsonl", request))
+    job = edit(inverted, tmp_path / "out", edits_flag(tmp_path / "e.jsonl", request))
     assert main(job) == 0
-    listed(tmp_path / "e.jsonl", {**request, "edit_prompt": "a green circle"})
+    edits_flag(tmp_path / "e.jsonl", {**request, "edit_prompt": "a green circle"})
     assert main(job) == 2
     assert "edit 'x' of a/000 was made with other words, settings or another mask" in capsys.readouterr().err
 
@@ -292,7 +292,7 @@ def test_two_ranks_make_each_edit_once(inverted: Path, tmp_path: Path):
 
 def test_a_killed_job_keeps_its_finished_edits(inverted: Path, tmp_path: Path):
     edits = ({"key": f"{i % 5:03}", "edit_prompt": f"a blue circle, number {i}"} for i in range(60))
-    flag = listed(tmp_path / "e.jsonl", *edits)
+    flag = edits_flag(tmp_path / "e.jsonl", *edits)
     job, hold = edit(inverted, tmp_path / "out", flag, "--data.units_per_shard=16"), tmp_path / "hold"
     with held_job(job, hold) as process:
         wait_for(tmp_path / "hold.0", 500)
