@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -122,12 +123,10 @@ def on_terminal(arguments: list[str]) -> tuple[str, int]:
     shown = b""
     with subprocess.Popen(command, stdin=end, stdout=end, stderr=end, env=environment) as job:
         os.close(end)
-        try:
+        # Linux raises the error when the other end is closed
+        with suppress(OSError):
             while chunk := os.read(terminal, 1 << 16):
                 shown += chunk
-        # Linux raises this when the other end is closed
-        except OSError:
-            pass
         code = job.wait(timeout=60)
     os.close(terminal)
     return re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", shown.decode()), code
