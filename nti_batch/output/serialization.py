@@ -55,8 +55,7 @@ class StoredInversion:
     """z*_{T-1} ... z*_0 of direct inversion, [T, channels, height, width] float32; None with another method."""
 
     pixels: Tensor | None = None
-    """Input image, uint8 [3, height, width], cropped and resized as it was inverted; only `InversionDataset(pixels=True)`
-    sets it."""
+    """Input image, uint8 [3, height, width], cropped and resized as it was inverted. Only `InversionDataset` sets it."""
 
     @property
     def settings(self) -> InversionRunSettings:
@@ -70,7 +69,7 @@ class StoredInversion:
         )
 
     def split_null_embeddings(self) -> tuple[Tensor, Tensor | None]:
-        """Embeddings of the tokens, [T, tokens, dim], and pooled embeddings, [T, pooled dim]; None if the family has none."""
+        """Embeddings of the tokens, [T, tokens, dim], and pooled embeddings, [T, pooled dim], if the family has any."""
         pooled_dim = self.metadata.get("pooled_dim", 0)
         assert isinstance(pooled_dim, int)
         return split_pooled(self.null_embeddings, pooled_dim) if pooled_dim else (self.null_embeddings, None)
