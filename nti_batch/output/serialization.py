@@ -55,7 +55,7 @@ class StoredInversion:
     """z*_{T-1} ... z*_0 of direct inversion, [T, channels, height, width] float32; None with another method."""
 
     pixels: Tensor | None = None
-    """Input image, uint8 [3, height, width], cropped and resized as it was inverted. Only `InversionDataset` sets it."""
+    """Input image, uint8 [3, height, width], cropped and resized as it was inverted. Set by `InversionDataset`."""
 
     @property
     def settings(self) -> InversionRunSettings:
