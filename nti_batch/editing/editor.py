@@ -58,7 +58,7 @@ def edit_images(
         networks: Networks of the run.
         images: Inversions of one run, each with its edits, if any.
         guidance_scale: Guidance scale of the inversions.
-        stop_requested: Function that tells before each UNet call whether a stop is requested.
+        stop_requested: Function that returns whether a stop is requested; called before each UNet call.
 
     Returns:
         For each image the reconstructed source and its edits, [1 + edits, 3, height, width] in [0, 1], on the CPU.
