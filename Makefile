@@ -18,7 +18,7 @@ lint: .venv/installed
 	$(BIN)/mypy
 
 docs: .venv/documented
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

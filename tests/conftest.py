@@ -1,4 +1,4 @@
-"""A tiny Stable Diffusion with random weights, and shards to feed it."""
+"""Fixtures for tiny models with random weights, and the settings of hypothesis."""
 
 import os
 from pathlib import Path
@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-# the networks are tiny: more threads are slower, and many times so where another process computes
+# the networks are tiny: more threads make them slower, above all on a busy machine
 os.environ["OMP_NUM_THREADS"] = "1"
 from helpers.tiny import ZERO_SNR, write_model, write_xl_model
 
 for _name, _examples in {"suite": 200, "long": 5_000}.items():
-    # deadline: a busy machine is no failure, and what hangs is ended by the tests themselves
+    # no deadline: a busy machine is not a failure
     settings.register_profile(
         _name,
         max_examples=_examples,
@@ -25,23 +25,23 @@ settings.load_profile("suite")
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a noise-predicting model for 16 x 16 pictures."""
+    """Folder of a noise-predicting model for images of 16 x 16 pixels."""
     return write_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(scope="session")
 def tiny_v_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same in v-prediction."""
+    """Folder of a v-prediction model for images of 16 x 16 pixels."""
     return write_model(tmp_path_factory.mktemp("models") / "tiny-v", prediction_type="v_prediction")
 
 
 @pytest.fixture(scope="session")
 def tiny_zero_snr_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with a schedule that ends in noise alone."""
+    """Folder of a v-prediction model with a schedule of zero terminal SNR."""
     return write_model(tmp_path_factory.mktemp("models") / "tiny-zero-snr", **ZERO_SNR)
 
 
 @pytest.fixture(scope="session")
 def tiny_xl_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of Stable Diffusion XL."""
+    """Folder of a Stable Diffusion XL model for images of 16 x 16 pixels."""
     return write_xl_model(tmp_path_factory.mktemp("models") / "tiny-xl")

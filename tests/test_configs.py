@@ -1,4 +1,4 @@
-"""The YAML files that are shipped, through the command line's own parser."""
+"""The parser of the command line accepts the shipped YAML files."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ FAST = CONFIGS / "fast.yaml"
 
 
 def settings(capsys: pytest.CaptureFixture[str], command: str, *configs: Path) -> dict[str, dict[str, object]]:
-    """What the parser makes of some files."""
+    """Parse YAML files with the parser of a command."""
     with pytest.raises(SystemExit) as end:
         main([command, *(f"--config={config}" for config in configs), "--print_config"])
     assert end.value.code == 0
@@ -27,17 +27,17 @@ def assert_holds(shown: dict[str, dict[str, object]], config: Path) -> None:
 
 
 @pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_key_is_known_and_arrives(config: Path, capsys: pytest.CaptureFixture[str]):
+def test_every_key_of_a_config_sets_its_value(config: Path, capsys: pytest.CaptureFixture[str]):
     assert_holds(settings(capsys, "edit" if config.stem.startswith("edit") else "invert", config), config)
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda path: path.stem)
-def test_a_family_and_the_fast_settings_go_together(family: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_family_and_the_fast_settings_combine_in_either_order(family: Path, capsys: pytest.CaptureFixture[str]):
     for configs in ([family, FAST], [FAST, family]):
         shown = settings(capsys, "invert", *configs)
         for config in configs:
             assert_holds(shown, config)
 
 
-def test_there_is_a_file_for_each_family():
+def test_each_family_has_a_config():
     assert {path.stem for path in FAMILIES} == {"sd-1.4", "sd-1.5", "sd-2.1-base", "sd-2.1", "sdxl"}

@@ -1,4 +1,4 @@
-"""Where the finest cross-attention layers of a UNet look, recorded as they compute it."""
+"""Records the attention of the finest cross-attention layers of a UNet."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,12 +12,13 @@ if TYPE_CHECKING:
 
 
 class AttentionRecorder:
-    """Attention processor that keeps the map it computed, [batch, pixels, tokens], mean over heads."""
+    """Attention processor that keeps its attention map."""
 
     attention_map: Tensor
+    """Mean over heads, [batch, pixels, tokens]."""
 
     def __call__(self, attn: "Attention", hidden_states: Tensor, encoder_hidden_states: Tensor, **_: object) -> Tensor:
-        """Plain attention; `_` takes the optional masks that a UNet passes along."""
+        """Compute plain attention; `_` takes the optional masks that a UNet passes."""
         query = attn.head_to_batch_dim(attn.to_q(hidden_states))
         key = attn.head_to_batch_dim(attn.to_k(encoder_hidden_states))
         value = attn.head_to_batch_dim(attn.to_v(encoder_hidden_states))
@@ -28,7 +29,7 @@ class AttentionRecorder:
 
 @contextmanager
 def record_finest_cross_attention(unet: "UNet2DConditionModel") -> Iterator[list[AttentionRecorder]]:
-    """Put a recorder into each cross-attention layer at the latents' own resolution, for as long as it is needed."""
+    """Put a recorder into each cross-attention layer with the resolution of the latents; remove it at the end."""
     before, recorders = dict(unet.attn_processors), []
     for block in (unet.down_blocks[0], unet.up_blocks[-1]):
         for layer in block.attentions:

@@ -1,8 +1,8 @@
-"""Edits of drawn scenes whose truth is known: the scene as asked, drawn anew.
+"""Edits of drawn scenes, with the true result: the edited scene, drawn.
 
     scene -> random_edit -> edited scene -> blend words, mask, truth -> judge_edit
 
-An edit changes one attribute: colour, shape, size or place of one object, or the background.
+An edit changes one attribute: the background, or the colour, shape, size or place of one object.
 """
 
 import random
@@ -24,56 +24,56 @@ _OBJECT_KINDS = KINDS[:-1]
 _WORDS: dict[Kind, Iterable[str]] = {"colour": COLOURS, "shape": SHAPES, "size": SIZES, "place": PLACES}
 
 MARGIN = 2
-"""Pixels around what an edit may change that do not count as unedited either: an object's edge is never exact."""
+"""Width in pixels of a band around the mask that does not count as unedited, since an object's edge is never exact."""
 
 
 @dataclass(frozen=True, slots=True)
 class EditVerdict:
-    """What became of an edit."""
+    """Verdict of the judge on an edit."""
 
     asked: bool
-    """Whether what was asked for is seen."""
+    """Whether the image shows the requested attribute."""
 
     object_kept: bool
-    """Whether the object's other attributes are as they were; true if the edit is of the background."""
+    """Whether the object keeps its other attributes; true if the edit changes the background."""
 
     others_kept: bool
-    """Whether all attributes of the objects that the edit leaves alone are as they were."""
+    """Whether the other objects keep all attributes."""
 
     background_kept: bool
-    """Whether the background is as it was; true if the edit is of it."""
+    """Whether the background keeps its colour; true if the edit changes it."""
 
     psnr_truth: float
-    """Against the scene drawn as asked, in dB."""
+    """PSNR against the edited scene, drawn, in dB."""
 
     psnr_unedited: float
-    """Against the source where the edit may change nothing, in dB; nan where that is nowhere: a thin object on a
-    background that changes."""
+    """PSNR of the unedited part against the source, in dB.
+
+    nan if there is no such part, for a thin object on a background that changes."""
 
 
 def random_edit(scene: Scene, kind: Kind, rng: random.Random) -> Scene:
     """Change one attribute of a random object, or of the background, to another word.
 
-    Colours stay different from each other. Only an object that is alone is moved: beside another there is no free place
-    that is not the other's or does not overlap with it.
+    Colours stay different from each other. An object moves only if it is the only one: two objects leave no place free.
 
     Args:
-        scene: The source.
-        kind: What to change.
+        scene: Source of the edit.
+        kind: Attribute to change.
         rng: Source of randomness; equal states give equal edits.
 
     Raises:
-        ValueError: If one of two objects is to be moved.
+        ValueError: If the edit moves one of two objects.
     """
     used = {scene.background, *(thing.colour for thing in scene.objects)}
     if kind == "background":
         return replace(scene, background=_other(rng, COLOURS, used))
     if kind == "place" and len(scene.objects) > 1:
-        raise ValueError("one of two objects cannot be moved, there is no place free: choose a scene of one object")
+        raise ValueError("one of two objects cannot be moved, since no place is free: choose a scene with one object")
     changed = rng.randrange(len(scene.objects))
     thing = scene.objects[changed]
     word = _other(rng, _WORDS[kind], used if kind == "colour" else {getattr(thing, kind)})
-    edited = replace(thing, **{kind: word})  # type: ignore[arg-type]  # the words of no kind are numbers
+    edited = replace(thing, **{kind: word})  # type: ignore[arg-type]  # every kind names a field of type str
     return replace(scene, objects=(*scene.objects[:changed], edited, *scene.objects[changed + 1 :]))
 
 
@@ -82,9 +82,9 @@ def _other(rng: random.Random, words: Iterable[str], used: set[str]) -> str:
 
 
 def blend_words(source: Scene, edited: Scene) -> tuple[str, str]:
-    """The words that look at what changes, of the source's caption and of the edit's.
+    """Choose the words of local blend: one from the caption of the source, one from that of the edit.
 
-    They are colours, since no other word tells an object from its neighbour by itself.
+    Both are colours, since only the colour of an object is unique in a caption.
     """
     if source.background != edited.background:
         return source.background, edited.background
@@ -98,9 +98,9 @@ def _changed_object(source: Scene, edited: Scene) -> tuple[SceneObject, SceneObj
 
 
 def edit_mask(source: Scene, edited: Scene) -> Tensor:
-    """Where an edit may change the picture, bool [64, 64].
+    """Compute the part of the image that an edit may change, bool [64, 64].
 
-    That is where its object is or is asked to be, or for the background all that no object covers.
+    The part is the object before and after the edit, or everything but the objects if the background changes.
     """
     before, after = object_masks(source), object_masks(edited)
     if source.background != edited.background:
@@ -109,28 +109,28 @@ def edit_mask(source: Scene, edited: Scene) -> Tensor:
     return torch.maximum(before, after)[changed].amax(dim=0) > 0
 
 
-def judge_edit(picture: Tensor, source: Scene, edited: Scene) -> EditVerdict:
-    """Judge an edit of a source's picture.
+def judge_edit(image: Tensor, source: Scene, edited: Scene) -> EditVerdict:
+    """Judge an edited image.
 
     Args:
-        picture: What the edit made, [3, 64, 64] in [0, 1].
-        source: What its source shows.
-        edited: What it was asked to show.
+        image: Edited image, [3, 64, 64] in [0, 1].
+        source: Scene of the source.
+        edited: Scene that the edit should show.
     """
-    verdict = judge(picture, edited)
-    found = [("asked" if source.background != edited.background else "background", verdict.background)]
+    verdict = judge(image, edited)
+    judged = [("asked" if source.background != edited.background else "background", verdict.background)]
     for before, after, right in zip(source.objects, edited.objects, verdict.objects, strict=True):
         for kind in _OBJECT_KINDS:
-            asked = getattr(before, kind) != getattr(after, kind)
-            part = "asked" if asked else "object" if before != after else "others"
-            found.append((part, getattr(right, kind)))
+            changes = getattr(before, kind) != getattr(after, kind)
+            part = "asked" if changes else "object" if before != after else "others"
+            judged.append((part, getattr(right, kind)))
     changed = edit_mask(source, edited)
     unedited = F.max_pool2d(changed[None].float(), 2 * MARGIN + 1, 1, MARGIN) == 0
     return EditVerdict(
-        asked=all(right for part, right in found if part == "asked"),
-        object_kept=all(right for part, right in found if part == "object"),
-        others_kept=all(right for part, right in found if part == "others"),
-        background_kept=all(right for part, right in found if part == "background"),
-        psnr_truth=psnr(picture[None], draw(edited)[None]).item(),
-        psnr_unedited=psnr(picture[None], draw(source)[None], unedited).item(),
+        asked=all(right for part, right in judged if part == "asked"),
+        object_kept=all(right for part, right in judged if part == "object"),
+        others_kept=all(right for part, right in judged if part == "others"),
+        background_kept=all(right for part, right in judged if part == "background"),
+        psnr_truth=psnr(image[None], draw(edited)[None]).item(),
+        psnr_unedited=psnr(image[None], draw(source)[None], unedited).item(),
     )

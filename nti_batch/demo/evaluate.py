@@ -1,6 +1,6 @@
-"""Measure the embedded model on scenes that its training never saw: `python -m nti_batch.demo.evaluate`.
+"""Measures the embedded model on scenes that its training does not use: `python -m nti_batch.demo.evaluate`.
 
-Prints the figures of the model card as one JSON object.
+It prints the figures of the model card as one JSON object.
 """
 
 import argparse
@@ -30,14 +30,14 @@ class Inverted:
     """Scenes after DDIM inversion with guidance scale 1."""
 
     scenes: list[Scene]
-    pictures: Tensor
-    """As drawn, [scenes, 3, 64, 64]."""
+    images: Tensor
+    """Drawn scenes, [scenes, 3, 64, 64]."""
 
     round_trip: Tensor
-    """After the VAE alone, in the same shape."""
+    """Images after the VAE round trip, [scenes, 3, 64, 64]."""
 
     prompts: Tensor
-    """[scenes, tokens, dim]."""
+    """Embeddings of the captions, [scenes, tokens, dim]."""
 
     noise_latents: Tensor
     """z_T, [scenes, 4, 16, 16]."""
@@ -48,10 +48,10 @@ class Inverted:
 
 @torch.no_grad()
 def invert_scenes(networks: StableDiffusion, scenes: list[Scene]) -> Inverted:
-    """Draw the scenes, encode them, append_pivot the pivot and watch where each word is looked for."""
-    pictures = torch.stack([draw(scene) for scene in scenes])
+    """Draw the scenes, invert them by DDIM, and record the cross-attention."""
+    images = torch.stack([draw(scene) for scene in scenes])
     prompts = networks.embed_prompts([scene.caption for scene in scenes])
-    latents = networks.encode_images(to_bytes(pictures))
+    latents = networks.encode_images(to_bytes(images))
     maps = torch.zeros(())
 
     def predict(latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
@@ -62,11 +62,11 @@ def invert_scenes(networks: StableDiffusion, scenes: list[Scene]) -> Inverted:
 
     with record_finest_cross_attention(networks.unet) as recorders:
         trajectory = ddim_invert(predict, networks.schedule(NUM_STEPS), latents, prompts)
-    return Inverted(scenes, pictures, networks.decode_latents(latents), prompts, trajectory[-1], maps)
+    return Inverted(scenes, images, networks.decode_latents(latents), prompts, trajectory[-1], maps)
 
 
 def replay_psnr(networks: StableDiffusion, inverted: Inverted, guidance_scale: float) -> Tensor:
-    """PSNR of plain DDIM sampling from z_T against the VAE's picture, [scenes]."""
+    """Compute the PSNR of plain DDIM sampling from z_T against the VAE round trip, in dB, [scenes]."""
     empty = networks.embed_prompts([""]).expand_as(inverted.prompts)
     schedule = networks.schedule(NUM_STEPS)
     latents = ddim_sample(
@@ -76,32 +76,35 @@ def replay_psnr(networks: StableDiffusion, inverted: Inverted, guidance_scale: f
 
 
 def localisation(inverted: Inverted) -> tuple[float, float]:
-    """How well the object word's attention covers the object: (mean intersection over union, threshold).
+    """Measure how well the attention of an object's word covers the object.
 
-    Each map is divided by its maximum, enlarged to the picture's size and cut at the one threshold that is
-    best for all scenes together.
+    The function divides each map by its maximum, and scales it to the size of the image. It binarises all maps at one
+    threshold, which gives the best mean.
+
+    Returns:
+        Mean intersection over union, and the threshold.
     """
     maps, masks = [], []
     for scene, attention in zip(inverted.scenes, inverted.attention, strict=True):
         words = scene.caption.split()
         side = int(len(attention) ** 0.5)
         for thing, mask in zip(scene.objects, object_masks(scene), strict=True):
-            # every scene word is one token, after the start token; the shape follows the colour
+            # every word of a scene is one token, a start token comes first, and the shape follows the colour
             word_map = attention[:, words.index(thing.colour) + 2].view(1, 1, side, side)
             maps.append(F.interpolate(word_map / word_map.max(), SIZE, mode="bilinear")[0, 0])
             masks.append(mask > 0.5)
     stacked, drawn = torch.stack(maps), torch.stack(masks)
 
     def mean_overlap(threshold: float) -> float:
-        cut = stacked > threshold
-        return ((cut & drawn).sum((1, 2)) / (cut | drawn).sum((1, 2))).mean().item()
+        inside = stacked > threshold
+        return ((inside & drawn).sum((1, 2)) / (inside | drawn).sum((1, 2))).mean().item()
 
     return max((mean_overlap(i / 50), i / 50) for i in range(1, 50))
 
 
-def draw_from_noise(networks: StableDiffusion, scenes: list[Scene]) -> Tensor:
-    """Pictures drawn from pure noise and the scenes' captions, [scenes, 3, 64, 64]."""
-    pictures = []
+def generate(networks: StableDiffusion, scenes: list[Scene]) -> Tensor:
+    """Generate images from noise and the captions of scenes, [scenes, 3, 64, 64]."""
+    images = []
     generator = torch.Generator().manual_seed(0)
     schedule = networks.schedule(NUM_STEPS)
     for start in range(0, len(scenes), BATCH):
@@ -110,13 +113,13 @@ def draw_from_noise(networks: StableDiffusion, scenes: list[Scene]) -> Tensor:
         empty = networks.embed_prompts([""]).expand_as(prompts)
         noise = torch.randn(len(captions), 4, SIZE // 4, SIZE // 4, generator=generator)
         latents = ddim_sample(networks.predict, schedule, noise, prompts, [empty] * NUM_STEPS, GUIDANCE_SCALE)
-        pictures.append(networks.decode_latents(latents))
-    return torch.cat(pictures)
+        images.append(networks.decode_latents(latents))
+    return torch.cat(images)
 
 
-def shares_right(pictures: Tensor, scenes: list[Scene]) -> dict[str, float]:
-    """Share of objects whose colour, shape, place and size are as asked, and of backgrounds."""
-    verdicts = [judge(picture, scene) for picture, scene in zip(pictures, scenes, strict=True)]
+def shares_right(images: Tensor, scenes: list[Scene]) -> dict[str, float]:
+    """Compute the share of objects with the right colour, shape, place and size, and of right backgrounds."""
+    verdicts = [judge(image, scene) for image, scene in zip(images, scenes, strict=True)]
     objects = [o for verdict in verdicts for o in verdict.objects]
     shares = {
         name: sum(getattr(o, name) for o in objects) / len(objects) for name in ("colour", "shape", "place", "size")
@@ -125,38 +128,37 @@ def shares_right(pictures: Tensor, scenes: list[Scene]) -> dict[str, float]:
 
 
 def evaluate(networks: StableDiffusion, num_scenes: int, num_prompts: int) -> dict[str, float]:
-    """All figures of the model card.
+    """Measure all figures of the model card.
 
     Args:
-        networks: The embedded model.
-        num_scenes: Unseen scenes for the reconstruction figures.
-        num_prompts: Captions drawn from noise, other ones.
+        networks: Networks of the embedded model.
+        num_scenes: Number of unseen scenes for the figures of reconstruction.
+        num_prompts: Number of other unseen captions to generate images from.
     """
     inverted = invert_scenes(networks, unseen_scenes(num_scenes))
     overlap, threshold = localisation(inverted)
     figures = {
-        "vae_psnr": psnr(inverted.round_trip, inverted.pictures).mean().item(),
+        "vae_psnr": psnr(inverted.round_trip, inverted.images).mean().item(),
         "ddim_psnr_guidance_1": replay_psnr(networks, inverted, 1.0).mean().item(),
         "ddim_psnr_guidance_7.5": replay_psnr(networks, inverted, GUIDANCE_SCALE).mean().item(),
         "attention_overlap": overlap,
         "attention_threshold": threshold,
     }
     scenes = unseen_scenes(num_prompts, seed=1)
-    pictures = draw_from_noise(networks, scenes)
+    images = generate(networks, scenes)
     for count, name in ((1, "one_object"), (2, "two_objects")):
         chosen = [i for i, scene in enumerate(scenes) if len(scene.objects) == count]
-        shares = shares_right(pictures[chosen], [scenes[i] for i in chosen])
+        shares = shares_right(images[chosen], [scenes[i] for i in chosen])
         figures.update({f"drawn_{name}_{key}": value for key, value in shares.items()})
-    figures.update({f"drawn_{key}": value for key, value in shares_right(pictures, scenes).items()})
+    figures.update({f"drawn_{key}": value for key, value in shares_right(images, scenes).items()})
     return {name: round(value, 3) for name, value in figures.items()}
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m nti_batch.demo.evaluate", description=__doc__)
-    parser.add_argument("--model", default="demo", help="model folder (default: the embedded model)")
-    parser.add_argument("--scenes", type=int, default=64, help="unseen scenes to rebuild (default: 64)")
-    parser.add_argument("--prompts", type=int, default=200, help="captions to draw from noise (default: 200)")
-    chosen = parser.parse_args()
-    print(
-        json.dumps(evaluate(StableDiffusion.load(ModelSource(chosen.model)), chosen.scenes, chosen.prompts), indent=2)
-    )
+    parser.add_argument("--model", default="demo", help="model folder; default: the embedded model")
+    parser.add_argument("--scenes", type=int, default=64, help="number of unseen scenes to reconstruct; default: 64")
+    parser.add_argument("--prompts", type=int, default=200, help="number of captions to generate from; default: 200")
+    arguments = parser.parse_args()
+    model = StableDiffusion.load(ModelSource(arguments.model))
+    print(json.dumps(evaluate(model, arguments.scenes, arguments.prompts), indent=2))

@@ -1,8 +1,8 @@
-"""Edits of drawn scenes against the truth, by every method and solver: `python -m nti_batch.demo.evaluate_edits`.
+"""Compares edits of drawn scenes with the truth, for every method: `python -m nti_batch.demo.evaluate_edits`.
 
-Scenes that training never saw are inverted; of each, one attribute after another is edited by exchanging its word, with
-prompt-to-prompt and without, and judged beside the scene drawn as asked. Prints a row of a Markdown table for each kind
-of edit, and draws the table where `--plot` says and some edits where `--picture` says.
+It inverts scenes that training does not use. For each scene and attribute it exchanges the word of the attribute, with
+and without prompt-to-prompt, and compares the image with the edited scene, drawn. It prints a row of a Markdown table
+for each kind of edit. `--plot` draws the table, and `--picture` draws some edits.
 """
 
 import argparse
@@ -33,18 +33,18 @@ from nti_batch.records import CaptionedImage, WorkUnit
 from nti_batch.report.preview import draw_rows
 
 NUM_STEPS = 50
-ROWS = 24
-"""Sources and edits in one call."""
+BATCH_SIZE = 24
+"""Number of sources and edits in one UNet call."""
 
 PLAIN = EditSettings(kind="replace", cross_replace_steps=0.0, self_replace_steps=0.0)
-SHARES: dict[Kind, tuple[float, float]] = {
+REPLACE_STEPS: dict[Kind, tuple[float, float]] = {
     "colour": (0.8, 0.8),
     "shape": (0.2, 0.0),
     "size": (0.4, 0.2),
     "place": (0.0, 0.0),
     "background": (0.8, 0.8),
 }
-"""Of cross- and self-attention: what changes a form must let go of the source's."""
+"""`cross_replace_steps` and `self_replace_steps`: an edit that changes a form needs less attention of the source."""
 
 HEADER = """\
 | method | attention | edits of | number | as asked | all else kept | unedited part, dB | truth, dB | seconds |
@@ -53,17 +53,21 @@ HEADER = """\
 
 @dataclass(frozen=True, slots=True)
 class SceneEdit:
-    """An edit and its truth."""
+    """Edit of a scene, with the true result."""
 
     kind: Kind
     source: Scene
     edited: Scene
 
     def settings(self, controlled: bool) -> EditSettings:
-        """Prompt-to-prompt with local blend, or the plain exchange of the prompt."""
+        """Return settings for an edit.
+
+        Args:
+            controlled: Whether to use prompt-to-prompt with local blend, or only exchange the prompt.
+        """
         if not controlled:
             return PLAIN
-        cross_replace_steps, self_replace_steps = SHARES[self.kind]
+        cross_replace_steps, self_replace_steps = REPLACE_STEPS[self.kind]
         return EditSettings(
             kind="replace",
             cross_replace_steps=cross_replace_steps,
@@ -75,33 +79,33 @@ class SceneEdit:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Edited:
-    """What became of an edit."""
+    """Result of an edit."""
 
     edit: SceneEdit
-    picture: Tensor
-    """[3, 64, 64] in [0, 1]."""
+    image: Tensor
+    """Edited image, [3, 64, 64] in [0, 1]."""
 
     verdict: EditVerdict
 
 
 def edits_of(scene: Scene, kinds: Sequence[Kind], rng: random.Random) -> list[SceneEdit]:
-    """An edit of each kind; only an object that is alone can be moved."""
+    """Make an edit of each kind; an object moves only if it is the only one."""
     possible = [kind for kind in kinds if kind != "place" or len(scene.objects) == 1]
     return [SceneEdit(kind, scene, random_edit(scene, kind, rng)) for kind in possible]
 
 
 def invert(networks: StableDiffusion, scenes: Sequence[Scene], settings: InversionSettings) -> list[StoredInversion]:
-    """Invert drawn scenes as the job does."""
+    """Invert drawn scenes with the loop of the job."""
     images = [
         CaptionedImage(WorkUnit("scenes", "", 0, 1), str(i), scene.caption, to_bytes(draw(scene)))
         for i, scene in enumerate(scenes)
     ]
     schedule = networks.schedule(NUM_STEPS)
     with torch.enable_grad():
-        found = job_loop(networks, networks.predict, images, schedule, settings, 16, "compact")
+        inverted = job_loop(networks, networks.predict, images, schedule, settings, 16, "compact")
     return [
-        StoredInversion("scenes", i.key, i.prompt, f.noise_latents, f.null_embeddings, {}, f.pivot)
-        for i, f in zip(images, found, strict=True)
+        StoredInversion("scenes", image.key, image.prompt, i.noise_latents, i.null_embeddings, {}, i.pivot)
+        for image, i in zip(images, inverted, strict=True)
     ]
 
 
@@ -112,17 +116,28 @@ def perform(
     guidance_scale: float,
     controlled: bool,
 ) -> Iterator[Edited]:
-    """Edit every image in batches, and judge the edits."""
-    images = iter(zip(inversions, edits, strict=True))
-    per_call = max(1, ROWS // (1 + max(map(len, edits))))
-    while batch := list(islice(images, per_call)):
+    """Edit all images in batches, and judge the edits.
+
+    Args:
+        networks: Networks of the inversions.
+        inversions: Inversions of scenes.
+        edits: Edits of each scene.
+        guidance_scale: Guidance scale of the inversions.
+        controlled: Whether to use prompt-to-prompt.
+
+    Yields:
+        Each edit with its image and verdict.
+    """
+    pairs = iter(zip(inversions, edits, strict=True))
+    images_per_call = max(1, BATCH_SIZE // (1 + max(map(len, edits))))
+    while batch := list(islice(pairs, images_per_call)):
         groups = [
-            (stored, [ControlledEdit.of(networks, stored.prompt, e.edited.caption, e.settings(controlled)) for e in of])
-            for stored, of in batch
+            (i, [ControlledEdit.of(networks, i.prompt, e.edited.caption, e.settings(controlled)) for e in of_image])
+            for i, of_image in batch
         ]
-        for (_, of), pictures in zip(batch, edit_images(networks, groups, guidance_scale), strict=True):
-            for edit, picture in zip(of, pictures[1:], strict=True):
-                yield Edited(edit, picture, judge_edit(picture, edit.source, edit.edited))
+        for (_, of_image), images in zip(batch, edit_images(networks, groups, guidance_scale), strict=True):
+            for edit, image in zip(of_image, images[1:], strict=True):
+                yield Edited(edit, image, judge_edit(image, edit.source, edit.edited))
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,23 +149,31 @@ class Summary:
     kind: Kind
     number: int
     asked: float
-    """Share that is as asked."""
+    """Share of edits that show the requested attribute."""
 
     kept: float
-    """Share in which all else is kept."""
+    """Share of edits that keep everything else."""
 
     unedited: float
-    """PSNR of the unedited part, in dB; no number where nothing is unedited."""
+    """Mean PSNR of the unedited part, in dB; nan if no edit has such a part."""
 
     truth: float
-    """PSNR to the scene drawn as asked, in dB."""
+    """Mean PSNR against the edited scene, drawn, in dB."""
 
     seconds: float
-    """Of an edit, with its share of the source's row."""
+    """Seconds for an edit, with its share of the source's row."""
 
     @classmethod
     def of(cls, method: str, controlled: bool, kind: Kind, edited: Sequence[Edited], seconds: float) -> "Summary":
-        """Sum up the edits of a kind among those that took so long."""
+        """Sum up the edits of one kind.
+
+        Args:
+            method: Name of the inversion method.
+            controlled: Whether the edits use prompt-to-prompt.
+            kind: Kind of edit to sum up.
+            edited: Edits of all kinds.
+            seconds: Seconds for all edits.
+        """
         verdicts = [e.verdict for e in edited if e.edit.kind == kind]
         unedited = [v.psnr_unedited for v in verdicts if isfinite(v.psnr_unedited)]
         return cls(
@@ -167,7 +190,7 @@ class Summary:
 
     @property
     def row(self) -> str:
-        """Of a Markdown table."""
+        """Row of a Markdown table."""
         cells = [
             self.method,
             "prompt-to-prompt" if self.controlled else "plain",
@@ -182,18 +205,23 @@ class Summary:
         return f"| {' | '.join(cells)} |"
 
 
-def plot(found: Sequence[Summary], path: Path) -> None:
-    """Draw each kind's edits as points: what is as asked against what is not to change."""
+def plot(summaries: Sequence[Summary], path: Path) -> None:
+    """Draw a panel for each kind: the share of edits that are as asked against the PSNR of the unedited part.
+
+    Args:
+        summaries: Summaries, each of which is a point.
+        path: Path of the image file.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
-    kinds, methods = (list(dict.fromkeys(getattr(s, name) for s in found)) for name in ("kind", "method"))
+    kinds, methods = (list(dict.fromkeys(getattr(s, name) for s in summaries)) for name in ("kind", "method"))
     figure = Figure(figsize=(3 * len(kinds), 4.4), layout="constrained")
     panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
     for kind, axes in zip(kinds, panels, strict=True):
         axes.set(title=kind, xlabel="unedited part, dB", ylim=(0, 1.04))
         axes.yaxis.set_major_formatter(PercentFormatter(1))
-        for summary in (s for s in found if s.kind == kind):
+        for summary in (s for s in summaries if s.kind == kind):
             colour = f"C{methods.index(summary.method)}"
             name = summary.method if summary.controlled else None
             face = colour if summary.controlled else "none"
@@ -206,21 +234,13 @@ def plot(found: Sequence[Summary], path: Path) -> None:
 
 
 def main() -> None:
-    """Measure, print and draw."""
-    parser = argparse.ArgumentParser(description="Edits of drawn scenes by every method, against the truth.")
-    parser.add_argument("--scenes", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0, help="of the scenes and their edits")
-    parser.add_argument("--guidance_scale", type=float, default=2.0)
-    parser.add_argument("--methods", nargs="+", default=list(SOLVERS), choices=list(SOLVERS), metavar="METHOD")
-    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
-    parser.add_argument("--plot", type=Path, help="draw success against what is kept there, for each kind of edit")
-    parser.add_argument("--picture", type=Path, help="draw the first edits of each kind there")
-    arguments = parser.parse_args()
+    """Invert and edit the scenes by each method; print the table, and draw what the flags name."""
+    arguments = _parser().parse_args()
     networks, rng = StableDiffusion.load(ModelSource("demo")), random.Random(arguments.seed)
     scenes = unseen_scenes(arguments.scenes, arguments.seed)
     edits = [edits_of(scene, arguments.kinds, rng) for scene in scenes]
     columns: dict[str, list[Edited]] = {}
-    found: list[Summary] = []
+    summaries: list[Summary] = []
     print(HEADER)
     for method in arguments.methods:
         settings = replace(SOLVERS[method], guidance_scale=arguments.guidance_scale)
@@ -230,23 +250,40 @@ def main() -> None:
             edited = columns[method] = list(perform(networks, inversions, edits, arguments.guidance_scale, controlled))
             seconds = time.monotonic() - start
             for kind in arguments.kinds:
-                found.append(Summary.of(method, controlled, kind, edited, seconds))
-                print(found[-1].row, flush=True)
+                summaries.append(Summary.of(method, controlled, kind, edited, seconds))
+                print(summaries[-1].row, flush=True)
     if arguments.plot:
-        plot(found, arguments.plot)
+        plot(summaries, arguments.plot)
     if arguments.picture:
         draw_edits(columns, arguments.picture)
 
 
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Compare edits of drawn scenes with the truth, for every method.")
+    parser.add_argument("--scenes", type=int, default=100, help="number of scenes")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the scenes and their edits")
+    parser.add_argument("--guidance_scale", type=float, default=2.0, help="guidance scale of inversions and edits")
+    parser.add_argument("--methods", nargs="+", default=list(SOLVERS), choices=list(SOLVERS), metavar="METHOD")
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
+    parser.add_argument("--plot", type=Path, help="file for a plot of success against the PSNR of the unedited part")
+    parser.add_argument("--picture", type=Path, help="file for a picture of the first edits of each kind")
+    return parser
+
+
 def draw_edits(columns: dict[str, list[Edited]], path: Path) -> None:
-    """Two edits of each kind: source, every method with prompt-to-prompt, truth."""
+    """Draw two edits of each kind: the source, the edit by each method, and the truth.
+
+    Args:
+        columns: Edits with prompt-to-prompt, by method.
+        path: Path of the image file.
+    """
     of_first, rows = next(iter(columns.values())), []
     titles = ["source", *columns, "drawn as asked"]
     for kind in KINDS:
         for i in islice((i for i, e in enumerate(of_first) if e.edit.kind == kind), 2):
             edit = of_first[i].edit
-            pictures = [draw(edit.source), *(edited[i].picture for edited in columns.values()), draw(edit.edited)]
-            rows.append(([edit.source.caption, edit.edited.caption], torch.stack(pictures), titles))
+            images = [draw(edit.source), *(edited[i].image for edited in columns.values()), draw(edit.edited)]
+            rows.append(([edit.source.caption, edit.edited.caption], torch.stack(images), titles))
     draw_rows(rows).save(path)
 
 

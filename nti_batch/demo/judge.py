@@ -1,7 +1,7 @@
-"""Judge by a fixed rule which of the attributes that its caption asks for a picture shows.
+"""Judges by a fixed rule which attributes of a scene an image shows.
 
-The rule knows of the caption only how many objects there are and where to look for them. It fits the
-background, takes what differs from it for objects, and compares each one's outline with drawn shapes.
+The rule fits the background, takes regions that differ from it as objects, and compares their outlines with drawn
+shapes. It uses only the number of objects and their places from the scene.
 """
 
 import math
@@ -14,18 +14,27 @@ from torch import Tensor
 
 from nti_batch.demo.scenes import COLOURS, PLACES, SHAPES, SIZE, SIZES, Scene, shape_distance
 
-FRAME = 3  # pixels from each border, from which the background is fitted
-CONTRAST = 0.2  # RGB distance from the background at which a pixel belongs to an object
-MIN_AREA = 40.0  # pixels; the smallest drawn object has twice as many
-REACH = 8.0  # pixels from a place's centre within which an object is at this place
-MIN_LIKENESS = 0.6  # intersection over union with the best shape, below which an outline is no shape
+FRAME = 3
+"""Width in pixels of the frame that the background is fitted to."""
+
+CONTRAST = 0.2
+"""RGB distance to the background above which a pixel belongs to an object."""
+
+MIN_AREA = 40.0
+"""Smallest area of an object in pixels; the smallest drawn object has twice as many."""
+
+REACH = 8.0
+"""Largest distance in pixels from a place's centre to an object at this place."""
+
+MIN_LIKENESS = 0.6
+"""Smallest intersection over union of an outline with the best shape; below it, the outline has no shape."""
 
 Y, X = torch.meshgrid(*[torch.arange(SIZE) + 0.5] * 2, indexing="ij")
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """An object seen in a picture, in the words of `SceneObject`; None where no word fits."""
+    """Object seen in an image, in the words of `SceneObject`; None where no word fits."""
 
     size: str
     colour: str
@@ -35,7 +44,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class ObjectVerdict:
-    """Which attributes of one asked object are right."""
+    """Whether each attribute of an object is right."""
 
     colour: bool
     shape: bool
@@ -45,39 +54,50 @@ class ObjectVerdict:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Which attributes of a scene are right; `objects` keeps the scene's order."""
+    """Whether each attribute of a scene is right; `objects` is in the order of the scene."""
 
     background: bool
     objects: tuple[ObjectVerdict, ...]
 
 
-def judge(picture: Tensor, scene: Scene) -> Verdict:
-    """Compare a picture, [3, 64, 64] in [0, 1], with the scene that it was asked to show."""
-    centre = fit_background(picture)[:, SIZE // 2, SIZE // 2]
+def judge(image: Tensor, scene: Scene) -> Verdict:
+    """Compare an image with the scene that it should show.
+
+    Args:
+        image: Image, [3, 64, 64] in [0, 1].
+        scene: Scene that the image should show.
+    """
+    centre = fit_background(image)[:, SIZE // 2, SIZE // 2]
     places = tuple(o.place for o in scene.objects)
     verdicts = []
     for thing in scene.objects:
-        found = recognise(picture, thing.place, places)
-        right = {f.name: getattr(found, f.name, None) == getattr(thing, f.name) for f in fields(ObjectVerdict)}
+        finding = recognise(image, thing.place, places)
+        right = {f.name: getattr(finding, f.name, None) == getattr(thing, f.name) for f in fields(ObjectVerdict)}
         verdicts.append(ObjectVerdict(**right))
     return Verdict(name_colour(centre) == scene.background, tuple(verdicts))
 
 
-def recognise(picture: Tensor, place: str, places: tuple[str, ...]) -> Finding | None:
-    """Describe the largest object in a place's part of a picture; None if there is no object.
+def recognise(image: Tensor, place: str, places: tuple[str, ...]) -> Finding | None:
+    """Describe the largest object in one part of an image.
 
-    The part is the pixels, of [3, 64, 64] in [0, 1], to which no other of `places` is nearer.
+    Args:
+        image: Image, [3, 64, 64] in [0, 1].
+        place: Place of the part, which has the pixels nearer to it than to the other places.
+        places: Places of all objects.
+
+    Returns:
+        The object, or None if the part has no object.
     """
-    background = fit_background(picture)
-    contrast = (picture - background).norm(dim=0)
+    background = fit_background(image)
+    contrast = (image - background).norm(dim=0)
     nearest = torch.stack([torch.hypot(X - px, Y - py) for px, py in map(PLACES.__getitem__, places)]).argmin(0)
     blob = _largest_blob((contrast > CONTRAST) & (nearest == places.index(place)))
     if blob.sum() < MIN_AREA:
         return None
     # an antialiased or blurred edge has less contrast than the inside
-    colour = picture[:, blob & (contrast >= contrast[blob].median())].median(dim=1).values
+    colour = image[:, blob & (contrast >= contrast[blob].median())].median(dim=1).values
     direction = colour[:, None, None] - background
-    coverage = ((picture - background) * direction).sum(0) / direction.square().sum(0).clamp(min=1e-6)
+    coverage = ((image - background) * direction).sum(0) / direction.square().sum(0).clamp(min=1e-6)
     coverage = coverage.clamp(0, 1) * F.max_pool2d(blob[None].float(), 3, 1, 1)[0]
     x, y = _centroid(coverage)
     distances = {math.hypot(x - px, y - py): name for name, (px, py) in PLACES.items()}
@@ -90,28 +110,36 @@ def recognise(picture: Tensor, place: str, places: tuple[str, ...]) -> Finding |
     )
 
 
-def fit_background(picture: Tensor) -> Tensor:
-    """Continue the frame's colours into the picture, linear in x and y, [3, 64, 64]."""
+def fit_background(image: Tensor) -> Tensor:
+    """Fit colours linear in x and y to the frame of an image, and extend them to the whole image, [3, 64, 64]."""
     terms = torch.stack([torch.ones_like(X), X / SIZE - 0.5, Y / SIZE - 0.5], dim=-1)
     frame = torch.maximum((X - SIZE / 2).abs(), (Y - SIZE / 2).abs()) > SIZE / 2 - FRAME
-    design, pixels = terms[frame], picture[:, frame].T
+    design, pixels = terms[frame], image[:, frame].T
     keep = torch.ones(len(pixels), dtype=torch.bool)
     for _ in range(4):
         weights = torch.linalg.lstsq(design[keep], pixels[keep]).solution
         error = (design @ weights - pixels).norm(dim=1)
-        keep = error <= error.quantile(0.8)  # a large object can reach into the frame
+        # a large object can reach into the frame
+        keep = error <= error.quantile(0.8)
     return torch.einsum("yxk,kc->cyx", terms, weights)
 
 
 def name_colour(colour: Tensor) -> str:
-    """Name the nearest palette colour; brightness counts a quarter, since shading changes it most."""
+    """Name the nearest colour of `COLOURS`; brightness has a weight of a quarter, since shading changes it most."""
     difference = torch.tensor(list(COLOURS.values())) - colour
     difference -= 0.75 * difference.mean(dim=1, keepdim=True)
     return list(COLOURS)[int(difference.norm(dim=1).argmin())]
 
 
 def fit_shape(coverage: Tensor) -> tuple[str, float, float]:
-    """Find the shape most like `coverage`, [64, 64]: its name, radius and intersection over union."""
+    """Find the shape that is most similar to an outline.
+
+    Args:
+        coverage: Coverage of each pixel, [64, 64] in [0, 1].
+
+    Returns:
+        Name of the shape, its radius in pixels, and the intersection over union.
+    """
     x, y = _centroid(coverage)
     scale, dx, dy = torch.cartesian_prod(*[torch.tensor([-1.0, 0.0, 1.0])] * 3).T[:, :, None, None]
     best = ("", 0.0, -1.0)
@@ -129,14 +157,14 @@ def fit_shape(coverage: Tensor) -> tuple[str, float, float]:
 
 @cache
 def _moments(shape: str) -> tuple[float, float, float]:
-    """Area, and centroid (x, y) from the centre, of a shape of radius 1."""
+    """Compute the area of a shape of radius 1, and its centroid (x, y) relative to the centre."""
     y, x = torch.meshgrid(*[torch.linspace(-1.25, 1.25, 501)] * 2, indexing="ij")
     inside = shape_distance(shape, x, y) < 0
     return float(inside.sum()) * 0.005**2, float(x[inside].mean()), float(y[inside].mean())
 
 
 def _centroid(weights: Tensor) -> tuple[float, float]:
-    """Mean position (x, y) in pixels."""
+    """Compute the weighted mean position (x, y) in pixels."""
     return float((X * weights).sum() / weights.sum()), float((Y * weights).sum() / weights.sum())
 
 

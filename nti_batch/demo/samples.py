@@ -1,8 +1,8 @@
-"""Writes shards of drawn scenes that training never saw: `python -m nti_batch.demo.samples [FOLDER --shards 4]`.
+"""Writes shards of drawn scenes that training does not use: `python -m nti_batch.demo.samples [FOLDER --shards 4]`.
 
-Without arguments, the sample shards of the package; more shards begin with the same scenes.
+Without arguments it writes the sample shards of the package. More shards begin with the same scenes.
 
-The files are the same, byte for byte, wherever Pillow compresses PNG alike.
+Equal versions of Pillow write equal bytes.
 """
 
 import argparse
@@ -16,26 +16,26 @@ from nti_batch.data.images import to_bytes, to_image
 from nti_batch.demo.scenes import Scene, SceneObject, draw, unseen_scenes
 
 FOLDER = Path(__file__).with_suffix("")
-"""Where the sample shards lie."""
+"""Folder of the sample shards."""
 
 NUM_SHARDS = 2
 SCENES_PER_SHARD = 16
 
 
 def scene_to_json(scene: Scene) -> str:
-    """Write the scene's fields, and its caption."""
+    """Write the fields of a scene and its caption as JSON."""
     return json.dumps(asdict(scene) | {"caption": scene.caption}, indent=1) + "\n"
 
 
 def scene_from_json(text: str) -> Scene:
-    """Read back what `scene_to_json` wrote, exactly."""
+    """Read a scene from the JSON of `scene_to_json`, exactly."""
     fields = json.loads(text)
     objects = tuple(SceneObject(**thing | {"offset": tuple(thing["offset"])}) for thing in fields["objects"])
     return Scene(objects, fields["background"], fields["shade_angle"], fields["shade"])
 
 
 def scene_to_png(scene: Scene) -> bytes:
-    """Draw the scene as a PNG file."""
+    """Draw a scene, and encode it as PNG."""
     file = BytesIO()
     to_image(to_bytes(draw(scene))).save(file, "PNG")
     return file.getvalue()
@@ -43,7 +43,7 @@ def scene_to_png(scene: Scene) -> bytes:
 
 def write_shard(path: Path, scenes: list[Scene]) -> None:
     """Write a WebDataset shard; keys count from 000000 in every shard."""
-    # TarInfo's defaults are what does not vary: time 0, user 0, group 0, mode 0644
+    # TarInfo's defaults do not depend on the machine: time 0, user 0, group 0, mode 0644
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for index, scene in enumerate(scenes):
             members = {
@@ -58,7 +58,12 @@ def write_shard(path: Path, scenes: list[Scene]) -> None:
 
 
 def write_shards(folder: Path = FOLDER, num_shards: int = NUM_SHARDS) -> None:
-    """Write shards of scenes into an existing folder."""
+    """Write shards of scenes.
+
+    Args:
+        folder: Existing folder.
+        num_shards: Number of shards, each with `SCENES_PER_SHARD` scenes.
+    """
     scenes = unseen_scenes(num_shards * SCENES_PER_SHARD)
     for shard in range(num_shards):
         first = shard * SCENES_PER_SHARD
@@ -68,6 +73,8 @@ def write_shards(folder: Path = FOLDER, num_shards: int = NUM_SHARDS) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Write shards of drawn scenes.")
     parser.add_argument("folder", nargs="?", type=Path, default=FOLDER, help="existing folder")
-    parser.add_argument("--shards", type=int, default=NUM_SHARDS, help=f"each with {SCENES_PER_SHARD} scenes")
+    parser.add_argument(
+        "--shards", type=int, default=NUM_SHARDS, help=f"number of shards, each with {SCENES_PER_SHARD} scenes"
+    )
     arguments = parser.parse_args()
     write_shards(arguments.folder, arguments.shards)

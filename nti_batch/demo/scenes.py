@@ -1,12 +1,12 @@
-"""Drawn scenes: one or two flat objects on a softly shaded background, with caption, masks and edits.
+"""Drawn scenes: one or two flat objects on a softly shaded background, with caption and masks.
 
-A caption says less than a picture shows: where in its place an object is, how large exactly, and how the
-background is shaded is left open, so that guidance has something to get wrong.
+A caption does not determine the image. It leaves open the exact position and size of an object and the shading of the
+background, so that guidance can get them wrong.
 
-Because the package draws a scene, it knows what no photograph tells: where each object is, and the
-picture that a perfect edit would give (`dataclasses.replace` on the scene, drawn again).
+A drawn scene has a truth that a camera image lacks: the mask of each object, and the result of a perfect edit
+(`dataclasses.replace` on the scene, then `draw`).
 
-Pictures are 64 x 64, RGB, float32 in [0, 1]; x runs right and y down, both in pixels.
+Images are 64 x 64, RGB, float32 in [0, 1]; x runs right and y down, both in pixels.
 """
 
 import math
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 SIZE = 64
-"""Height and width of a drawn picture in pixels."""
+"""Height and width of a drawn image in pixels."""
 
 COLOURS: dict[str, tuple[float, float, float]] = {
     "red": (0.86, 0.12, 0.14),
@@ -45,15 +45,15 @@ OFFSET = 2.0
 """Largest distance of an object from its place, in x and in y, in pixels."""
 
 STRETCH = 0.1
-"""Largest change of an object's radius, as a share."""
+"""Largest relative change of an object's radius."""
 
 PAIRS = (("left", "right"), ("top", "bottom"))
-"""Places of two objects, in the order in which a caption names them: that of reading."""
+"""Places of two objects, in the order of a caption, which is the order of reading."""
 
 
 @dataclass(frozen=True, slots=True)
 class SceneObject:
-    """One object. `offset` (pixels) and `stretch` make two drawings of one caption differ."""
+    """Object of a scene. `offset`, in pixels, and `stretch` make two drawings of one caption differ."""
 
     size: str
     colour: str
@@ -64,16 +64,16 @@ class SceneObject:
 
     @property
     def phrase(self) -> str:
-        """Its part of the caption, for example 'on the left a large red circle'.
+        """Part of the caption, for example 'on the left a large red circle'.
 
-        The place comes first since CLIP's text encoder looks back only: so the tokens of colour and shape can tell the
-        UNet which place they speak of.
+        The place comes first, since a token of CLIP's text encoder depends only on the tokens before it. So the tokens
+        of colour and shape also encode the place.
         """
         return f"{PREPOSITIONS[self.place]} the {self.place} a {self.size} {self.colour} {self.shape}"
 
     @property
     def centre(self) -> tuple[float, float]:
-        """Centre (x, y) in pixels."""
+        """Centre of the object, (x, y) in pixels."""
         x, y = PLACES[self.place]
         return x + self.offset[0], y + self.offset[1]
 
@@ -93,25 +93,25 @@ class Scene:
     """Direction in which the background gets brighter, in radians."""
 
     shade: float = 0.0
-    """Brightness change from the centre to a border, as a share of the background colour."""
+    """Relative change of the background's brightness from the centre to a border."""
 
     @property
     def caption(self) -> str:
-        """The prompt that describes the scene in full."""
+        """Caption that names every object and the background."""
         return " and ".join(o.phrase for o in self.objects) + f" on {_a(self.background)} background"
 
 
 def _a(word: str) -> str:
-    """The word with its indefinite article."""
+    """Put the indefinite article before a word."""
     return f"an {word}" if word[0] in "aeiou" else f"a {word}"
 
 
 def random_scene(rng: random.Random, num_objects: int | None = None) -> Scene:
-    """Draw every attribute uniformly; neighbours in a picture never share a colour.
+    """Choose every attribute at random, uniformly; all colours of a scene differ.
 
     Args:
         rng: Source of randomness; equal states give equal scenes.
-        num_objects: 1 or 2; one or two at random if None.
+        num_objects: Number of objects, 1 or 2; None chooses at random.
     """
     places = rng.choice(PAIRS) if (num_objects or rng.choice((1, 2))) == 2 else (rng.choice(list(PLACES)),)
     background, *colours = rng.sample(list(COLOURS), 1 + len(places))
@@ -130,20 +130,23 @@ def random_scene(rng: random.Random, num_objects: int | None = None) -> Scene:
 
 
 def unseen_scenes(count: int, seed: int = 0) -> list[Scene]:
-    """Scenes for evaluation and for the sample shards; training draws from other seeds."""
+    """Make scenes for evaluation and for the sample shards; training uses other seeds."""
     rng = random.Random(f"unseen-{seed}")
     return [random_scene(rng) for _ in range(count)]
 
 
 def shape_distance(shape: str, x: Tensor, y: Tensor) -> Tensor:
-    """Signed distance to the outline, negative inside, in units of the shape's radius.
+    """Compute the signed distance to the outline, negative inside, in units of the shape's radius.
 
-    Exact near the outline's straight and round parts, which is what antialiasing needs.
+    The distance is exact near the straight and round parts of the outline, as antialiasing needs.
 
     Args:
-        shape: One of `SHAPES`.
+        shape: Name from `SHAPES`.
         x: Horizontal position from the centre, in radii.
         y: Vertical position from the centre, in radii, down.
+
+    Raises:
+        ValueError: If the shape is unknown.
     """
     r = torch.hypot(x, y)
     match shape:
@@ -162,7 +165,7 @@ def shape_distance(shape: str, x: Tensor, y: Tensor) -> Tensor:
         case "triangle":
             return _half_planes(x, y, 3, 0.58).amax(0)
         case "star":
-            # inside a pentagram: inside at least four of its five half-planes
+            # a point is inside a pentagram if it is inside at least four of its five half-planes
             return _half_planes(x, -y, 5, 0.37).topk(2, dim=0).values[1]
         case "heart":
             lobes = torch.hypot(x.abs() - 0.45, y + 0.30) - 0.52
@@ -170,17 +173,23 @@ def shape_distance(shape: str, x: Tensor, y: Tensor) -> Tensor:
             sides = (x.abs() + y - 0.885) / math.sqrt(2)
             point = torch.stack([sides, x.abs() - 0.82, -0.30 - y]).amax(0)
             return torch.minimum(lobes, point)
-    raise ValueError(f"shape {shape!r} is not one of {', '.join(SHAPES)}")
+    raise ValueError(f"shape is {shape!r}, allowed: {', '.join(SHAPES)}")
 
 
 def _half_planes(x: Tensor, y: Tensor, corners: int, inradius: float) -> Tensor:
-    """Distances to the sides of a regular polygon with a corner at the top, [corners, ...]."""
+    """Compute the distances to the sides of a regular polygon with a corner at the top, [corners, ...]."""
     angles = [math.pi / 2 + math.pi / corners + 2 * math.pi * k / corners for k in range(corners)]
     return torch.stack([x * math.cos(a) - y * math.sin(a) - inradius for a in angles])
 
 
 def draw_mask(shape: str, centre: tuple[float, float], radius: float) -> Tensor:
-    """Coverage of each pixel by the shape, [64, 64] in [0, 1]."""
+    """Compute the coverage of each pixel by a shape, [64, 64] in [0, 1].
+
+    Args:
+        shape: Name from `SHAPES`.
+        centre: Centre (x, y) in pixels.
+        radius: Radius in pixels.
+    """
     axis = torch.arange(SIZE) + 0.5
     x = ((axis - centre[0]) / radius).expand(SIZE, SIZE)
     y = ((axis - centre[1]) / radius).unsqueeze(1).expand(SIZE, SIZE)
@@ -188,15 +197,15 @@ def draw_mask(shape: str, centre: tuple[float, float], radius: float) -> Tensor:
 
 
 def object_masks(scene: Scene) -> Tensor:
-    """Coverage of each pixel by each object, [objects, 64, 64] in [0, 1]."""
+    """Compute the coverage of each pixel by each object, [objects, 64, 64] in [0, 1]."""
     return torch.stack([draw_mask(o.shape, o.centre, o.radius) for o in scene.objects])
 
 
 def draw(scene: Scene) -> Tensor:
-    """Draw the scene, [3, 64, 64] in [0, 1]."""
+    """Draw a scene, [3, 64, 64] in [0, 1]."""
     axis = (torch.arange(SIZE) + 0.5) / SIZE * 2 - 1
     slope = axis * math.cos(scene.shade_angle) + axis.unsqueeze(1) * math.sin(scene.shade_angle)
-    picture = torch.tensor(COLOURS[scene.background])[:, None, None] * (1 + scene.shade * slope)
+    image = torch.tensor(COLOURS[scene.background])[:, None, None] * (1 + scene.shade * slope)
     for mask, thing in zip(object_masks(scene), scene.objects, strict=True):
-        picture = torch.lerp(picture, torch.tensor(COLOURS[thing.colour])[:, None, None], mask)
-    return picture.clamp(0, 1)
+        image = torch.lerp(image, torch.tensor(COLOURS[thing.colour])[:, None, None], mask)
+    return image.clamp(0, 1)

@@ -1,20 +1,21 @@
-"""Train the embedded model: `python -m nti_batch.demo.train OUT`.
+"""Trains the embedded model: `python -m nti_batch.demo.train OUT`.
 
-A Stable Diffusion in miniature, in diffusers' folder format, learnt from drawn scenes in three stages:
+The model is a Stable Diffusion in miniature, in a diffusers checkpoint folder. It learns from drawn scenes in three
+stages:
 
-1.  the VAE, on scenes and on random textures (so that photographs survive it, too);
-2.  the scenes' latents, encoded once;
-3.  the UNet and the text encoder together, on noise prediction plus *grounding*: in the finest
-    cross-attention layers a pixel is told to look at the words of the thing that is drawn there.
-    Real Stable Diffusion learns this from captions of millions of pictures; a miniature needs to be told.
+1.  The VAE trains on scenes, and on random textures so that it also encodes camera images.
+2.  The VAE encodes the scenes once.
+3.  The UNet and the text encoder train together on noise prediction and *grounding*. Grounding teaches a pixel of the
+    finest cross-attention layers to attend to the words of the object that is drawn there. Stable Diffusion learns
+    this from captions of millions of images; a miniature needs the supervision.
     Wang et al., "TokenCompose: Text-to-Image Diffusion with Token-level Supervision", 2024,
     https://arxiv.org/abs/2312.03626.
 
-Seeded; 20 minutes to an hour on two cores. `python -m nti_batch.demo.evaluate` measures the outcome.
+The training is seeded, but the order of the tokenizer's merges, and so the numbers of the tokens, can differ between
+runs. It takes 20 minutes to an hour on two cores. `python -m nti_batch.demo.evaluate` measures the result.
 """
 
 import argparse
-import json
 import math
 import random
 import time
@@ -23,26 +24,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel
 
-from nti_batch.data.images import to_bytes
 from nti_batch.demo.attention import AttentionRecorder, record_finest_cross_attention
-from nti_batch.demo.scenes import COLOURS, PLACES, SHAPES, SIZE, SIZES, Scene, draw, object_masks, random_scene
-
-LATENT_SIZE = SIZE // 4
-MAX_TOKENS = 77
+from nti_batch.demo.networks import make_scheduler, make_text_encoder, make_tokenizer, make_unet, make_vae
+from nti_batch.demo.scenes import random_scene
+from nti_batch.demo.training_data import draw_all, textures, word_targets
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Every number of the training."""
+    """Settings of the training."""
 
     seed: int = 0
     num_scenes: int = 30_000
@@ -61,125 +57,20 @@ class Recipe:
     embedding_scale: float = 0.25
 
 
-# --- the parts -----------------------------------------------------------------------------------
-
-
-def make_tokenizer() -> CLIPTokenizer:
-    """CLIP's byte-pair tokenizer with a vocabulary of all bytes and one token for each scene word."""
-    words = [*COLOURS, *SHAPES, *SIZES, *PLACES, "a", "an", "on", "at", "in", "the", "and", "of", "background"]
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    bpe.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = trainers.BpeTrainer(vocab_size=2_000, end_of_word_suffix="</w>", show_progress=False)
-    bpe.train_from_iterator(words * 10, trainer)
-    merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = alphabet + [c + "</w>" for c in alphabet] + ["".join(pair) for pair in merges]
-    vocab = {token: i for i, token in enumerate([*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"])}
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS)
-
-
-def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """One layer: a word's embedding stays its own, with what stands before it in the caption."""
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=64,
-            intermediate_size=256,
-            num_hidden_layers=1,
-            num_attention_heads=4,
-            max_position_embeddings=MAX_TOKENS,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-
-
-def make_vae() -> AutoencoderKL:
-    """3 x 64 x 64 pixels to 4 x 16 x 16 latents."""
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(16, 32, 64),
-        latent_channels=4,
-        norm_num_groups=8,
-        sample_size=SIZE,
-    )
-
-
-def make_unet(text_dim: int) -> UNet2DConditionModel:
-    """Three resolutions, 16 x 16 to 4 x 4, with cross-attention at all of them."""
-    return UNet2DConditionModel(
-        sample_size=LATENT_SIZE,
-        down_block_types=("CrossAttnDownBlock2D",) * 3,
-        up_block_types=("CrossAttnUpBlock2D",) * 3,
-        block_out_channels=(32, 64, 96),
-        layers_per_block=1,
-        cross_attention_dim=text_dim,
-        attention_head_dim=2,
-        norm_num_groups=8,
-    )
-
-
-def make_scheduler() -> DDIMScheduler:
-    """Stable Diffusion's noise schedule and settings."""
-    return DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
-
-
-# --- the data ------------------------------------------------------------------------------------
-
-
-def draw_all(scenes: list[Scene]) -> Tensor:
-    """Pictures of all scenes, [scenes, 3, 64, 64] uint8 to save memory."""
-    return torch.stack([to_bytes(draw(scene)) for scene in scenes])
-
-
-def textures(count: int, generator: torch.Generator) -> Tensor:
-    """Random colour pictures whose detail falls off with frequency, as in photographs, in [-1, 1]."""
-    picture = torch.zeros(count, 3, SIZE, SIZE)
-    for size in (2, 4, 8, 16, 32):
-        detail = torch.randn(count, 3, size, size, generator=generator) * 0.9 * size**-0.5
-        picture += F.interpolate(detail, SIZE, mode="bilinear")
-    grey = picture.mean(1, keepdim=True)
-    return torch.lerp(grey, picture, torch.rand(count, 1, 1, 1, generator=generator)).clamp(-1, 1)
-
-
-def word_targets(scenes: list[Scene]) -> Tensor:
-    """For each latent pixel, the tokens that tell what is drawn there, [scenes, 256, 77]; rows sum to 1.
-
-    Every scene word is one token, so word i of a caption is token i + 1.
-    """
-    targets = torch.zeros(len(scenes), LATENT_SIZE**2, MAX_TOKENS)
-    for target, scene in zip(targets, scenes, strict=True):
-        words = scene.caption.split()
-        masks = F.avg_pool2d(object_masks(scene), SIZE // LATENT_SIZE).flatten(1)
-        for mask, thing in zip(masks, scene.objects, strict=True):
-            colour = words.index(thing.colour) + 1
-            target[:, [colour, colour + 1]] = mask[:, None] / 2
-        background = (1 - masks.sum(0)).clamp(min=0)[:, None]
-        target[:, [len(words) - 1, len(words)]] = background / 2
-    return targets
-
-
-# --- training ------------------------------------------------------------------------------------
-
-
 class Progress:
-    """One line every few seconds: stage, step, losses, time left."""
+    """Prints a line every 15 seconds with stage, step, losses and remaining time."""
 
     def __init__(self, stage: str, steps: int) -> None:
-        """Start the clock."""
+        """Start the clock.
+
+        Args:
+            stage: Name of the stage.
+            steps: Number of steps of the stage.
+        """
         self.stage, self.steps, self.start, self.last = stage, steps, time.monotonic(), 0.0
 
     def __call__(self, step: int, **losses: Tensor) -> None:
-        """Report step `step` of `steps`, counted from 1."""
+        """Report a step, counted from 1, and its losses."""
         now = time.monotonic()
         if now - self.last < 15 and step < self.steps:
             return
@@ -190,19 +81,19 @@ class Progress:
 
 
 def cosine(progress: float) -> float:
-    """Learning rate, as a share of the highest, at a share of the steps: it falls from the start."""
+    """Learning rate as a share of its maximum, for a share of the steps; it falls from the first step."""
     return 0.5 + 0.5 * math.cos(math.pi * progress)
 
 
 def constant(progress: float) -> float:
-    """The highest learning rate all along; averaging the weights settles them."""
+    """Constant learning rate; the average of the weights replaces a decay."""
     return 1.0
 
 
 def train_steps(
     parameters: list[nn.Parameter], rate: float, steps: int, decay: Callable[[float], float]
 ) -> Iterator[int]:
-    """Yield 1 ... steps, updating the parameters after each: AdamW with a warm-up and a decay."""
+    """Yield 1 to `steps`, and update the parameters after each: AdamW with a warm-up and a decay."""
     optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: min(1.0, (i + 1) / 100) * decay(i / steps))
     for step in range(1, steps + 1):
@@ -213,14 +104,14 @@ def train_steps(
         schedule.step()
 
 
-def train_vae(vae: AutoencoderKL, pictures: Tensor, recipe: Recipe) -> None:
-    """Least squares on pixels with a light pull of the latents towards a unit Gaussian."""
+def train_vae(vae: AutoencoderKL, images: Tensor, recipe: Recipe) -> None:
+    """Train on the squared error of pixels, with a small KL loss that pulls the latents towards a unit Gaussian."""
     generator = torch.Generator().manual_seed(recipe.seed)
     progress = Progress("VAE", recipe.vae_steps)
     num_textures = round(recipe.vae_batch * recipe.texture_share)
     for step in train_steps(list(vae.parameters()), recipe.vae_learning_rate, recipe.vae_steps, cosine):
-        rows = torch.randint(len(pictures), (recipe.vae_batch - num_textures,), generator=generator)
-        batch = torch.cat([pictures[rows] / 127.5 - 1, textures(num_textures, generator)])
+        rows = torch.randint(len(images), (recipe.vae_batch - num_textures,), generator=generator)
+        batch = torch.cat([images[rows] / 127.5 - 1, textures(num_textures, generator)])
         posterior = vae.encode(batch).latent_dist
         error = (vae.decode(posterior.sample(generator)).sample - batch).square().mean()
         (error + recipe.kl_weight * posterior.kl().mean()).backward()
@@ -228,22 +119,28 @@ def train_vae(vae: AutoencoderKL, pictures: Tensor, recipe: Recipe) -> None:
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
-    """Posterior means, not yet scaled, [pictures, 4, 16, 16]."""
-    return torch.cat([vae.encode(p / 127.5 - 1).latent_dist.mean for p in pictures.split(64)])
+def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
+    """Compute the posterior means before scaling, [images, 4, 16, 16]."""
+    return torch.cat([vae.encode(batch / 127.5 - 1).latent_dist.mean for batch in images.split(64)])
 
 
 def grounding_loss(recorders: list[AttentionRecorder], targets: Tensor, captioned: Tensor) -> Tensor:
-    """Cross-entropy of each pixel's attention over the tokens against the words drawn there."""
+    """Compute the cross-entropy of each pixel's attention over the tokens against its target words.
+
+    Args:
+        recorders: Attention of the finest layers.
+        targets: Output of `word_targets` for the batch.
+        captioned: Images whose prompt is not dropped, bool [batch].
+    """
     log_maps = torch.stack([r.attention_map for r in recorders]).clamp(min=1e-6).log().mean(0)
     return -(targets * log_maps).sum(-1).mean(-1)[captioned].mean()
 
 
 def loss_weights(alphas_cumprod: Tensor) -> Tensor:
-    """Weight of each timestep's loss, 1 / sqrt(snr + 0.05), divided by its mean.
+    """Compute the weight of each timestep's loss, 1 / sqrt(snr + 0.05), divided by the mean weight.
 
-    At 16 x 16 latents, place and shape of an object are settled at signal-to-noise ratios of 0.01 to 0.3, where
-    the plain loss is a hundredth of what it is on clean pictures.
+    At 16 x 16 latents, signal-to-noise ratios of 0.01 to 0.3 decide the place and shape of an object. There, the
+    unweighted loss is a hundredth of the loss on clean images.
     Choi et al., "Perception Prioritized Training of Diffusion Models", 2022, https://arxiv.org/abs/2204.00227.
     """
     snr = alphas_cumprod / (1 - alphas_cumprod)
@@ -260,7 +157,20 @@ def train_unet(
     targets: Tensor,
     recipe: Recipe,
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
-    """Noise prediction with dropped prompts, and grounding; returns both networks with their averaged weights."""
+    """Train on noise prediction with dropped prompts, and on grounding.
+
+    Args:
+        unet: UNet to train.
+        text_encoder: Text encoder to train.
+        latents: Scaled latents of the scenes, [scenes, 4, 16, 16].
+        tokens: Tokens of the captions, [scenes, 77].
+        empty_tokens: Tokens of the empty prompt, [1, 77].
+        targets: Output of `word_targets`.
+        recipe: Settings of the training.
+
+    Returns:
+        Both networks with their averaged weights.
+    """
     generator = torch.Generator().manual_seed(recipe.seed + 1)
     scheduler = make_scheduler()
     weights = loss_weights(scheduler.alphas_cumprod)
@@ -288,10 +198,11 @@ def train_unet(
 
 @torch.no_grad()
 def rescale_embeddings(text_encoder: CLIPTextModel, unet: UNet2DConditionModel, scale: float) -> None:
-    """Multiply the text embeddings by `scale` and the weights that read them by its inverse: the same function.
+    """Multiply the text embeddings by `scale`, and divide the weights that read them by it; the outputs stay the same.
 
-    Adam moves every value of an embedding by its learning rate, so its reach grows with their number. The authors'
-    rate suits Stable Diffusion's 77 x 768 values; the 77 x 64 here have the like reach when they are smaller.
+    Adam changes every value of an embedding by about its learning rate, so the L2 distance grows with the number of
+    values. The paper's learning rate suits Stable Diffusion's 77 x 768 values; smaller embeddings give the 77 x 64
+    values here a similar relative change.
     """
     text_encoder.final_layer_norm.weight.mul_(scale)
     text_encoder.final_layer_norm.bias.mul_(scale)
@@ -300,23 +211,25 @@ def rescale_embeddings(text_encoder: CLIPTextModel, unet: UNet2DConditionModel, 
             parameter.div_(scale)
 
 
-# --- the recipe ----------------------------------------------------------------------------------
-
-
 def train(out: Path, recipe: Recipe) -> None:
-    """Run all three stages and write the model folder, weights in half precision."""
+    """Run all three stages, and write the model folder with weights in half precision.
+
+    Args:
+        out: Folder of the model.
+        recipe: Settings of the training.
+    """
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
     rng = random.Random(f"training-{recipe.seed}")
-    # two objects are the harder task: which word belongs to which
+    # scenes of two objects are harder, since each word belongs to one of them: two thirds of the scenes have two
     scenes = [random_scene(rng, num_objects=rng.choice((1, 2, 2))) for _ in range(recipe.num_scenes)]
-    pictures = draw_all(scenes)
+    images = draw_all(scenes)
     print(f"drew {len(scenes)} scenes", flush=True)
 
     torch.manual_seed(recipe.seed)
     vae = make_vae()
-    train_vae(vae, pictures, recipe)
-    latents = encode(vae, pictures)
+    train_vae(vae, images, recipe)
+    latents = encode(vae, images)
     vae.register_to_config(scaling_factor=1 / latents.std().item())
     vae.half()
 
@@ -335,5 +248,5 @@ def train(out: Path, recipe: Recipe) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m nti_batch.demo.train", description="Train the embedded model.")
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write the model to")
+    parser.add_argument("out", type=Path, metavar="OUT", help="output folder of the model")
     train(parser.parse_args().out, Recipe())

@@ -65,8 +65,8 @@ class ModelDescription:
         """
         if min(height, width) <= 0 or height % self.pixels_per_latent or width % self.pixels_per_latent:
             raise ValueError(
-                f"the image size, height {height} and width {width}, does not fit the model's VAE; allowed: multiples "
-                f"of {self.pixels_per_latent}, for example {self.size}"
+                f"an image of height {height} and width {width} does not fit the model's VAE; allowed: multiples of "
+                f"{self.pixels_per_latent}, for example {self.size}"
             )
 
 

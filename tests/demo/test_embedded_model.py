@@ -1,4 +1,4 @@
-"""The embedded model keeps what its card promises, and null-text inversion does on it what the paper says."""
+"""The embedded model reaches the figures of its card, and null-text inversion of its images works as in the paper."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -23,31 +23,31 @@ def networks() -> StableDiffusion:
 
 @pytest.fixture(scope="module")
 def inverted(networks: StableDiffusion) -> Inverted:
-    """A few of the scenes that the card's figures are measured on."""
+    """Some of the scenes that the figures of the card are measured on."""
     return invert_scenes(networks, unseen_scenes(12))
 
 
-def test_it_is_small_and_holds_no_pickle():
+def test_the_model_is_small_and_has_only_safetensors_weights():
     weights = [p for p in EMBEDDED_MODEL.rglob("*") if p.suffix in (".safetensors", ".bin", ".pt", ".ckpt")]
     assert {p.suffix for p in weights} == {".safetensors"}
     assert sum(p.stat().st_size for p in weights) <= 12e6
 
 
-def test_the_vae_keeps_the_picture(inverted: Inverted):
-    assert psnr(inverted.round_trip, inverted.pictures).mean() >= 30
+def test_the_vae_round_trip_keeps_the_image(inverted: Inverted):
+    assert psnr(inverted.round_trip, inverted.images).mean() >= 30
 
 
-def test_inversion_is_undone_without_guidance_and_lost_with_it(networks: StableDiffusion, inverted: Inverted):
+def test_ddim_sampling_reconstructs_the_image_only_without_guidance(networks: StableDiffusion, inverted: Inverted):
     without, guided = (replay_psnr(networks, inverted, w).mean() for w in (1.0, 7.5))
     assert without >= 44
     assert guided <= 20
 
 
-def test_an_object_word_is_looked_for_where_the_object_is(inverted: Inverted):
+def test_the_word_of_an_object_attends_to_the_object(inverted: Inverted):
     assert localisation(inverted)[0] >= 0.5
 
 
-def test_localisation_is_whole_for_attention_that_is_the_mask_and_poor_for_attention_everywhere(inverted: Inverted):
+def test_localisation_is_high_for_attention_equal_to_the_mask_and_low_for_uniform_attention(inverted: Inverted):
     masks = torch.zeros(len(inverted.scenes), 64 * 64, 77)
     for scene, row in zip(inverted.scenes, masks, strict=True):
         for thing, mask in zip(scene.objects, object_masks(scene), strict=True):
@@ -57,34 +57,34 @@ def test_localisation_is_whole_for_attention_that_is_the_mask_and_poor_for_atten
     assert localisation(blind)[0] < 0.3
 
 
-def test_null_text_rebuilds_what_plain_guidance_loses_alone_as_in_company(networks: StableDiffusion):
+def test_null_text_inversion_reconstructs_images_alone_and_in_a_batch(networks: StableDiffusion):
     scenes = unseen_scenes(3)
     start = invert_scenes(networks, scenes)
-    latents = networks.encode_images((start.pictures * 255).round().byte())
+    latents = networks.encode_images((start.images * 255).round().byte())
     inputs = list(zip(latents, start.prompts, strict=True))
     empty, schedule = networks.embed_prompts([""])[0], networks.schedule(50)
-    rebuilt = []
+    reconstructed = []
     for images, batch_size in [(inputs, 3), (inputs[:1], 1)]:
         states, _ = invert(networks.predict, schedule, InversionSettings(), images, batch_size, empty)
-        pictures = networks.decode_latents(torch.stack([state.current_latents for state in states]))
-        rebuilt.append(psnr(pictures, start.round_trip[: len(images)]))
-    together, alone = rebuilt
+        decoded = networks.decode_latents(torch.stack([state.current_latents for state in states]))
+        reconstructed.append(psnr(decoded, start.round_trip[: len(images)]))
+    together, alone = reconstructed
     assert together.mean() > replay_psnr(networks, start, 7.5).mean() + 15
     assert alone[0] == pytest.approx(together[0], abs=1.5)
 
 
-def test_its_files_lie_where_the_package_data_are():
+def test_the_model_card_lies_beside_the_weights():
     assert Path(EMBEDDED_MODEL / "README.md").is_file()
 
 
-def test_rescaled_embeddings_are_the_same_model(networks: StableDiffusion):
+def test_rescaled_embeddings_give_the_same_predictions(networks: StableDiffusion):
     latents, timesteps = torch.randn(2, 4, 16, 16), torch.tensor([981, 1])
     before = networks.embed_prompts(["a red ring", ""])
     with torch.no_grad():
         expected = networks.predict(latents, timesteps, before)
         rescale_embeddings(networks.text.encoder, networks.unet, 0.5)
         after = networks.embed_prompts(["a red ring", ""])
-        found = networks.predict(latents, timesteps, after)
+        predicted = networks.predict(latents, timesteps, after)
         rescale_embeddings(networks.text.encoder, networks.unet, 2.0)
     torch.testing.assert_close(after, before / 2)
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(predicted, expected, atol=1e-4, rtol=1e-4)

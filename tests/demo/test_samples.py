@@ -1,4 +1,4 @@
-"""The shipped sample shards hold what the code and their README say."""
+"""The shipped sample shards agree with the code and with their README."""
 
 import io
 import json
@@ -16,13 +16,13 @@ from nti_batch.demo.scenes import Scene, SceneObject, unseen_scenes
 
 
 def members(path: Path) -> dict[str, bytes]:
-    """Content of each member, in the tar's order."""
+    """Read the content of each member, in the order of the tar."""
     with tarfile.open(path) as tar:
         return {m.name: tar.extractfile(m).read() for m in tar}
 
 
 def pixels(png: bytes) -> np.ndarray:
-    """Decode the picture."""
+    """Decode an image."""
     with Image.open(io.BytesIO(png)) as image:
         assert image.mode == "RGB" and image.size == (64, 64)
         return np.array(image).astype(int)
@@ -36,14 +36,14 @@ def rewritten(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_scene_survives_the_round_trip_through_json() -> None:
+def test_a_scene_read_from_its_json_is_equal() -> None:
     for scene in unseen_scenes(32):
         again = scene_from_json(scene_to_json(scene))
         assert again == scene
         assert hash(again) == hash(scene)
 
 
-def test_json_holds_every_field_by_name() -> None:
+def test_the_json_of_a_scene_has_every_field_by_name() -> None:
     scene = Scene((SceneObject("small", "red", "ring", "top", (0.5, -1.25), 1.05),), "blue", 0.75, 0.1)
     fields = json.loads(scene_to_json(scene))
     assert fields.pop("caption") == "at the top a small red ring on a blue background"
@@ -52,37 +52,37 @@ def test_json_holds_every_field_by_name() -> None:
 
 
 @pytest.mark.parametrize("shard", [0, 1])
-def test_shipped_scenes_are_what_the_code_makes(shard: int, rewritten: Path) -> None:
+def test_the_code_writes_the_shipped_scenes(shard: int, rewritten: Path) -> None:
     name = f"scenes-{shard:06d}.tar"
-    shipped, made = members(FOLDER / name), members(rewritten / name)
-    assert list(shipped) == list(made)
+    shipped, written = members(FOLDER / name), members(rewritten / name)
+    assert list(shipped) == list(written)
     for member, data in shipped.items():
         if member.endswith(".png"):
-            # a last bit of a sine may round one pixel the other way
-            assert np.abs(pixels(data) - pixels(made[member])).max() <= 1
+            # the last bit of a sine can round a pixel to the next level
+            assert np.abs(pixels(data) - pixels(written[member])).max() <= 1
         else:
-            assert data == made[member]
+            assert data == written[member]
 
 
-def test_shipped_scenes_are_the_unseen_ones_under_keys_that_repeat() -> None:
+def test_the_shipped_scenes_are_unseen_and_each_shard_counts_keys_from_zero() -> None:
     scenes = []
     for shard in ("scenes-000000.tar", "scenes-000001.tar"):
-        found = members(FOLDER / shard)
-        assert list(found) == [f"{i:06d}.{ending}" for i in range(16) for ending in ("json", "png", "txt")]
+        files = members(FOLDER / shard)
+        assert list(files) == [f"{i:06d}.{ending}" for i in range(16) for ending in ("json", "png", "txt")]
         for i in range(16):
-            scenes.append(scene_from_json(found[f"{i:06d}.json"].decode()))
-            assert found[f"{i:06d}.txt"].decode() == scenes[-1].caption
+            scenes.append(scene_from_json(files[f"{i:06d}.json"].decode()))
+            assert files[f"{i:06d}.txt"].decode() == scenes[-1].caption
     assert scenes == unseen_scenes(32)
 
 
-def test_picture_shows_its_scene() -> None:
-    found = members(FOLDER / "scenes-000000.tar")
+def test_shipped_images_show_their_scenes() -> None:
+    files = members(FOLDER / "scenes-000000.tar")
     for i, scene in enumerate(unseen_scenes(16)):
-        corner = pixels(found[f"{i:06d}.png"])[:4, :4].mean((0, 1))
+        corner = pixels(files[f"{i:06d}.png"])[:4, :4].mean((0, 1))
         assert name_colour(torch.from_numpy(corner).float() / 255) == scene.background
 
 
-def test_tar_tells_nothing_of_the_machine_that_wrote_it(tmp_path: Path) -> None:
+def test_a_tar_depends_only_on_its_scenes(tmp_path: Path) -> None:
     first, second = tmp_path / "a.tar", tmp_path / "b.tar"
     write_shard(first, unseen_scenes(2))
     write_shard(second, unseen_scenes(2))
@@ -95,16 +95,16 @@ def test_tar_tells_nothing_of_the_machine_that_wrote_it(tmp_path: Path) -> None:
                 assert not m.pax_headers
 
 
-def test_every_photograph_is_captioned_and_credited() -> None:
-    found = members(FOLDER / "photographs-000000.tar")
-    keys = {Path(name).stem for name in found}
-    assert len(keys) == 8 and len(found) == 24
+def test_every_camera_image_has_a_caption_and_credits() -> None:
+    files = members(FOLDER / "photographs-000000.tar")
+    keys = {Path(name).stem for name in files}
+    assert len(keys) == 8 and len(files) == 24
     readme = (FOLDER / "README.md").read_text(encoding="utf-8")
     for key in keys:
-        about = json.loads(found[f"{key}.json"])
+        about = json.loads(files[f"{key}.json"])
         assert about.keys() == {"caption", "source", "author", "licence", "changes"} and all(about.values())
-        assert found[f"{key}.txt"].decode() == about["caption"]
-        assert pixels(found[f"{key}.png"]).std() > 20
+        assert files[f"{key}.txt"].decode() == about["caption"]
+        assert pixels(files[f"{key}.png"]).std() > 20
         row = next(line for line in readme.splitlines() if line.startswith(f"| `{key}` |"))
         licence = about["licence"].split(",")[0].split(" (")[0]
         assert licence in row and about["author"].split(",")[0].split(" (")[0] in row

@@ -1,4 +1,4 @@
-"""Edits of drawn scenes, judged where the right answer is drawn."""
+"""Edits of drawn scenes are judged right, since the true result can be drawn."""
 
 import random
 from collections.abc import Iterable, Iterator
@@ -22,14 +22,14 @@ COUNT = 100
 
 
 def edits(kind: Kind, count: int = COUNT, num_objects: int | None = None) -> Iterator[tuple[Scene, Scene]]:
-    """Random scenes and their edits, the same in every run."""
+    """Make random scenes and their edits, equal in every run."""
     rng = random.Random(f"edits {kind}")
     for _ in range(count):
         source = random_scene(rng, 1 if kind == "place" else num_objects)
         yield source, random_edit(source, kind, rng)
 
 
-def found(verdict: EditVerdict) -> tuple[bool, bool, bool, bool]:
+def flags(verdict: EditVerdict) -> tuple[bool, bool, bool, bool]:
     return verdict.asked, verdict.object_kept, verdict.others_kept, verdict.background_kept
 
 
@@ -38,16 +38,16 @@ def changed_index(source: Scene, edited: Scene) -> int:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_drawn_edit_is_right_in_all(kind: Kind):
+def test_the_edited_scene_drawn_is_judged_right_in_everything(kind: Kind):
     verdicts = [judge_edit(draw(edited), source, edited) for source, edited in edits(kind)]
-    assert sum(all(found(v)) for v in verdicts) >= 0.99 * COUNT
+    assert sum(all(flags(v)) for v in verdicts) >= 0.99 * COUNT
     assert all(v.psnr_truth == 100 for v in verdicts)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_source_is_judged_not_edited_and_all_else_kept(kind: Kind):
+def test_the_source_is_judged_unedited_with_everything_else_kept(kind: Kind):
     verdicts = [judge_edit(draw(source), source, edited) for source, edited in edits(kind)]
-    assert sum(found(v) == (False, True, True, True) for v in verdicts) >= 0.99 * COUNT
+    assert sum(flags(v) == (False, True, True, True) for v in verdicts) >= 0.99 * COUNT
     assert not any(v.psnr_unedited < 100 for v in verdicts)
     assert all(v.psnr_truth < 40 for v in verdicts)
 
@@ -79,19 +79,19 @@ def test_colours_stay_different(kind: Kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_pictures_differ_only_inside_the_mask(kind: Kind):
+def test_images_differ_only_inside_the_mask(kind: Kind):
     for source, edited in edits(kind):
         differs = (draw(source) != draw(edited)).any(dim=0)
         assert not (differs & ~edit_mask(source, edited)).any()
 
 
-def test_the_mask_covers_an_object_where_it_was_and_where_it_goes():
+def test_the_mask_of_a_moved_object_covers_both_places():
     for source, edited in edits("place", 20):
         here, there = (object_masks(scene)[0] > 0 for scene in (source, edited))
         assert torch.equal(edit_mask(source, edited), here | there)
 
 
-def test_any_object_is_chosen():
+def test_edits_choose_both_objects():
     chosen = [changed_index(*pair) for pair in edits("colour", 40, num_objects=2)]
     assert set(chosen) == {0, 1}
 
@@ -145,22 +145,22 @@ def wrong_background(edited: Scene, index: int, rng: random.Random) -> Scene:
         (wrong_background, "background", True, None, (False, True, True, True)),
     ],
 )
-def test_a_mistake_is_found_where_it_is(mistake, kind, of_changed, num_objects, expected):  # noqa: ANN001
+def test_a_mistake_is_found_in_the_right_attribute(mistake, kind, of_changed, num_objects, expected):  # noqa: ANN001
     rng = random.Random("mistakes")
     exact = 0
     for source, edited in edits(kind, 60, num_objects):
         changed = 0 if kind == "background" else changed_index(source, edited)
-        picture = draw(mistake(edited, changed if of_changed else 1 - changed, rng))
-        verdict = judge_edit(picture, source, edited)
-        exact += found(verdict) == expected
+        image = draw(mistake(edited, changed if of_changed else 1 - changed, rng))
+        verdict = judge_edit(image, source, edited)
+        exact += flags(verdict) == expected
         assert verdict.psnr_truth < 45
     assert exact >= 57
 
 
-def test_what_happens_inside_the_mask_does_not_count_as_unedited():
+def test_pixels_inside_the_mask_do_not_count_as_unedited():
     for source, edited in edits("colour", 20):
-        picture = draw(source)
-        picture[:, edit_mask(source, edited)] = 0.5
-        assert judge_edit(picture, source, edited).psnr_unedited == 100
-        picture[:, 0, 0] += 0.5 if picture[0, 0, 0] < 0.5 else -0.5
-        assert judge_edit(picture, source, edited).psnr_unedited < 60
+        image = draw(source)
+        image[:, edit_mask(source, edited)] = 0.5
+        assert judge_edit(image, source, edited).psnr_unedited == 100
+        image[:, 0, 0] += 0.5 if image[0, 0, 0] < 0.5 else -0.5
+        assert judge_edit(image, source, edited).psnr_unedited < 60

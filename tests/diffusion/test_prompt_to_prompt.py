@@ -30,6 +30,9 @@ from nti_batch.output.serialization import StoredInversion
 STEPS = 10
 SCALE = 7.5
 GAIN = 3.0
+ROUNDING = 1e-4
+"""A start that differs in its last bit moves a sample by 3e-5; rows of one batch may be rounded differently."""
+
 SOURCE = "a red circle on the left"
 SWAP = EditSettings(kind="replace", cross_replace_steps=0.8, self_replace_steps=0.6)
 
@@ -217,7 +220,7 @@ def test_an_edit_to_the_same_prompt_is_the_source(networks: StableDiffusion):
     always = EditSettings(cross_replace_steps=1, self_replace_steps=1)
     for settings in (EditSettings(), EditSettings(kind="replace"), always, EditSettings(blend_words=("red", "red"))):
         source, edit = sample(networks, [(SOURCE, [(SOURCE, settings)])])
-        torch.testing.assert_close(edit, source, atol=1e-5, rtol=0)
+        torch.testing.assert_close(edit, source, atol=ROUNDING, rtol=0)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (8, 12), (6, 4)])
@@ -303,7 +306,7 @@ def test_a_weight_of_one_changes_nothing_and_another_does(networks: StableDiffus
         return sample(networks, [(SOURCE, [(SOURCE, EditSettings(equalizer={"red": weight}))])])
 
     same, more = edit(1.0), edit(4.0)
-    torch.testing.assert_close(same[1], same[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(same[1], same[0], atol=ROUNDING, rtol=0)
     assert (more[1] - more[0]).abs().max() > 1e-3
 
 

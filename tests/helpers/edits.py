@@ -1,4 +1,4 @@
-"""Starting edit jobs, and looking at what they wrote."""
+"""Starts edit jobs, and reads their output."""
 
 import json
 from collections.abc import Mapping
@@ -13,37 +13,36 @@ from nti_batch.output.manifest_rows import EditRow
 
 
 def edit(inverted: Path, out: Path, *more: str) -> list[str]:
-    """The job's command."""
+    """Return the arguments of an edit job."""
     return ["edit", f"--data.inversions={inverted}", f"--output.dir={out}", "--trainer.accelerator=cpu", *more]
 
 
-def listed(path: Path, *edits: Mapping[str, Json]) -> str:
-    """A flag with a JSONL of these edits, of shard a unless they name another."""
-    path.write_text("".join(json.dumps({"shard": "a", **asked}) + "\n" for asked in edits))
+def edits_flag(path: Path, *edits: Mapping[str, Json]) -> str:
+    """Write edits to a JSONL file, and return the flag for it; their shard is a unless they name another."""
+    path.write_text("".join(json.dumps({"shard": "a", **request}) + "\n" for request in edits))
     return f"--data.edits={path}"
 
 
 def rows(out: Path) -> dict[tuple[str, str, str], EditRow]:
-    """Rows of a run by shard, key and name; each is there once."""
+    """Read the rows of a run by shard, key and name; check that no edit has two."""
     run = open_edits(out)
     units_per_shard = run.settings.units_per_shard
-    found = [row for unit in work_units(run.shards, units_per_shard) for row in run.rows(unit)]
-    named = {(row.shard, row.key, row.name): row for row in found}
-    assert len(named) == len(found)
-    return named
+    committed = [row for unit in work_units(run.shards, units_per_shard) for row in run.rows(unit)]
+    by_name = {(row.shard, row.key, row.name): row for row in committed}
+    assert len(by_name) == len(committed)
+    return by_name
 
 
 def edited_images(out: Path) -> dict[tuple[str, str, str], torch.Tensor]:
-    """The committed images, uint8 [3, height, width]."""
+    """Read the committed images by shard, key and name, uint8 [3, height, width]."""
     run = open_edits(out)
     units_per_shard = run.settings.units_per_shard
     ids = {row.id for row in rows(out).values()}
-    found = [
-        edited for unit in work_units(run.shards, units_per_shard) for edited in read_edited_images(run, unit, ids)
-    ]
-    return {(row.shard, row.key, row.name): pixels for row, pixels in found}
+    units = work_units(run.shards, units_per_shard)
+    committed = [edited for unit in units for edited in read_edited_images(run, unit, ids)]
+    return {(row.shard, row.key, row.name): pixels for row, pixels in committed}
 
 
 def difference(one: torch.Tensor, other: torch.Tensor) -> int:
-    """Levels that a pixel differs by, at most."""
+    """Compute the largest difference of two pixels, in levels."""
     return int((one.int() - other.int()).abs().max())

@@ -1,4 +1,4 @@
-"""Processes that start in the time of a fork: from one that has imported everything and computed nothing."""
+"""Starts processes quickly, by forking a server that has imported everything and computed nothing."""
 
 import multiprocessing
 

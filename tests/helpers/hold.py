@@ -1,4 +1,4 @@
-"""A callback that keeps a job in the middle of its work for as long as a test wants."""
+"""Callback that holds a job in the middle of its work."""
 
 import time
 from pathlib import Path
@@ -11,10 +11,15 @@ from nti_batch.jobs.invert_module import InversionModule
 
 
 class Hold(Callback):
-    """Waits after a few images while a file exists; a stop that is asked for ends the wait."""
+    """Waits after some images while a file exists; a request to stop ends the wait."""
 
     def __init__(self, file: str, images: int = 6) -> None:
-        """Remember the file and how many images are read first."""
+        """Store the settings.
+
+        Args:
+            file: Path of the file that holds the job.
+            images: Number of images to read before the wait.
+        """
         self.file, self.images = Path(file), images
 
     def on_predict_batch_end(
@@ -26,11 +31,11 @@ class Hold(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Wait."""
+        """Wait after the last image."""
         assert isinstance(pl_module, InversionModule | EditModule)
         if batch_idx + 1 == self.images and self.file.exists():
             (self.file.parent / f"{self.file.name}.{trainer.global_rank}").touch()
-            # no longer than any test: a rank that has lost its parent must not stay
+            # the limit ends a rank that has lost its parent
             end = time.monotonic() + 300
             while self.file.exists() and not pl_module.stop.requested and time.monotonic() < end:
                 time.sleep(0.05)

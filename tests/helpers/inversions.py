@@ -1,4 +1,4 @@
-"""Inversions made by hand."""
+"""Makes inversions without a model."""
 
 import torch
 
@@ -29,7 +29,7 @@ KEYS = ["000", "a/b", "../../x", "quote ' \" space", "k" * 300, "\udce9 bytes".e
 
 
 def inversion(key: str, unit: WorkUnit = UNIT) -> Inversion:
-    """Random tensors that depend on the key."""
+    """Make an inversion with random tensors that depend on the key."""
     generator = torch.Generator().manual_seed(len(key))
     return Inversion(
         unit=unit,

@@ -1,4 +1,4 @@
-"""Starting jobs as a user does, and looking at what they wrote."""
+"""Starts jobs as a user does, and reads their output."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ from nti_batch.output.manifest_rows import InversionRow
 
 
 def arguments(model: Path, shards: object, out: Path, *more: str) -> list[str]:
-    """A quick job: three steps, at most two updates each."""
+    """Return the arguments of a quick job: three steps with at most two updates each."""
     return [
         "invert",
         f"--model.name={model}",
@@ -31,7 +31,7 @@ def arguments(model: Path, shards: object, out: Path, *more: str) -> list[str]:
 
 
 def run_console(arguments: list[str], timeout: float = 180) -> subprocess.CompletedProcess[str]:
-    """`python -m nti_batch` with warnings as errors, where they come from this package."""
+    """Run `python -m nti_batch` in its own process."""
     return subprocess.run(
         [sys.executable, "-m", "nti_batch", *arguments],
         capture_output=True,
@@ -52,7 +52,7 @@ def files(out: Path) -> dict[str, int]:
 
 @contextmanager
 def held_job(arguments: list[str], hold: Path) -> Iterator[subprocess.Popen[str]]:
-    """`nti-batch` in a process of its own that waits after six images while the file `hold` exists."""
+    """Start `nti-batch` in its own process, which waits after six images while the file `hold` exists."""
     hold.touch()
     flags = ["--trainer.callbacks+=helpers.hold.Hold", f"--trainer.callbacks.file={hold}"]
     job = subprocess.Popen(
@@ -84,9 +84,10 @@ def wait_for(path: Path, timeout: float = 120) -> None:
 
 
 def rows(out: Path) -> dict[str, InversionRow]:
-    """By key; every key is in one row, but the empty one of a damaged shard."""
+    """Read the rows of a run by key; check that no image has two."""
     run = open_inversions(out)
-    found = [row for unit in units_of(run) for row in run.rows(unit)]
-    keys = [row.key for row in found if row.key]
+    committed = [row for unit in units_of(run) for row in run.rows(unit)]
+    # damaged shards have rows with an empty key
+    keys = [row.key for row in committed if row.key]
     assert len(set(keys)) == len(keys)
-    return {row.key: row for row in found}
+    return {row.key: row for row in committed}

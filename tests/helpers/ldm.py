@@ -1,7 +1,6 @@
-"""A model in diffusers' layout as one file in Stable Diffusion's original layout: the names written out by hand.
+"""Writes a diffusers checkpoint folder as one file in Stable Diffusion's original layout.
 
-After the tables of diffusers' own scripts/convert_diffusers_to_original_stable_diffusion.py, the other way round to
-what is tested.
+The names follow diffusers' scripts/convert_diffusers_to_original_stable_diffusion.py, the inverse of the tested code.
 """
 
 import json
@@ -43,7 +42,10 @@ OPEN_CLIP = {
 
 
 def original_unet(weights: dict[str, Tensor], layers: int, cross_up_blocks: set[int]) -> dict[str, Tensor]:
-    """Down blocks have `layers` layers and up blocks one more; each layer is a block of its own in the original."""
+    """Rename the weights of a UNet.
+
+    Down blocks have `layers` layers, and up blocks one more; the original layout has a block for each layer.
+    """
     found = {}
     for name, weight in weights.items():
         for new, old in OUTER.items():
@@ -68,7 +70,7 @@ def original_unet(weights: dict[str, Tensor], layers: int, cross_up_blocks: set[
 
 
 def original_vae(weights: dict[str, Tensor], blocks: int) -> dict[str, Tensor]:
-    """The decoder's blocks are counted the other way; attention is of 1 x 1 convolutions."""
+    """Rename the weights of a VAE; the decoder counts its blocks backwards, and attention is 1 x 1 convolutions."""
     found = {}
     for name, weight in weights.items():
         name = re.sub(r"down_blocks\.(\d+)\.resnets\.(\d+)", r"down.\1.block.\2", name)
@@ -87,12 +89,12 @@ def original_vae(weights: dict[str, Tensor], blocks: int) -> dict[str, Tensor]:
 
 
 def original_clip(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """CLIP as OpenAI has it: the names of the hub's files."""
+    """Rename the weights of a text encoder in OpenAI's layout, which has the names of the hub's files."""
     return {f"{prefix}text_model.{name.removeprefix('text_model.')}": weight for name, weight in weights.items()}
 
 
 def original_open_clip(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """CLIP as OpenCLIP has it: queries, keys and values are one weight."""
+    """Rename the weights of a text encoder in OpenCLIP's layout, where queries, keys and values are one weight."""
     found, pieces = {}, {}
     for name, weight in weights.items():
         name = name.removeprefix("text_model.")
@@ -114,7 +116,13 @@ def original_open_clip(weights: dict[str, Tensor], prefix: str) -> dict[str, Ten
 
 
 def write_checkpoint(folder: Path, path: Path, open_clip: bool = False) -> Path:
-    """A folder's weights as one file; a model with one text encoder has it in OpenCLIP's form if asked to."""
+    """Write the weights of a folder as one file.
+
+    Args:
+        folder: Diffusers checkpoint folder.
+        path: Path of the file.
+        open_clip: Whether the only text encoder of a model is in OpenCLIP's layout.
+    """
     unet = json.loads((folder / "unet" / "config.json").read_text())
     cross = {i for i, kind in enumerate(unet["up_block_types"]) if kind.startswith("CrossAttn")}
     parts = {path.parent.name: load_file(path) for path in folder.glob("*/*.safetensors")}

@@ -1,4 +1,4 @@
-"""Runs made by hand or by a job, opened for a look inside."""
+"""Creates runs without a job, and opens their plans."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,15 +11,15 @@ from nti_batch.settings import InversionRunSettings
 
 
 def create_run(out: Path, settings: InversionRunSettings, shards: Sequence[str]) -> InversionRun:
-    """A run without records."""
+    """Create a run without records."""
     return OutputRun.create(INVERT, out, settings, shards)
 
 
 def plan_of(run: InversionRun, shards: Sequence[str] | None = None) -> ImagePlan:
-    """The plan of a run, in its own shards or in others."""
+    """Open the plan of a run, for its own shards or for others."""
     return ImagePlan.of_run(run, shards, allow_pipe=True)
 
 
 def units_of(run: InversionRun, shards: Sequence[str] | None = None) -> list[WorkUnit]:
-    """All work units of a run, in its own shards or in others."""
+    """List the work units of a run, for its own shards or for others."""
     return plan_of(run, shards).units

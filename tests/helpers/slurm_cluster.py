@@ -1,4 +1,4 @@
-"""A Slurm of its own on loopback: real daemons, virtual nodes, pretended GPUs; for any user, without systemd."""
+"""Slurm cluster on loopback with real daemons, virtual nodes and fake GPUs; it needs neither root nor systemd."""
 
 import getpass
 import os
@@ -14,8 +14,8 @@ from pathlib import Path
 SYSTEM_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 NEEDED = ("munged", "slurmctld", "slurmd", "slurmstepd", "sbatch", "srun", "scontrol", "scancel", "setpriv")
 
-# WaitTime ends a step so many seconds after its first task: the scripts must not depend on it.
-# cred_expire is also how long a requeued job waits. cgroup/v1 is loaded, and touches nothing with these plugins.
+# WaitTime ends a step so many seconds after the end of its first task: the scripts must not depend on it.
+# A requeued job also waits for cred_expire. Slurm loads cgroup/v1, which does nothing with these plugins.
 # config_overrides lets nodes have more cores than the machine.
 CONFIG = """
 ClusterName=test
@@ -61,12 +61,12 @@ NODE = (
     "NodeName={name} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} "
     "CPUs=8 Sockets=1 CoresPerSocket=8 ThreadsPerCore=1 RealMemory=64000 Gres=gpu:2 State=UNKNOWN"
 )
-# the nodes' names do not resolve
+# the names of the nodes do not resolve
 TASK_PROLOG = "#!/bin/sh\necho export MASTER_ADDR=127.0.0.1\necho export GLOO_SOCKET_IFNAME=lo\n"
 
 
 def missing() -> list[str]:
-    """Programs that are not installed."""
+    """List the programs that are not installed."""
     return [name for name in NEEDED if shutil.which(name, path=SYSTEM_PATH) is None]
 
 
@@ -82,16 +82,16 @@ def _free_ports(count: int) -> list[int]:
 
 
 class Cluster:
-    """Three nodes of eight cores and two GPUs, in the partitions `normal` and, with the right to preempt, `high`."""
+    """Three nodes of eight cores and two GPUs, in the partitions `normal` and `high`, which preempts `normal`."""
 
     def __init__(self, folder: Path) -> None:
         """Write the configuration.
 
         Args:
-            folder: For everything that the daemons write; its path must be short, for the sake of a socket's name.
+            folder: Folder for the files of the daemons; its path must be short, since it has a socket.
         """
         self.folder = folder
-        # munged's socket is for everybody
+        # munged requires that every user can reach its socket
         folder.chmod(0o755)
         self.environment = {**os.environ, "PATH": SYSTEM_PATH, "SLURM_CONF": str(folder / "slurm.conf")}
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
@@ -101,7 +101,7 @@ class Cluster:
         config = CONFIG.format(controller_port=controller_port, user=getpass.getuser(), folder=folder, nodes=nodes)
         (folder / "slurm.conf").write_text(config)
         (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
-        # Slurm wants character devices, and does not open them
+        # Slurm requires character devices, and does not open them
         (folder / "gres.conf").write_text(f"NodeName=vn[1-3] Name=gpu File={folder}/gpu[0-1]\n")
         for i in (0, 1):
             (folder / f"gpu{i}").symlink_to("/dev/null")
@@ -138,34 +138,34 @@ class Cluster:
                 daemon.kill()
 
     def submit(self, *arguments: str) -> str:
-        """`sbatch` a script; return the job's id."""
+        """Submit a script with sbatch; return the id of the job."""
         return self.run("sbatch", "--parsable", *arguments)
 
     def show(self, job: str) -> dict[str, str]:
-        """What Slurm knows of a job (`12`) or of an array's task (`12_3`)."""
+        """Return Slurm's fields of a job (`12`) or of a task of an array (`12_3`)."""
         return dict(field.partition("=")[::2] for field in self.run("scontrol", "show", "job", "-o", job).split())
 
     def wait_until_over(self, job: str) -> dict[str, str]:
-        """Wait for a job's end, through requeues; return what Slurm knows of it."""
+        """Wait for the end of a job, through requeues; return its fields."""
         unfinished = ("PENDING", "RUNNING", "COMPLETING", "REQUEUED", "PREEMPTED", "NODE_FAIL")
         self.until(lambda: self.show(job)["JobState"] not in unfinished, f"job {job}'s end")
         return self.show(job)
 
     def processes(self, job: str, rank: int) -> list[int]:
-        """Living processes of one of a job's tasks, the oldest first."""
-        wanted = {f"SLURM_JOB_ID={job}".encode(), f"SLURM_PROCID={rank}".encode(), b"SLURM_STEP_ID=0"}
-        found = []
+        """List the running processes of one task of a job, the oldest first."""
+        variables = {f"SLURM_JOB_ID={job}".encode(), f"SLURM_PROCID={rank}".encode(), b"SLURM_STEP_ID=0"}
+        processes = []
         for folder in Path("/proc").glob("[0-9]*"):
             try:
-                if wanted <= set((folder / "environ").read_bytes().split(b"\0")):
-                    found.append(int(folder.name))
+                if variables <= set((folder / "environ").read_bytes().split(b"\0")):
+                    processes.append(int(folder.name))
             except OSError:
                 continue
-        return sorted(found)
+        return sorted(processes)
 
     @contextmanager
-    def vanished(self, node: str, tasks: Iterable[int]) -> Iterator[None]:
-        """A node that answers nothing any more and keeps its locks; afterwards it has lost its tasks, and is back."""
+    def unreachable(self, node: str, tasks: Iterable[int]) -> Iterator[None]:
+        """Freeze a node, which keeps its locks; at the end, kill its tasks and bring it back."""
         step_daemons = {int(Path(f"/proc/{task}/stat").read_text().rpartition(")")[2].split()[1]) for task in tasks}
         frozen = [self._daemons[node].pid, *step_daemons, *tasks]
         for process in frozen:
@@ -180,7 +180,7 @@ class Cluster:
             self.run("scontrol", "update", f"NodeName={node}", "State=IDLE", check=False)
 
     def until(self, condition: Callable[[], bool], what: str, timeout: float = 240) -> None:
-        """Wait; the limit is for a machine that is busy with other things."""
+        """Wait for a condition; the limit allows for a busy machine."""
         deadline = time.monotonic() + timeout
         while not condition():
             if time.monotonic() > deadline:
@@ -188,7 +188,7 @@ class Cluster:
             time.sleep(0.1)
 
     def run(self, *command: str, check: bool = True) -> str:
-        """Run one of Slurm's commands; return what it prints."""
+        """Run a command of Slurm; return its output."""
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0 or not check, f"{' '.join(command)}: {done.stderr}"
         return done.stdout.strip()
@@ -202,7 +202,7 @@ class Cluster:
         self.until(is_up, "the daemons' start", timeout=60)
 
     def _launch(self, name: str, *command: str) -> None:
-        """Start a daemon that dies with this process."""
+        """Start a daemon that ends with this process."""
         with open(self.folder / f"{name}.log", "wb") as log:
             self._daemons[name] = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "TERM", *command],

@@ -1,4 +1,4 @@
-"""Tiny models in diffusers' layout, and input shards, written where a test wants them."""
+"""Writes tiny diffusers checkpoint folders and input shards."""
 
 import io
 import json
@@ -13,18 +13,18 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from nti_batch.demo.train import make_tokenizer
+from nti_batch.demo.networks import make_tokenizer
 
 ZERO_SNR: dict[str, Any] = {
     "prediction_type": "v_prediction",
     "rescale_betas_zero_snr": True,
     "timestep_spacing": "trailing",
 }
-"""Of a scheduler: how models are trained whose last noise level is noise alone."""
+"""Settings of a scheduler with zero terminal SNR."""
 
 
 def write_model(folder: Path, prediction_type: str = "epsilon", seed: int = 0, **scheduler: object) -> Path:
-    """Random weights, a VAE of factor 2, 16 x 16 pictures."""
+    """Write a Stable Diffusion model with random weights, a VAE of factor 2, and images of 16 x 16 pixels."""
     torch.manual_seed(seed)
     tokenizer = make_tokenizer()
     tokenizer.save_pretrained(folder / "tokenizer")
@@ -36,7 +36,7 @@ def write_model(folder: Path, prediction_type: str = "epsilon", seed: int = 0, *
 
 
 def write_xl_model(folder: Path, zeros_for_empty_prompt: bool = True, seed: int = 0, **scheduler: object) -> Path:
-    """The same of Stable Diffusion XL: embeddings of 8 + 12 values, a pooled one of 6."""
+    """Write a Stable Diffusion XL model with random weights, embeddings of 8 + 12 values, and a pooled one of 6."""
     torch.manual_seed(seed)
     tokenizer = make_tokenizer()
     tokenizer.save_pretrained(folder / "tokenizer")
@@ -98,7 +98,7 @@ def _write_vae(folder: Path, scaling_factor: float) -> None:
 
 
 def _write_unet(folder: Path, **changes: object) -> None:
-    of_one = {
+    defaults = {
         "sample_size": 8,
         "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
         "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
@@ -108,11 +108,11 @@ def _write_unet(folder: Path, **changes: object) -> None:
         "attention_head_dim": 2,
         "norm_num_groups": 2,
     }
-    UNet2DConditionModel(**{**of_one, **changes}).save_pretrained(folder / "unet")
+    UNet2DConditionModel(**{**defaults, **changes}).save_pretrained(folder / "unet")
 
 
 def _write_scheduler(folder: Path, **changes: object) -> None:
-    of_stable_diffusion = {
+    defaults = {
         "beta_start": 0.00085,
         "beta_end": 0.012,
         "beta_schedule": "scaled_linear",
@@ -120,11 +120,11 @@ def _write_scheduler(folder: Path, **changes: object) -> None:
         "set_alpha_to_one": False,
         "steps_offset": 1,
     }
-    DDIMScheduler(**{**of_stable_diffusion, **changes}).save_pretrained(folder / "scheduler")
+    DDIMScheduler(**{**defaults, **changes}).save_pretrained(folder / "scheduler")
 
 
 def png(seed: int, size: int = 16) -> bytes:
-    """A random picture."""
+    """Encode a random image as PNG."""
     generator = torch.Generator().manual_seed(seed)
     array = torch.randint(256, (size, size, 3), dtype=torch.uint8, generator=generator).numpy()
     stream = io.BytesIO()
@@ -133,7 +133,7 @@ def png(seed: int, size: int = 16) -> bytes:
 
 
 def write_shard(path: Path, members: dict[str, bytes]) -> Path:
-    """A tar of these members."""
+    """Write a tar of members."""
     with tarfile.open(path, "w") as tar:
         for name, content in members.items():
             info = tarfile.TarInfo(name)
@@ -143,7 +143,7 @@ def write_shard(path: Path, members: dict[str, bytes]) -> Path:
 
 
 def captioned(count: int, first: int = 0) -> dict[str, bytes]:
-    """Members of `count` good samples."""
+    """Make the members of `count` good samples: image and caption."""
     members: dict[str, bytes] = {}
     for i in range(first, first + count):
         members |= {f"{i:03}.png": png(i), f"{i:03}.txt": f"a small red circle, number {i}".encode()}

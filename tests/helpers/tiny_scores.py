@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchmetrics.functional.image import lpips
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, ViTConfig, ViTModel
 
-from nti_batch.demo.train import make_tokenizer
+from nti_batch.demo.networks import make_tokenizer
 
 
 def write_clip(folder: Path, seed: int = 3) -> Path:

@@ -1,5 +1,6 @@
-"""What fails is told, bounded and tried again; what only looks odd is inverted and marked."""
+"""The job reports and limits failures and retries them on request; it inverts and marks truncated prompts."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -16,13 +17,13 @@ from nti_batch.models.stable_diffusion import StableDiffusion
 
 
 def with_pages(good: int, bad: int) -> dict[str, bytes]:
-    """Good samples, then some whose image is a page of HTML."""
+    """Make members of good samples, and then of samples whose image is a page of HTML."""
     pages = {f"{i:03}.{e}": b"<html>" for i in range(good, good + bad) for e in ("png", "txt")}
     return captioned(good) | pages
 
 
 @pytest.mark.parametrize(
-    ("limit", "failed", "ended", "exceeded"),
+    ("limit", "failed", "processed", "exceeded"),
     [
         ("0", 0, 1000, False),
         ("0", 1, 1000, True),
@@ -35,11 +36,13 @@ def with_pages(good: int, bad: int) -> dict[str, bytes]:
         ("100%", 1000, 1000, False),
     ],
 )
-def test_a_limit_is_a_count_or_a_share_of_many(limit: str, failed: int, ended: int, exceeded: bool):
-    assert FailureLimit.parse(limit).is_exceeded(Tally(done=ended - failed, failed=failed)) is exceeded
+def test_a_failure_limit_is_a_count_or_a_share_of_at_least_a_hundred_records(
+    limit: str, failed: int, processed: int, exceeded: bool
+):
+    assert FailureLimit.parse(limit).is_exceeded(Tally(done=processed - failed, failed=failed)) is exceeded
 
 
-def test_a_job_that_goes_wrong_as_a_whole_stops_and_keeps_what_it_has(
+def test_a_job_with_too_many_failures_stops_and_keeps_its_results(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     shard, out = write_shard(tmp_path / "s.tar", with_pages(4, 40)), tmp_path / "out"
@@ -54,20 +57,20 @@ def test_a_job_that_goes_wrong_as_a_whole_stops_and_keeps_what_it_has(
     assert len(rows(out)) == 44
 
 
-def test_what_failed_is_tried_again_when_asked_for_and_what_was_done_is_not(tiny_model: Path, tmp_path: Path):
+def test_retry_failed_repeats_failed_images_and_no_finished_ones(tiny_model: Path, tmp_path: Path):
     shard, out = write_shard(tmp_path / "s.tar", with_pages(3, 2)), tmp_path / "out"
     job = arguments(tiny_model, shard, out, "--output.part_images=1")
     assert main(job) == 3
     done = {key: row for key, row in rows(out).items() if row.status == "done"}
     write_shard(shard, with_pages(4, 1))
     assert main(job) == 3
-    assert rows(out)["003"].status == "failed", "only when asked for"
+    assert rows(out)["003"].status == "failed", "a retry needs the flag"
     assert main([*job, "--data.retry_failed=true"]) == 3
     again = rows(out)
     assert {key: row.status for key, row in again.items()} == dict.fromkeys(("000", "001", "002", "003"), "done") | {
         "004": "failed"
     }
-    assert done.items() <= again.items(), "nothing that was finished is computed again"
+    assert done.items() <= again.items(), "no finished image is computed again"
     assert main(["verify", str(out)]) == 0
     write_shard(shard, captioned(5))
     assert main([*job, "--data.retry_failed=true"]) == 0
@@ -75,7 +78,7 @@ def test_what_failed_is_tried_again_when_asked_for_and_what_was_done_is_not(tiny
     assert main(["verify", str(out)]) == 0
 
 
-def test_a_shard_that_was_cut_gives_its_other_images_when_it_is_whole_again(tiny_model: Path, tmp_path: Path):
+def test_a_truncated_shard_gives_its_other_images_once_it_is_complete(tiny_model: Path, tmp_path: Path):
     shard, out = write_shard(tmp_path / "s.tar", captioned(4)), tmp_path / "out"
     content = shard.read_bytes()
     shard.write_bytes(content[: content.index(b"002.png") + 600])
@@ -86,10 +89,10 @@ def test_a_shard_that_was_cut_gives_its_other_images_when_it_is_whole_again(tiny
     assert ids(out) == [("s", f"{i:03}") for i in range(4)]
 
 
-def test_a_prompt_longer_than_the_text_encoder_reads_is_cut_and_marked(
+def test_a_prompt_longer_than_the_text_encoder_reads_is_truncated_and_marked(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    """75 tokens and the two marks fill CLIP's 77."""
+    """CLIP reads 77 tokens: 75 words, a start token and an end token."""
     words = {"fits": " ".join(["red"] * 75), "long": " ".join(["red"] * 76), "other": " ".join(["red"] * 75 + ["blue"])}
     members = {
         f"{key}.{e}": data for key, text in words.items() for e, data in (("png", png(1)), ("txt", text.encode()))
@@ -98,20 +101,18 @@ def test_a_prompt_longer_than_the_text_encoder_reads_is_cut_and_marked(
     assert main([*arguments(tiny_model, shard, out), "--data.units_per_shard=1"]) == 0
     assert {key: row.prompt_truncated for key, row in rows(out).items()} == {"fits": False, "long": True, "other": True}
     assert "2 prompts are longer than the text encoder reads, and were truncated" in capsys.readouterr().out
-    found = {stored.key: stored for stored in read_inversions(out)}
-    assert found["long"].prompt == words["long"], "the caption is kept whole"
-    torch.testing.assert_close(found["long"].noise_latents, found["other"].noise_latents)
+    inversions = {stored.key: stored for stored in read_inversions(out)}
+    assert inversions["long"].prompt == words["long"], "the stored caption is not truncated"
+    torch.testing.assert_close(inversions["long"].noise_latents, inversions["other"].noise_latents)
 
 
-def broken_for(key: int, method: str) -> object:
-    """A method of the networks whose result is no number for one image, told by its first pixel."""
-    real = getattr(StableDiffusion, method)
-    first: dict[str, int] = {}
+def nan_in_call(number: int, method: str) -> object:
+    """Make a method of the networks whose result is nan in one call, counted from 0."""
+    real, calls = getattr(StableDiffusion, method), itertools.count()
 
     def broken(networks: StableDiffusion, tensor: Tensor) -> Tensor:
         result: Tensor = real(networks, tensor)
-        first[method] = first.get(method, -1) + 1
-        return result * float("nan") if first[method] == key else result
+        return result * float("nan") if next(calls) == number else result
 
     return broken
 
@@ -123,16 +124,16 @@ def broken_for(key: int, method: str) -> object:
         ("decode_latents", "reconstruction", "the PSNR is nan"),
     ],
 )
-def test_numbers_that_are_not_finite_fail_their_image_alone(
+def test_values_that_are_not_finite_fail_only_their_image(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, stage: str, reason: str
 ):
     shard, out = write_shard(tmp_path / "s.tar", captioned(4)), tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(StableDiffusion, method, broken_for(2, method))
+        patch.setattr(StableDiffusion, method, nan_in_call(2, method))
         assert main([*arguments(tiny_model, shard, out), "--data.units_per_shard=1"]) == 3
-    found = rows(out)
-    assert sorted(row.status for row in found.values()) == ["done", "done", "done", "failed"]
-    (failed,) = (row for row in found.values() if row.status == "failed")
+    committed = rows(out).values()
+    assert sorted(row.status for row in committed) == ["done", "done", "done", "failed"]
+    (failed,) = (row for row in committed if row.status == "failed")
     assert failed.stage == stage
     assert reason in failed.error
     assert main([*arguments(tiny_model, shard, out), "--data.units_per_shard=1", "--data.retry_failed=true"]) == 0

@@ -1,4 +1,4 @@
-"""The job through the front door: `main([...])`, and the console in processes of its own."""
+"""`nti-batch invert` as users run it: in this process, and as a console command."""
 
 import json
 import os
@@ -30,7 +30,7 @@ from nti_batch.scores.metrics import psnr
 
 @pytest.fixture
 def shards(tmp_path: Path) -> str:
-    """Two shards with the same keys, in a folder with an awkward name."""
+    """Write two shards with the same keys, in a folder with an awkward name."""
     folder = tmp_path / "a 'folder'"
     folder.mkdir()
     for name in ("a-000000", "b-000000"):
@@ -38,7 +38,7 @@ def shards(tmp_path: Path) -> str:
     return str(folder / "*.tar")
 
 
-def test_the_job_ends_with_every_image_and_a_second_run_does_nothing(
+def test_the_job_inverts_every_image_and_a_second_run_changes_nothing(
     tiny_model: Path, shards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     out = tmp_path / "out"
@@ -52,18 +52,18 @@ def test_the_job_ends_with_every_image_and_a_second_run_does_nothing(
     assert files(out) == before
 
 
-def test_a_replay_from_the_file_reaches_the_recorded_psnr(tiny_model: Path, shards: str, tmp_path: Path):
+def test_a_reconstruction_from_the_file_reaches_the_recorded_psnr(tiny_model: Path, shards: str, tmp_path: Path):
     assert main(arguments(tiny_model, shards, tmp_path / "out", "--data.height=16", "--data.width=24")) == 0
     networks = StableDiffusion.load(ModelSource(str(tiny_model)))
     for stored in read_inversions(tmp_path / "out", [("a-000000", "003"), ("b-000000", "001")]):
         assert stored.noise_latents.shape == (4, 8, 12)
         assert stored.null_embeddings.shape == (3, 77, 8)
-        picture = reconstruct(networks, [stored], guided=True)
+        image = reconstruct(networks, [stored], guided=True)
         original = decode_image(png(int(stored.key)), 16, 24)[None] / 255
-        assert psnr(picture, original).item() == pytest.approx(stored.metadata["psnr"], abs=1e-3)
+        assert psnr(image, original).item() == pytest.approx(stored.metadata["psnr"], abs=1e-3)
 
 
-def test_every_bad_input_ends_as_a_row_and_its_neighbours_are_inverted(
+def test_every_bad_input_gets_a_failed_row_and_the_other_images_are_inverted(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     members = captioned(2) | {
@@ -92,11 +92,11 @@ def test_every_bad_input_ends_as_a_row_and_its_neighbours_are_inverted(
     counts = [status[name] for name in ("done", "failed", "damaged_shards", "missing")]
     assert counts == [len(done), len(stages) - 1, 1, 0]
     assert main(["status", str(out), "--exit_code"]) == 3
-    assert main(arguments(tiny_model, shard, out)) == 3, "a second run has nothing to do, and still says what failed"
+    assert main(arguments(tiny_model, shard, out)) == 3, "a second run has no work, but reports the failures"
 
 
 @pytest.mark.parametrize("more", ["--model.batch_size=auto", "--model.compile=aot_eager"])
-def test_what_is_only_faster_finds_the_same(tiny_model: Path, shards: str, tmp_path: Path, more: str):
+def test_settings_for_speed_give_the_same_inversions(tiny_model: Path, shards: str, tmp_path: Path, more: str):
     for name, flags in {"plain": [], "faster": [more]}.items():
         assert main([*arguments(tiny_model, shards, tmp_path / name, "--output.storage=float32"), *flags]) == 0
     plain, faster = ({(s.shard, s.key): s for s in read_inversions(tmp_path / name)} for name in ("plain", "faster"))
@@ -108,19 +108,19 @@ def test_what_is_only_faster_finds_the_same(tiny_model: Path, shards: str, tmp_p
 
 @pytest.mark.parametrize("storage", ["float32", "float16", "compact"])
 @pytest.mark.parametrize("solver", ["adam", "polyak"])
-def test_every_storage_replays_to_the_jobs_own_picture(tiny_model: Path, tmp_path: Path, storage: str, solver: str):
+def test_every_storage_reconstructs_to_the_psnr_of_the_job(tiny_model: Path, tmp_path: Path, storage: str, solver: str):
     shard = write_shard(tmp_path / "s.tar", captioned(2))
     flags = [f"--output.storage={storage}", f"--model.solver={solver}"]
     assert main([*arguments(tiny_model, shard, tmp_path / "out"), *flags]) == 0
     networks = StableDiffusion.load(ModelSource(str(tiny_model)))
     for stored in read_inversions(tmp_path / "out"):
-        picture = reconstruct(networks, [stored], guided=True)
+        image = reconstruct(networks, [stored], guided=True)
         original = decode_image(png(int(stored.key)), 16, 16)[None] / 255
-        assert psnr(picture, original).item() == pytest.approx(stored.metadata["psnr"], abs=1e-3)
+        assert psnr(image, original).item() == pytest.approx(stored.metadata["psnr"], abs=1e-3)
         assert stored.null_embeddings.dtype == torch.float32
 
 
-def test_during_the_preview_an_interrupt_is_pythons_and_what_a_scheduler_sends_ends_nothing(
+def test_during_the_preview_python_handles_interrupts_and_stop_signals_are_ignored(
     tiny_model: Path, shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     before, during = [signal.getsignal(s) for s in STOP_SIGNALS], []
@@ -136,7 +136,7 @@ def test_during_the_preview_an_interrupt_is_pythons_and_what_a_scheduler_sends_e
     assert [signal.getsignal(s) for s in STOP_SIGNALS] == before
 
 
-def test_two_ranks_of_unequal_length_share_the_work(tiny_model: Path, tmp_path: Path):
+def test_two_ranks_share_an_odd_number_of_images(tiny_model: Path, tmp_path: Path):
     shard = write_shard(tmp_path / "s.tar", captioned(5))
     job = run_console(arguments(tiny_model, shard, tmp_path / "out", "--trainer.devices=2"))
     assert job.returncode == 0, job.stderr
@@ -144,16 +144,14 @@ def test_two_ranks_of_unequal_length_share_the_work(tiny_model: Path, tmp_path: 
     assert "5 done, 0 failed, 0 missing of 5 images" in job.stdout
 
 
-def test_a_rank_without_work_does_no_harm(tiny_model: Path, tmp_path: Path):
+def test_a_rank_may_have_no_work(tiny_model: Path, tmp_path: Path):
     shard = write_shard(tmp_path / "s.tar", captioned(2))
     job = run_console(arguments(tiny_model, shard, tmp_path / "out", "--trainer.devices=2", "--data.units_per_shard=1"))
     assert job.returncode == 0, job.stderr
     assert ids(tmp_path / "out") == [("s", "000"), ("s", "001")]
 
 
-def test_a_stopped_job_commits_what_is_finished_and_goes_on_with_another_number_of_ranks(
-    tiny_model: Path, tmp_path: Path
-):
+def test_a_stopped_job_commits_its_finished_images_and_resumes_with_more_ranks(tiny_model: Path, tmp_path: Path):
     shard, out = write_shard(tmp_path / "s.tar", captioned(300)), tmp_path / "out"
     command = [sys.executable, "-m", "nti_batch", *arguments(tiny_model, shard, out)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as job:
@@ -172,10 +170,10 @@ def test_a_stopped_job_commits_what_is_finished_and_goes_on_with_another_number_
     assert again.returncode == 0, again.stderr
     final = {(stored.shard, stored.key): stored.metadata["finished"] for stored in read_inversions(out)}
     assert len(final) == 300
-    assert committed.items() <= final.items(), "nothing that was finished is computed again"
+    assert committed.items() <= final.items(), "no finished image is computed again"
 
 
-def test_a_killed_job_loses_only_what_was_in_flight(tiny_model: Path, tmp_path: Path):
+def test_a_killed_job_loses_only_the_images_in_flight(tiny_model: Path, tmp_path: Path):
     shard, out = write_shard(tmp_path / "s.tar", captioned(40)), tmp_path / "out"
     command = [sys.executable, "-m", "nti_batch", *arguments(tiny_model, shard, out)]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as job:
@@ -186,12 +184,12 @@ def test_a_killed_job_loses_only_what_was_in_flight(tiny_model: Path, tmp_path: 
     assert list(read_inversions(out)) == []
     killed = time.time()
     assert main(arguments(tiny_model, shard, out)) == 0
-    found = list(read_inversions(out))
-    assert [len(found), len({stored.key for stored in found})] == [40, 40]
-    assert sum(stored.metadata["finished"] < killed for stored in found) >= 4
+    inversions = list(read_inversions(out))
+    assert [len(inversions), len({stored.key for stored in inversions})] == [40, 40]
+    assert sum(stored.metadata["finished"] < killed for stored in inversions) >= 4
 
 
-def test_a_signal_while_the_weights_are_loaded_is_not_lost(tiny_model: Path, tmp_path: Path):
+def test_a_signal_during_the_loading_of_the_weights_stops_the_job(tiny_model: Path, tmp_path: Path):
     shard, out, hold = write_shard(tmp_path / "s.tar", captioned(20)), tmp_path / "out", tmp_path / "hold"
     with held_job(arguments(tiny_model, shard, out), hold) as job:
         wait_for(out / "run.json")
@@ -202,7 +200,7 @@ def test_a_signal_while_the_weights_are_loaded_is_not_lost(tiny_model: Path, tmp
     assert not (tmp_path / "hold.0").exists()
 
 
-def test_a_rank_that_is_done_waits_for_the_other_and_passes_signals_on(tiny_model: Path, tmp_path: Path):
+def test_a_finished_rank_waits_for_the_others_and_forwards_signals(tiny_model: Path, tmp_path: Path):
     write_shard(tmp_path / "a.tar", captioned(1))
     write_shard(tmp_path / "b.tar", captioned(10))
     out, hold = tmp_path / "out", tmp_path / "hold"
@@ -220,7 +218,7 @@ def test_a_rank_that_is_done_waits_for_the_other_and_passes_signals_on(tiny_mode
     assert ids(out) == [("a", "000"), *(("b", f"{i:03}") for i in range(10))]
 
 
-def test_a_rank_that_breaks_ends_the_job_and_says_why(tiny_model: Path, tmp_path: Path):
+def test_an_error_in_one_rank_ends_the_job_with_the_reason(tiny_model: Path, tmp_path: Path):
     for name in "ab":
         write_shard(tmp_path / f"{name}.tar", captioned(10))
     out, hold = tmp_path / "out", tmp_path / "hold"
@@ -251,12 +249,11 @@ def test_a_killed_rank_ends_the_job(tiny_model: Path, tmp_path: Path):
 
 
 def test_equal_jobs_give_equal_bits(tiny_model: Path, shards: str, tmp_path: Path):
-    found = []
     for name in ("one", "two"):
         assert main(arguments(tiny_model, shards, tmp_path / name)) == 0
-        found.append({(s.shard, s.key): s.null_embeddings for s in read_inversions(tmp_path / name)})
-    assert found[0].keys() == found[1].keys()
-    assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
+    one, two = ({(s.shard, s.key): s.null_embeddings for s in read_inversions(tmp_path / n)} for n in ("one", "two"))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[key], two[key]) for key in one)
 
 
 WRONG = {
@@ -283,7 +280,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("argument", WRONG)
-def test_a_wrong_setting_is_refused_in_one_line_before_a_model_is_loaded(
+def test_an_invalid_setting_is_refused_in_one_line_before_a_model_is_loaded(
     tiny_model: Path,
     shards: str,
     tmp_path: Path,
@@ -311,7 +308,7 @@ def test_an_unknown_key_in_a_config_is_refused_in_one_line(
     assert captured.err.count("\n") == 1
 
 
-def test_other_settings_on_a_run_are_refused_with_the_difference(
+def test_a_run_refuses_other_settings_and_prints_the_difference(
     tiny_model: Path, shards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert main(arguments(tiny_model, shards, tmp_path / "out")) == 0
@@ -319,12 +316,12 @@ def test_other_settings_on_a_run_are_refused_with_the_difference(
     assert "model.guidance_scale: 7.5 there, 3.0 now" in capsys.readouterr().err
 
 
-def test_status_of_a_folder_that_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_status_refuses_a_folder_without_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["status", str(tmp_path)]) == 2
     assert "is no run" in capsys.readouterr().err
 
 
-def test_the_shipped_config_is_complete(capsys: pytest.CaptureFixture[str]):
+def test_the_shipped_config_sets_the_job(capsys: pytest.CaptureFixture[str]):
     config = Path(__file__).parents[2] / "configs" / "demo.yaml"
     with pytest.raises(SystemExit) as end:
         main(["invert", f"--config={config}", "--print_config"])

@@ -1,6 +1,6 @@
-"""Ranks are killed at any moment, again and again: nothing is lost, doubled, computed twice or different.
+"""A job whose ranks are killed repeatedly loses no image, repeats none, and computes equal bits.
 
-`KILLS=51 pytest tests/test_kills.py` kills more often.
+`KILLS=51 pytest tests/jobs/test_kills.py` kills more often.
 """
 
 import os
@@ -30,7 +30,7 @@ BYTES_AN_IMAGE = 10_000
 
 
 def run_rank(argv: list[str], log: Path, environment: dict[str, str]) -> None:
-    """One rank of a job, as a cluster would start it."""
+    """Run one rank of a job in the environment that a cluster sets."""
     os.environ.update(environment)
     with log.open("a") as file:
         os.dup2(file.fileno(), 1)
@@ -40,7 +40,7 @@ def run_rank(argv: list[str], log: Path, environment: dict[str, str]) -> None:
 
 
 def start(argv: list[str], world_size: int, log: Path) -> list[BaseProcess]:
-    """A job of some ranks."""
+    """Start a job with a number of ranks."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     job: list[BaseProcess] = []
@@ -54,45 +54,46 @@ def start(argv: list[str], world_size: int, log: Path) -> list[BaseProcess]:
 
 
 def wait_for(condition: object, job: list[BaseProcess]) -> None:
-    """Until it is true or the job has ended."""
+    """Wait until the condition is true or the job ends."""
     deadline = time.monotonic() + 120
     while not condition() and any(rank.is_alive() for rank in job):
-        assert time.monotonic() < deadline, "the job does not get on"
+        assert time.monotonic() < deadline, "the job makes no progress"
         time.sleep(0.01)
 
 
 def finished(out: Path) -> dict[tuple[object, object], object]:
-    """When each image was finished, of all that is whole on disk, committed or not."""
-    found: dict[tuple[object, object], object] = {}
+    """Read the time at which each image was finished, from all complete members, committed or not."""
+    times: dict[tuple[object, object], object] = {}
     for path in sorted(out.glob("inversions/*.tar*")):
         try:
             for _, metadata in read_members(path):
-                found.setdefault((metadata["shard"], metadata["key"]), metadata["finished"])
+                times.setdefault((metadata["shard"], metadata["key"]), metadata["finished"])
         except (ValueError, FileNotFoundError):
             continue
-    return found
+    return times
 
 
 def written(out: Path) -> int:
-    """Size of the parts."""
+    """Sum up the sizes of the parts."""
     try:
         return sum(path.stat().st_size for path in out.glob("inversions/*.tar*"))
-    except FileNotFoundError:  # renamed just now
+    # the job renamed a file after the glob
+    except FileNotFoundError:
         return written(out)
 
 
 @pytest.fixture
 def shards(tmp_path: Path) -> str:
-    """Three shards with the same keys."""
+    """Write three shards with the same keys."""
     for name in "abc":
         write_shard(tmp_path / f"{name}.tar", captioned(IMAGES_A_KILL * KILLS // 3))
     return str(tmp_path / "*.tar")
 
 
-def test_killed_again_and_again_a_run_ends_as_if_nothing_had_been(
+def test_a_run_that_is_killed_repeatedly_ends_like_an_unbroken_one(
     tiny_model: Path, shards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    """One image in a call: so a batch is the same however often the job was broken, and so are the bits."""
+    """The batch size is 1, so that kills do not change the batches and the bits are equal."""
     out, log, dice = tmp_path / "out", tmp_path / "log", random.Random(SEED)
     job_arguments = arguments(tiny_model, shards, out, "--model.batch_size=1", "--output.part_images=4")
     known: dict[tuple[object, object], object] = {}
@@ -107,30 +108,28 @@ def test_killed_again_and_again_a_run_ends_as_if_nothing_had_been(
         for rank in job:
             rank.join()
         now = finished(out)
-        assert known.items() <= now.items(), "a finished inversion is gone, or was computed again"
+        assert known.items() <= now.items(), "a finished inversion is lost, or was computed again"
         known = now
-    assert known, "the kills came before anything was finished"
+    assert known, "every kill came before the first image was finished"
     assert main(job_arguments) == 0
-    found = {(stored.shard, stored.key): stored for stored in read_inversions(out)}
+    inversions = {(stored.shard, stored.key): stored for stored in read_inversions(out)}
     images = ids(out)
     assert len(images) == len(set(images)) == 3 * (IMAGES_A_KILL * KILLS // 3)
-    assert known.items() <= {image: stored.metadata["finished"] for image, stored in found.items()}.items()
+    assert known.items() <= {image: stored.metadata["finished"] for image, stored in inversions.items()}.items()
     assert main(["verify", str(out)]) == 0
     unbroken = tmp_path / "unbroken"
     assert main(arguments(tiny_model, shards, unbroken, "--model.batch_size=1")) == 0
     for stored in read_inversions(unbroken):
-        other = found.pop((stored.shard, stored.key))
+        other = inversions.pop((stored.shard, stored.key))
         assert torch.equal(stored.noise_latents, other.noise_latents)
         assert torch.equal(stored.null_embeddings, other.null_embeddings)
-    assert not found
+    assert not inversions
     with capsys.disabled():
-        print(
-            f"\n{KILLS} kills of {len(images)} images, {len(known)} finished before the last one: all once, equal bits"
-        )
+        print(f"\n{KILLS} kills, {len(images)} images, {len(known)} of them finished before the last kill")
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT])
-def test_a_signal_commits_what_is_finished(tiny_model: Path, shards: str, tmp_path: Path, signum: int):
+def test_a_job_commits_its_finished_images_after_a_signal(tiny_model: Path, shards: str, tmp_path: Path, signum: int):
     out, log = tmp_path / "out", tmp_path / "log"
     (job,) = start(arguments(tiny_model, shards, out), 1, log)
     wait_for(lambda: len(finished(out)) > 2, [job])

@@ -1,4 +1,4 @@
-"""What people see of a job, through the front door: progress, the log, loggers, completion, and `--dry_run`."""
+"""A job as users see it: progress, the log, loggers, settings, completion, and `--dry_run`."""
 
 import csv
 import importlib.util
@@ -33,7 +33,7 @@ from nti_batch.records import Failure, WorkUnit
 
 
 def rows(out: Path) -> list[InversionRow]:
-    """What is committed, of shards in two work units."""
+    """Read the committed rows of shards that have two work units each."""
     run = open_inversions(out)
     return [row for unit in work_units(run.shards, 2) for row in run.rows(unit)]
 
@@ -41,24 +41,24 @@ def rows(out: Path) -> list[InversionRow]:
 def status(out: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, float]:
     capsys.readouterr()
     assert main(["status", str(out), "--json"]) == 0
-    found: dict[str, float] = json.loads(capsys.readouterr().out)
-    return found
+    numbers: dict[str, float] = json.loads(capsys.readouterr().out)
+    return numbers
 
 
 def mixed(path: Path) -> Path:
-    """Three images, and one that is none."""
+    """Write a shard of three images and one HTML page."""
     return write_shard(path, captioned(3) | {"html.png": b"<html>", "html.txt": b"a page"})
 
 
 def tree(folder: Path) -> dict[str, tuple[int, int]]:
-    """Every file and folder with its size and the time of its last change."""
+    """List every file and folder with its size and modification time."""
     return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in [folder, *folder.rglob("*")]}
 
 
 # --- the log ---
 
 
-def test_the_log_has_a_line_for_each_row_and_a_later_start_appends(tiny_model: Path, tmp_path: Path):
+def test_the_log_has_a_line_for_each_row_and_a_second_run_appends(tiny_model: Path, tmp_path: Path):
     shard, out = mixed(tmp_path / "s.tar"), tmp_path / "out"
     job = arguments(tiny_model, shard, out)
     assert main(job) == 3
@@ -74,24 +74,24 @@ def test_the_log_has_a_line_for_each_row_and_a_later_start_appends(tiny_model: P
         assert row.psnr is not None and row.psnr_vae is not None and row.seconds is not None
         numbers = f"psnr={row.psnr:.2f} psnr_below_vae={row.psnr_vae - row.psnr:.2f} inner_steps={row.inner_steps}"
         expected.add(f"done s/{row.key} {numbers} seconds={row.seconds:.1f}")
-    told = [line.split(" INFO ")[1] for line in first]
-    assert told[0].startswith("started rank=0/1 host=")
-    assert told[-1] == "ended exit_code=3"
-    assert len(told) == 6
-    assert set(told[1:-1]) == expected
+    messages = [line.split(" INFO ")[1] for line in first]
+    assert messages[0].startswith("started rank=0/1 host=")
+    assert messages[-1] == "ended exit_code=3"
+    assert len(messages) == 6
+    assert set(messages[1:-1]) == expected
     assert main([*job, "--data.retry_failed=true"]) == 3
     again = log.read_text().splitlines()
     assert again[:6] == first
     assert [line.split()[2] for line in again[6:]] == ["started", "failed", "ended"]
 
 
-def test_a_line_of_the_log_is_one_line_whatever_the_shard_the_key_and_the_error_are():
+def test_line_breaks_in_shard_key_or_error_do_not_break_a_line_of_the_log():
     unit = WorkUnit("my shard\n2026", "s.tar", 0, 1)
     line = record_line(Failure(unit, "a/b c\n", "image", "first\nsecond\u2028third", "no name\r"))
     assert line == "failed my%20shard%0A2026/a%2Fb%20c%0A+no%20name%0D stage=image error=first second third"
 
 
-def test_a_log_that_cannot_be_written_is_told_of_once_and_ends_nothing(
+def test_a_log_that_cannot_be_written_is_reported_once_and_the_job_goes_on(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     shard, out = write_shard(tmp_path / "s.tar", captioned(3)), tmp_path / "out"
@@ -103,7 +103,7 @@ def test_a_log_that_cannot_be_written_is_told_of_once_and_ends_nothing(
     assert re.search(r"rank-0.log cannot be written \(.*Not a directory.*\): the job runs without it", captured.err)
 
 
-def test_a_line_of_the_log_costs_little_and_nothing_is_kept(tmp_path: Path):
+def test_the_log_writes_every_line_and_removes_its_handler(tmp_path: Path):
     with job_log(tmp_path / "log" / "rank-0.log", ""):
         for number in range(1000):
             logging.getLogger("nti_batch.test").info("line %d", number)
@@ -115,7 +115,7 @@ def test_a_line_of_the_log_costs_little_and_nothing_is_kept(tmp_path: Path):
 
 
 def on_terminal(arguments: list[str]) -> tuple[str, int]:
-    """What `nti-batch` shows on a terminal of 100 columns, and its exit code."""
+    """Run `nti-batch` on a terminal of 100 columns; return its output and exit code."""
     terminal, end = pty.openpty()
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100", "TERM": "xterm"}
     command = [sys.executable, "-m", "nti_batch", *arguments]
@@ -125,7 +125,8 @@ def on_terminal(arguments: list[str]) -> tuple[str, int]:
         try:
             while chunk := os.read(terminal, 1 << 16):
                 shown += chunk
-        except OSError:  # how Linux tells that the other end is closed
+        # Linux raises this when the other end is closed
+        except OSError:
             pass
         code = job.wait(timeout=60)
     os.close(terminal)
@@ -141,14 +142,14 @@ def test_a_terminal_shows_a_bar_with_rate_failures_and_psnr(tiny_model: Path, tm
     assert re.search(rf"images 4/4 .*━.* [\d,]+/hour, {psnr:.2f} dB, 1 failed", last), last
 
 
-def test_without_a_terminal_there_is_a_line_a_minute(
+def test_without_a_terminal_progress_is_a_line_a_minute(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     shard = mixed(tmp_path / "s.tar")
     assert main(arguments(tiny_model, shard, tmp_path / "quiet")) == 3
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
-    assert main(arguments(tiny_model, shard, tmp_path / "told")) == 3
+    assert main(arguments(tiny_model, shard, tmp_path / "lines")) == 3
     lines = capsys.readouterr().err.splitlines()
     assert re.fullmatch(
         r"[1-4] of about 4 images, [\d,]+/hour,( [\d.]+ (s|min) left,)? [\d.]+ dB, 1 failed, "
@@ -159,11 +160,11 @@ def test_without_a_terminal_there_is_a_line_a_minute(
 
 
 def tally(done: int, failed: int, psnr: float) -> Tally:
-    """Counts of records with a sum of their PSNR."""
+    """Make a tally with the sum of the records' PSNR."""
     return Tally(done=done, failed=failed, totals={"psnr": Total(psnr, done)})
 
 
-def test_the_numbers_of_ranks_add_up_and_a_missing_or_damaged_file_counts_nothing(tmp_path: Path):
+def test_the_tallies_of_all_ranks_add_up_without_missing_and_damaged_files(tmp_path: Path):
     tallies = RankTallies([tmp_path / f"rank-{rank}.json" for rank in range(5)])
     tallies.publish(1, tally(5, 1, 100.0))
     tallies.publish(3, tally(2, 0, 44.0))
@@ -176,7 +177,7 @@ def test_the_numbers_of_ranks_add_up_and_a_missing_or_damaged_file_counts_nothin
     ("seconds", "text"),
     [(3.6, "3.6 s"), (2700, "45 min"), (5400, "1.5 h"), (47 * 3600, "47 h"), (168 * 3600, "7 days")],
 )
-def test_a_duration_is_in_its_largest_unit(seconds: float, text: str):
+def test_a_duration_is_formatted_in_its_largest_unit(seconds: float, text: str):
     assert format_duration(seconds) == text
 
 
@@ -184,26 +185,26 @@ def test_a_duration_is_in_its_largest_unit(seconds: float, text: str):
 
 
 def logged(folder: Path) -> dict[str, float]:
-    """The last line of what CSVLogger wrote."""
+    """Read the last line of the file of CSVLogger."""
     (path,) = folder.rglob("metrics.csv")
     with path.open() as file:
         return {name: float(value) for name, value in list(csv.DictReader(file))[-1].items()}
 
 
-def test_a_logger_ends_with_the_numbers_of_the_status(
+def test_the_last_line_of_a_logger_has_the_numbers_of_status(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     out, flags = tmp_path / "out", ["--trainer.logger=CSVLogger", f"--trainer.logger.save_dir={tmp_path / 'csv'}"]
     assert main([*arguments(tiny_model, mixed(tmp_path / "s.tar"), out), *flags]) == 3
-    known, told = status(out, capsys), logged(tmp_path / "csv")
-    assert [told["done"], told["failed"], told["step"]] == [3, 1, 4]
-    assert [told["done"], told["failed"]] == [known["done"], known["failed"]]
-    assert told["psnr"] == pytest.approx(known["psnr"])
-    assert told["psnr_below_vae"] == pytest.approx(known["psnr_vae"] - known["psnr"])
-    assert told["images_per_hour"] > 0
+    numbers, last = status(out, capsys), logged(tmp_path / "csv")
+    assert [last["done"], last["failed"], last["step"]] == [3, 1, 4]
+    assert [last["done"], last["failed"]] == [numbers["done"], numbers["failed"]]
+    assert last["psnr"] == pytest.approx(numbers["psnr"])
+    assert last["psnr_below_vae"] == pytest.approx(numbers["psnr_vae"] - numbers["psnr"])
+    assert last["images_per_hour"] > 0
 
 
-def test_several_ranks_say_who_speaks_and_the_first_tells_of_all(
+def test_messages_name_their_rank_and_the_first_rank_logs_the_numbers_of_all(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     out = tmp_path / "out"
@@ -216,13 +217,13 @@ def test_several_ranks_say_who_speaks_and_the_first_tells_of_all(
         log = (out / "log" / f"rank-{rank}.log").read_text()
         assert f"started rank={rank}/2" in log
         assert log.count(" INFO done s/") == (3, 2)[rank]
-    known, told = status(out, capsys), logged(tmp_path / "csv")
-    assert [told["done"], told["step"], known["done"]] == [5, 5, 5]
-    assert told["psnr"] == pytest.approx(known["psnr"])
+    numbers, last = status(out, capsys), logged(tmp_path / "csv")
+    assert [last["done"], last["step"], numbers["done"]] == [5, 5, 5]
+    assert last["psnr"] == pytest.approx(numbers["psnr"])
 
 
 @pytest.mark.parametrize(("logger", "package"), [("TensorBoardLogger", "tensorboard"), ("WandbLogger", "wandb")])
-def test_a_logger_without_its_package_is_refused_in_words(
+def test_a_logger_without_its_package_is_refused_with_the_command_to_install_it(
     tiny_model: Path, tmp_path: Path, logger: str, package: str, capsys: pytest.CaptureFixture[str]
 ):
     if importlib.util.find_spec(package):
@@ -253,21 +254,21 @@ def printed_config(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ["bench", "--images=3", "--model.batch_size=2"],
     ],
 )
-def test_a_printed_config_fed_back_is_the_same(argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_printed_config_sets_the_same_values(argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     config = printed_config(argv, capsys)
     for flag in argv[1:]:
         name, _, value = flag.removeprefix("--").partition("=")
-        found = yaml.safe_load(config)
+        setting = yaml.safe_load(config)
         for part in name.split("."):
-            found = found[part]
-        assert str(found) == value
+            setting = setting[part]
+        assert str(setting) == value
     (tmp_path / "job.yaml").write_text(config)
     assert printed_config([argv[0], f"--config={tmp_path / 'job.yaml'}"], capsys) == config
 
 
 @pytest.fixture(scope="module")
 def bash_script(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `nti-batch completion bash` prints."""
+    """Write the output of `nti-batch completion bash` to a file."""
     path = tmp_path_factory.mktemp("completion") / "nti-batch.bash"
     path.write_text(run_console(["completion", "bash"], timeout=600).stdout)
     return path
@@ -298,7 +299,7 @@ def test_bash_completes_commands_and_flags(bash_script: Path, words: str, comple
     assert shell.stdout.split() == [completed], shell.stderr
 
 
-def test_completion_without_its_package_says_what_to_install(
+def test_completion_without_its_package_is_refused_with_the_command_to_install_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setitem(sys.modules, "shtab", None)
@@ -311,7 +312,7 @@ def test_completion_without_its_package_says_what_to_install(
 
 @pytest.fixture
 def no_weights(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let nothing be loaded."""
+    """Make the loading of weights an error."""
 
     def load(*_: object) -> None:
         raise AssertionError("weights are loaded")
@@ -322,7 +323,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("no_weights")
-def test_a_dry_run_counts_and_leaves_the_file_system_as_it_is(
+def test_a_dry_run_prints_the_work_and_does_not_change_the_file_system(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     for name in "ab":
@@ -341,7 +342,7 @@ def test_a_dry_run_counts_and_leaves_the_file_system_as_it_is(
     assert captured.err == ""
 
 
-def test_a_dry_run_of_a_run_that_was_begun_has_what_is_left_and_its_pace(
+def test_a_dry_run_of_an_unfinished_run_prints_the_remaining_work_and_its_rate(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     mixed(tmp_path / "a.tar")
@@ -351,31 +352,31 @@ def test_a_dry_run_of_a_run_that_was_begun_has_what_is_left_and_its_pace(
     before = tree(tmp_path)
     job = [*arguments(tiny_model, tmp_path / "[ab].tar", tmp_path / "out"), "--dry_run"]
     assert main(job) == 0
-    told = capsys.readouterr().out
-    assert "3 done and 1 failed are committed, about 5 left" in told
-    assert f" at {rate:,.0f} images an hour so far" in told
+    printed = capsys.readouterr().out
+    assert "3 done and 1 failed are committed, about 5 left" in printed
+    assert f" at {rate:,.0f} images an hour so far" in printed
     stored = sum(part.stat().st_size for part in tmp_path.glob("out/inversions/*.tar"))
-    assert f"{stored / 3 / 1000:.1f} kB for each of the images so far" in told
+    assert f"{stored / 3 / 1000:.1f} kB for each of the images so far" in printed
     assert main([*job, "--data.retry_failed=true"]) == 0
     assert "3 done and 1 failed are committed, about 6 left" in capsys.readouterr().out
     assert tree(tmp_path) == before
 
 
 @pytest.mark.parametrize("flags", [["--output.storage=float32"], ["--output.storage=float16", "--model.method=direct"]])
-def test_a_dry_run_knows_the_bytes_of_the_tensors(
+def test_a_dry_run_prints_the_size_of_the_tensors(
     tiny_model: Path, tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
 ):
     shard, out = write_shard(tmp_path / "s.tar", captioned(1)), tmp_path / "out"
     job = [*arguments(tiny_model, shard, out), *flags, "--data.width=24"]
     assert main([*job, "--dry_run"]) == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert main(job) == 0
     (part,) = out.glob("inversions/*.tar")
     ((payload, _),) = read_members(part)
     (tmp_path / "x.safetensors").write_bytes(payload)
     with safe_open(tmp_path / "x.safetensors", "pt") as tensors:
         stored = sum(tensors.get_tensor(name).nbytes for name in tensors.keys())  # noqa: SIM118  # no dict
-    assert f"{stored / 1000:.1f} kB for each of the images in float" in told
+    assert f"{stored / 1000:.1f} kB for each of the images in float" in printed
 
 
 @pytest.mark.usefixtures("no_weights")
@@ -390,7 +391,7 @@ def test_a_dry_run_reads_no_remote_shard(tiny_model: Path, tmp_path: Path, capsy
     "flag",
     ["--model.num_steps=0", "--data.caption=xml", "--data.height=15", "--trainer.devices=x", "--output.dir=FILE/out"],
 )
-def test_a_dry_run_refuses_what_the_job_refuses(
+def test_a_dry_run_refuses_the_settings_that_the_job_refuses(
     tiny_model: Path, tmp_path: Path, flag: str, capsys: pytest.CaptureFixture[str]
 ):
     shard = write_shard(tmp_path / "s.tar", captioned(1))

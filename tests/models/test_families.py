@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.edits import difference, edit, edited_images, listed
+from helpers.edits import difference, edit, edited_images, edits_flag
 from helpers.jobs import arguments
 from helpers.tiny import captioned, png, write_shard
 
@@ -55,7 +55,7 @@ def test_inversions_are_reconstructed_from_their_files_and_edited(
         "blend_words": ["circle", "green ring"],
         "blend_start": 0.4,
     }
-    edits_flag = listed(
+    flag = edits_flag(
         tmp_path / "edits.jsonl",
         {"key": "001", "name": "rebuilt"},
         {"key": "001", "name": "own", "edit_prompt": SOURCE},
@@ -63,7 +63,7 @@ def test_inversions_are_reconstructed_from_their_files_and_edited(
         {"key": "001", "name": "none", **blended, "blend_threshold": 1.0},
         {"key": "001", "name": "all", **blended, "blend_threshold": 0.0},
     )
-    assert main([*edit(out, edits), edits_flag]) == 0
+    assert main([*edit(out, edits), flag]) == 0
     edited = {name: pixels for (_, _, name), pixels in edited_images(edits).items()}
     assert {pixels.shape for pixels in edited.values()} == {(3, height, width)}
     assert difference(edited["own"], edited["rebuilt"]) <= 1

@@ -83,7 +83,7 @@ def test_prompts_are_padded_and_truncated_to_the_models_length(tiny_model: Path)
     networks = load(tiny_model)
     short, long, longer = networks.embed_prompts(["", "red " * 75, "red " * 200])
     assert short.shape == (77, 8)
-    assert torch.equal(long, longer)
+    torch.testing.assert_close(long, longer, atol=1e-5, rtol=1e-5)  # rows of one batch may be rounded differently
 
 
 def test_encoding_takes_the_posteriors_mean_and_decoding_undoes_the_scaling(tiny_model: Path):

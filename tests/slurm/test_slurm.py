@@ -1,4 +1,4 @@
-"""The batch scripts under a real Slurm: every way in which a job can end, and that it goes on from there."""
+"""The batch scripts under a real Slurm: every way in which a job can end, and how it resumes."""
 
 import fcntl
 import os
@@ -24,12 +24,12 @@ pytestmark = [
 SCRIPTS = Path(__file__).parents[2] / "slurm"
 TESTS = Path(__file__).parents[1]
 NOISE = ("Traceback", "Warning", "rror:")
-"""What the log of a job must not hold where nothing broke."""
+"""Words that the log of a job without errors does not contain."""
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """Daemons in a folder with a short name."""
+    """Start the daemons in a folder with a short name."""
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
     cluster = Cluster(folder)
     cluster.environment |= {
@@ -46,10 +46,17 @@ def cluster() -> Iterator[Cluster]:
 
 
 class Submitted:
-    """A job on the cluster, in a working folder that holds a stale checkpoint of Lightning's."""
+    """Job on the cluster, in a working folder with a stale checkpoint of Lightning."""
 
     def __init__(self, cluster: Cluster, model: Path, folder: Path, shards: dict[str, int]) -> None:
-        """Write the input: the number of images of each shard."""
+        """Write the input shards.
+
+        Args:
+            cluster: Cluster that runs the job.
+            model: Folder of the model.
+            folder: Working folder of the job.
+            shards: Number of images of each shard, by name.
+        """
         self.cluster, self.folder, self.out = cluster, folder, folder / "out"
         self.log, self.hold = folder / "job.log", folder / "hold"
         self.stale = folder / "hpc_ckpt_1.ckpt"
@@ -64,7 +71,7 @@ class Submitted:
         ]
 
     def submit(self, script: str, *options: str) -> str:
-        """Hand the shipped script to sbatch, with what a site would change as options; return the job's id."""
+        """Submit a shipped script with the options that a site would change; return the id of the job."""
         return self.cluster.submit(
             f"--chdir={self.folder}",
             f"--output={self.log}",
@@ -79,21 +86,21 @@ class Submitted:
         )
 
     def wait_for_hold(self, *ranks: int) -> None:
-        """Wait until these ranks are in the middle of their work."""
+        """Wait until these ranks hold in the middle of their work."""
         held = [self.hold.with_name(f"hold.{rank}") for rank in ranks]
         self.cluster.until(lambda: all(file.exists() for file in held), f"{held}; {self.log_text()}")
 
     def release(self) -> None:
-        """Let the job work to its end, now or after its next start."""
+        """Let the job continue, now or after its next start."""
         for file in self.folder.glob("hold*"):
             file.unlink()
 
     def log_text(self) -> str:
-        """What the job has printed."""
+        """Read the output of the job."""
         return self.log.read_text() if self.log.exists() else ""
 
     def check(self, capsys: pytest.CaptureFixture[str]) -> None:
-        """Every image once, and nothing of Lightning's checkpoints."""
+        """Check that every image is committed once, and that Lightning wrote no checkpoint."""
         assert ids(self.out) == self.ids
         assert main(["verify", str(self.out)]) == 0, capsys.readouterr().out
         assert main(["status", "--exit_code", str(self.out)]) == 0
@@ -102,7 +109,7 @@ class Submitted:
 
 @pytest.fixture
 def job(cluster: Cluster, tiny_model: Path, tmp_path: Path) -> Submitted:
-    """Four shards of ten images, and ranks that hold after six."""
+    """Write four shards of ten images; each rank holds after six images."""
     job = Submitted(cluster, tiny_model, tmp_path, dict.fromkeys("abcd", 10))
     job.hold.touch()
     return job
@@ -111,10 +118,10 @@ def job(cluster: Cluster, tiny_model: Path, tmp_path: Path) -> Submitted:
 TWO_BY_TWO = ("--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2", "--time=30")
 
 
-def test_ranks_that_are_done_early_leave_the_others_alone(
+def test_ranks_that_finish_early_do_not_end_the_others(
     cluster: Cluster, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    # rank 0 is done at once, and with it the rendezvous; the cluster's WaitTime is 2 seconds
+    # rank 0, which hosts the rendezvous, finishes first; the WaitTime of the cluster is 2 seconds
     job = Submitted(cluster, tiny_model, tmp_path, {"a": 1, "b": 10, "c": 1, "d": 10})
     job.hold.touch()
     number = job.submit("invert.sbatch", *TWO_BY_TWO)
@@ -123,9 +130,9 @@ def test_ranks_that_are_done_early_leave_the_others_alone(
     with pytest.raises(TimeoutError):
         cluster.until(lambda: not cluster.processes(number, 1), "more than WaitTime", timeout=4)
     job.release()
-    found = cluster.wait_until_over(number)
-    assert (found["JobState"], found["ExitCode"], found["Restarts"]) == ("COMPLETED", "0:0", "0"), job.log_text()
-    assert found["TresPerNode"] == "gres:gpu:2"
+    state = cluster.wait_until_over(number)
+    assert (state["JobState"], state["ExitCode"], state["Restarts"]) == ("COMPLETED", "0:0", "0"), job.log_text()
+    assert state["TresPerNode"] == "gres:gpu:2"
     log = job.log_text()
     assert "22 done, 0 failed, 0 missing of 22 images" in log
     assert not any(word in log for word in NOISE), log
@@ -142,8 +149,8 @@ def test_the_time_limit_stops_the_ranks_and_the_job_is_requeued(
     assert 0 < len(list(read_inversions(job.out))) < 40
     job.release()
     cluster.run("scontrol", "update", f"JobId={number}", "TimeLimit=30")
-    found = cluster.wait_until_over(number)
-    assert (found["JobState"], found["ExitCode"], found["Restarts"]) == ("COMPLETED", "0:0", "1"), job.log_text()
+    state = cluster.wait_until_over(number)
+    assert (state["JobState"], state["ExitCode"], state["Restarts"]) == ("COMPLETED", "0:0", "1"), job.log_text()
     log = job.log_text()
     assert log.count("stopped early") == 4
     assert "images are missing: requeued after 0 restarts" in log
@@ -152,7 +159,7 @@ def test_the_time_limit_stops_the_ranks_and_the_job_is_requeued(
     job.check(capsys)
 
 
-def test_a_job_of_higher_priority_takes_the_nodes_and_the_first_goes_on_after_it(
+def test_a_preempted_job_resumes_after_the_job_of_higher_priority(
     job: Submitted, cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ):
     number = job.submit("invert.sbatch", *TWO_BY_TWO, "--exclusive")
@@ -161,8 +168,8 @@ def test_a_job_of_higher_priority_takes_the_nodes_and_the_first_goes_on_after_it
         "--partition=high", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap", f"rm {job.hold}"
     )
     assert cluster.wait_until_over(high)["JobState"] == "COMPLETED"
-    found = cluster.wait_until_over(number)
-    assert (found["JobState"], found["ExitCode"], found["Restarts"]) == ("COMPLETED", "0:0", "1"), job.log_text()
+    state = cluster.wait_until_over(number)
+    assert (state["JobState"], state["ExitCode"], state["Restarts"]) == ("COMPLETED", "0:0", "1"), job.log_text()
     log = job.log_text()
     assert "DUE TO PREEMPTION" in log
     assert log.count("stopped early") == 4
@@ -170,14 +177,14 @@ def test_a_job_of_higher_priority_takes_the_nodes_and_the_first_goes_on_after_it
     job.check(capsys)
 
 
-def test_a_cancelled_job_stays_cancelled_and_the_same_command_goes_on(
+def test_a_cancelled_job_is_not_requeued_and_the_same_command_resumes_it(
     job: Submitted, cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ):
     number = job.submit("invert.sbatch", *TWO_BY_TWO)
     job.wait_for_hold(0, 1, 2, 3)
     cluster.run("scancel", number)
-    found = cluster.wait_until_over(number)
-    assert (found["JobState"], found["Restarts"]) == ("CANCELLED", "0")
+    state = cluster.wait_until_over(number)
+    assert (state["JobState"], state["Restarts"]) == ("CANCELLED", "0")
     cluster.until(lambda: not any(cluster.processes(number, rank) for rank in range(4)), "the ranks' end")
     log = job.log_text()
     assert log.count("stopped early") == 4
@@ -188,46 +195,46 @@ def test_a_cancelled_job_stays_cancelled_and_the_same_command_goes_on(
     job.check(capsys)
 
 
-def test_a_node_that_vanishes_takes_its_images_in_flight_and_nothing_else(
+def test_a_lost_node_loses_only_its_images_in_flight(
     job: Submitted, cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ):
     number = job.submit("invert.sbatch", *TWO_BY_TWO)
     job.wait_for_hold(0, 1, 2, 3)
     assert cluster.show(number)["NodeList"] == "vn[1-2]"
-    with cluster.vanished("vn2", [cluster.processes(number, rank)[0] for rank in (2, 3)]):
+    with cluster.unreachable("vn2", [cluster.processes(number, rank)[0] for rank in (2, 3)]):
         job.release()
         cluster.until(lambda: cluster.show(number)["NodeList"] == "vn[1,3]", "a start on other nodes")
         cluster.until(lambda: len(list(job.out.glob("inversions/*.complete"))) == 2, "the work of the other ranks")
-    found = cluster.wait_until_over(number)
-    assert (found["JobState"], found["ExitCode"], found["Restarts"]) == ("COMPLETED", "0:0", "1"), job.log_text()
+    state = cluster.wait_until_over(number)
+    assert (state["JobState"], state["ExitCode"], state["Restarts"]) == ("COMPLETED", "0:0", "1"), job.log_text()
     assert "DUE TO NODE FAILURE" in job.log_text()
     assert "Traceback" not in job.log_text()
     job.check(capsys)
 
 
-def test_a_killed_rank_ends_the_job_and_the_same_command_goes_on(
+def test_a_killed_rank_ends_the_job_and_the_same_command_resumes_it(
     job: Submitted, cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ):
     number = job.submit("invert.sbatch", *TWO_BY_TWO)
     job.wait_for_hold(0, 1, 2, 3)
     os.kill(cluster.processes(number, 2)[0], signal.SIGKILL)
-    found = cluster.wait_until_over(number)
-    assert (found["JobState"], found["Restarts"]) == ("FAILED", "0")
+    state = cluster.wait_until_over(number)
+    assert (state["JobState"], state["Restarts"]) == ("FAILED", "0")
     assert "task 2: Killed" in job.log_text()
     job.release()
     assert cluster.wait_until_over(job.submit("invert.sbatch", *TWO_BY_TWO))["JobState"] == "COMPLETED"
     job.check(capsys)
 
 
-def test_a_rank_that_breaks_ends_the_job_and_says_why(
+def test_an_error_in_one_rank_ends_the_job_with_the_reason(
     job: Submitted, cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ):
     (job.out / "inversions").mkdir(parents=True)
     with open(job.out / "inversions" / "d.0of1.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         number = job.submit("invert.sbatch", *TWO_BY_TWO)
-        found = cluster.wait_until_over(number)
-    assert (found["JobState"], found["Restarts"]) == ("FAILED", "0")
+        state = cluster.wait_until_over(number)
+    assert (state["JobState"], state["Restarts"]) == ("FAILED", "0")
     assert "3: [rank 3/4] nti-batch: 'd.0of1' in" in job.log_text()
     assert "is in use by another job" in job.log_text()
     job.release()
@@ -247,8 +254,8 @@ def test_a_task_of_an_array_is_requeued_without_the_others(
     cluster.run("scancel", "--signal=USR1", last)
     cluster.until(lambda: cluster.show(last)["Restarts"] == "1", "the requeue")
     job.release()
-    found = [cluster.wait_until_over(f"{number}_{i}") for i in (0, 1)]
-    states = [(task["JobState"], task["ExitCode"], task["Restarts"]) for task in found]
+    tasks = [cluster.wait_until_over(f"{number}_{i}") for i in (0, 1)]
+    states = [(task["JobState"], task["ExitCode"], task["Restarts"]) for task in tasks]
     assert states == [("COMPLETED", "0:0", "0"), ("COMPLETED", "0:0", "1")], job.log_text()
     assert "stopped early: requeued after 0 restarts" in job.log_text()
     assert all("20 done, 0 failed, 0 missing of 20 images" in (job.folder / f"{i}.log").read_text() for i in (0, 1))
