@@ -7,6 +7,7 @@ import pty
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -28,12 +29,10 @@ def on_terminal(arguments: list[str]) -> tuple[str, int]:
     shown = b""
     with subprocess.Popen(command, stdin=end, stdout=end, stderr=end, env=environment) as job:
         os.close(end)
-        try:
+        # Linux raises this when the other end is closed
+        with suppress(OSError):
             while chunk := os.read(terminal, 1 << 16):
                 shown += chunk
-        # Linux raises this when the other end is closed
-        except OSError:
-            pass
         code = job.wait(timeout=60)
     os.close(terminal)
     return re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", shown.decode()), code
