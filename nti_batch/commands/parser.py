@@ -58,8 +58,9 @@ def run_function(function: Callable[..., int], argv: Sequence[str], parser: Argu
         parser: Parser of the command; None makes the one of its signature.
     """
     parser = parser or function_parser(function, f"nti-batch {function.__name__}")
-    arguments: dict[str, Any] = vars(parser.instantiate(parser.parse_args(list(argv))))
+    parsed = parser.parse_args(list(argv))
     try:
+        arguments: dict[str, Any] = vars(parser.instantiate(parsed))
         return function(**arguments)
     except ValueError as error:
         return usage_error(error)

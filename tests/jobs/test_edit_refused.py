@@ -73,7 +73,7 @@ def test_a_run_of_edits_refuses_other_settings_and_prints_the_difference(
     assert "edit.self_replace_steps: 0.6 there, 0.25 now" in refusal
     assert 'edit.blend_words: null there, ["circle", "circle"] now' in refusal
     assert main(edit(inverted, inverted)) == 2
-    assert "is no run of `nti-batch edit`" in capsys.readouterr().err
+    assert "is a run of `nti-batch invert`: give the --output.dir of `nti-batch edit`" in capsys.readouterr().err
 
 
 WRONG = {
@@ -136,8 +136,8 @@ def test_an_invalid_setting_is_refused_in_one_line(
         (["--key=000"], "has the key '000' in the shards a, b: choose one with --shard"),
         (["--key=html"], "the inversion of 'html' has failed at stage 'image'"),
         (["--key=001", "--shard=b"], "shard 'b' of"),
-        (["--key=001", "--prompt=a dog", "--kind=replace"], "to replace words"),
-        (["--key=001", "--cross_replace_steps=x"], "cross_replace_steps is 'x', allowed: a number"),
+        (["--key=001", "--prompt=a dog", "--edit.kind=replace"], "to replace words"),
+        (["--key=001", "--edit.cross_replace_steps=2"], "cross_replace_steps is 2.0, allowed: 0 to 1"),
     ],
 )
 def test_an_invalid_single_edit_is_refused_in_one_line(

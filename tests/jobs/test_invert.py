@@ -20,7 +20,6 @@ from nti_batch.models.source import ModelSource
 from nti_batch.models.stable_diffusion import StableDiffusion
 from nti_batch.output.manifest import Manifest
 from nti_batch.output.manifest_rows import InversionRow
-from nti_batch.report import preview
 from nti_batch.scores.metrics import psnr
 
 
@@ -126,7 +125,7 @@ def test_during_the_preview_python_handles_interrupts_and_stop_signals_are_ignor
         for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             os.kill(os.getpid(), signum)
 
-    monkeypatch.setattr(preview, "draw_preview", preview_meets_signals)
+    monkeypatch.setattr("nti_batch.commands.invert.draw_preview", preview_meets_signals)
     assert main(arguments(tiny_model, shards, tmp_path / "out")) == 0, "every image is committed"
     assert during == [signal.getsignal(signal.SIGINT)]
     assert [signal.getsignal(s) for s in STOP_SIGNALS] == before
@@ -145,7 +144,7 @@ WRONG = {
     "--model.name=/no/such/model": "model '/no/such/model' is not a folder: give a diffusers checkpoint folder",
     "--data.shards=/no/such/*.tar": "no file matches '/no/such/*.tar'",
     "--data.caption=xml": "caption is 'xml'; allowed are 'txt' and 'json:FIELD'",
-    "--data.height=15": "height 15 and width 16 does not fit",
+    "--data.height=15": "an image of height 15 and width 16 does not fit",
     "--data.units_per_shard=0": "units_per_shard is 0",
     "--data.part=2/2": "data.part is '2/2', allowed: 'K/N' with K = 0 to N - 1",
     "--data.max_failures=5.5": "data.max_failures is '5.5', allowed: a count such as 100, or a share such as 5%",
