@@ -104,7 +104,8 @@ def test_one_edit_from_the_shell_and_from_python_equals_that_of_the_job(
     capsys.readouterr()
     file = tmp_path / "x.png"
     command = ["edit", "--inversions", str(inverted), "--key", "003", "--prompt", prompt, "--output", str(file)]
-    assert main([*command, "--edit.kind=replace", "--edit.cross_replace_steps=0.7", "--edit.self_replace_steps=0.1"]) == 0
+    settings = ["--edit.kind=replace", "--edit.cross_replace_steps=0.7", "--edit.self_replace_steps=0.1"]
+    assert main([*command, *settings]) == 0
     assert f"{file}: " in capsys.readouterr().out
     (stored,) = read_inversions(inverted, [("a", "003")])
     by_hand = edit_image(stored, prompt, EditSettings(kind="replace", **shares))
