@@ -41,3 +41,30 @@ def test_a_family_and_the_fast_settings_combine_in_either_order(family: Path, ca
 
 def test_each_family_has_a_config():
     assert {path.stem for path in FAMILIES} == {"sd-1.4", "sd-1.5", "sd-2.1-base", "sd-2.1", "sdxl"}
+
+
+def printed_config(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as end:
+        main([*argv, "--print_config"])
+    assert end.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["invert", "--data.shards=demo", "--output.dir=o", "--model.solver=polyak", "--trainer.devices=2"],
+        ["edit", "--data.inversions=i", "--output.dir=o", "--edit.kind=replace", "--model.batch_size=3"],
+        ["bench", "--images=3", "--model.batch_size=2"],
+    ],
+)
+def test_a_printed_config_sets_the_same_values(argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    config = printed_config(argv, capsys)
+    for flag in argv[1:]:
+        name, _, value = flag.removeprefix("--").partition("=")
+        setting = yaml.safe_load(config)
+        for part in name.split("."):
+            setting = setting[part]
+        assert str(setting) == value
+    (tmp_path / "job.yaml").write_text(config)
+    assert printed_config([argv[0], f"--config={tmp_path / 'job.yaml'}"], capsys) == config

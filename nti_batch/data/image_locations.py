@@ -54,5 +54,5 @@ def _locate_in_tar(tar: Path) -> dict[str, ImagePlace]:
                     places.setdefault(key, (tar, MemberPlace(images[0].offset_data, images[0].size)))
         except DAMAGE:
             # the members before the damage are whole; the caller misses the others by their keys
-            pass
+            return places
     return places

@@ -33,7 +33,7 @@ from transformers import CLIPTextModel
 from nti_batch.demo.attention import AttentionRecorder, record_finest_cross_attention
 from nti_batch.demo.networks import make_scheduler, make_text_encoder, make_tokenizer, make_unet, make_vae
 from nti_batch.demo.scenes import random_scene
-from nti_batch.demo.training_data import draw_all, textures, word_targets
+from nti_batch.demo.training_data import EncodedScenes, draw_all, textures, word_targets
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,23 +149,14 @@ def loss_weights(alphas_cumprod: Tensor) -> Tensor:
 
 
 def train_unet(
-    unet: UNet2DConditionModel,
-    text_encoder: CLIPTextModel,
-    latents: Tensor,
-    tokens: Tensor,
-    empty_tokens: Tensor,
-    targets: Tensor,
-    recipe: Recipe,
+    unet: UNet2DConditionModel, text_encoder: CLIPTextModel, scenes: EncodedScenes, recipe: Recipe
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
     """Train on noise prediction with dropped prompts, and on grounding.
 
     Args:
         unet: UNet to train.
         text_encoder: Text encoder to train.
-        latents: Scaled latents of the scenes, [scenes, 4, 16, 16].
-        tokens: Tokens of the captions, [scenes, 77].
-        empty_tokens: Tokens of the empty prompt, [1, 77].
-        targets: Output of `word_targets`.
+        scenes: Training data.
         recipe: Settings of the training.
 
     Returns:
@@ -180,16 +171,17 @@ def train_unet(
     with record_finest_cross_attention(unet) as recorders:
         for step in train_steps(list(both.parameters()), recipe.unet_learning_rate, recipe.unet_steps, constant):
             average.update_parameters(both)
-            rows = torch.randint(len(latents), (recipe.unet_batch,), generator=generator)
+            rows = torch.randint(len(scenes.latents), (recipe.unet_batch,), generator=generator)
             captioned = torch.rand(recipe.unet_batch, generator=generator) >= recipe.prompt_dropout
-            prompt = torch.where(captioned[:, None], tokens[rows], empty_tokens)
-            noise, blur = torch.randn(2, *latents[rows].shape, generator=generator)
+            prompt = torch.where(captioned[:, None], scenes.tokens[rows], scenes.empty_tokens)
+            latents = scenes.latents[rows]
+            noise, blur = torch.randn(2, *latents.shape, generator=generator)
             timesteps = torch.randint(1000, (recipe.unet_batch,), generator=generator)
-            noisy = scheduler.add_noise(latents[rows] + recipe.latent_noise * blur, noise, timesteps)
+            noisy = scheduler.add_noise(latents + recipe.latent_noise * blur, noise, timesteps)
             predicted = unet(noisy, timesteps, text_encoder(prompt).last_hidden_state).sample
             errors = (predicted - noise).square().mean(dim=(1, 2, 3))
             error = (errors * weights[timesteps]).mean()
-            grounding = grounding_loss(recorders, targets[rows].float(), captioned)
+            grounding = grounding_loss(recorders, scenes.targets[rows].float(), captioned)
             (error + recipe.grounding_weight * grounding).backward()
             progress(step, mse=error.detach(), grounding=grounding.detach())
     both.load_state_dict(average.module.state_dict())
@@ -240,7 +232,7 @@ def train(out: Path, recipe: Recipe) -> None:
     torch.manual_seed(recipe.seed)
     text_encoder = make_text_encoder(tokenizer)
     unet = make_unet(text_encoder.config.hidden_size)
-    train_unet(unet, text_encoder, latents / latents.std(), tokens, empty_tokens, targets, recipe)
+    train_unet(unet, text_encoder, EncodedScenes(latents / latents.std(), tokens, empty_tokens, targets), recipe)
     rescale_embeddings(text_encoder, unet, recipe.embedding_scale)
     parts = vae, text_encoder.half(), tokenizer, unet.half(), make_scheduler()
     StableDiffusionPipeline(*parts, None, None, requires_safety_checker=False).save_pretrained(out)

@@ -1,5 +1,7 @@
 """Training data of the embedded model: drawn scenes, textures and attention targets."""
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -7,6 +9,23 @@ from torch import Tensor
 from nti_batch.data.images import to_bytes
 from nti_batch.demo.networks import LATENT_SIZE, MAX_TOKENS
 from nti_batch.demo.scenes import SIZE, Scene, draw, object_masks
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedScenes:
+    """Inputs of the UNet and the text encoder for drawn scenes."""
+
+    latents: Tensor
+    """Scaled latents, [scenes, 4, 16, 16]."""
+
+    tokens: Tensor
+    """Tokens of the captions, [scenes, 77]."""
+
+    empty_tokens: Tensor
+    """Tokens of the empty prompt, [1, 77]."""
+
+    targets: Tensor
+    """Output of `word_targets`, [scenes, 256, 77]."""
 
 
 def draw_all(scenes: list[Scene]) -> Tensor:

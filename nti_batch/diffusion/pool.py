@@ -183,7 +183,7 @@ class InversionPool(Generic[K]):
     def _halve_batch_size(self, images: int) -> None:
         self.batch_size = images // 2
         logger.warning(
-            "a call with %d images does not fit the device's memory: going on with %d", images, self.batch_size
+            "a call with %d images does not fit the device's memory: continuing with %d", images, self.batch_size
         )
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nti_batch.data.images import to_bytes, to_image
 from nti_batch.diffusion.edit_settings import EditControl, EditSettings
+from nti_batch.diffusion.guidance import Predictor
 from nti_batch.diffusion.prompt_to_prompt import AttentionControl, edit_sample
 from nti_batch.models.load import load_model
 from nti_batch.models.stable_diffusion import StableDiffusion
@@ -57,7 +58,7 @@ def edit_images(
         networks: Networks of the run.
         images: Inversions of one run, each with its edits, if any.
         guidance_scale: Guidance scale of the inversions.
-        stop_requested: Function that tells before each UNet call whether a stop is requested.
+        stop_requested: Function that returns whether a stop is requested; called before each UNet call.
 
     Returns:
         For each image the reconstructed source and its edits, [1 + edits, 3, height, width] in [0, 1], on the CPU.
@@ -71,13 +72,33 @@ def edit_images(
             raise StopRequestedError
         return networks.predict(latents, timesteps, embeddings)
 
+    latents = _sample(networks, predict, images, guidance_scale)
+    # one image in a call: at the size of Stable Diffusion the VAE needs more memory for an image than the UNet
+    decoded = torch.cat([networks.decode_latents(row[None]).cpu() for row in latents])
+    return list(decoded.split([1 + len(edits) for _, edits in images]))
+
+
+def _sample(
+    networks: StableDiffusion,
+    predict: Predictor,
+    images: Sequence[tuple[StoredInversion, Sequence[ControlledEdit]]],
+    guidance_scale: float,
+) -> Tensor:
+    """Sample the latents of sources and edits, [rows, channels, height, width]."""
     stored = [inversion for inversion, _ in images]
     prompts = [prompt for s, edits in images for prompt in (s.prompt, *(edit.prompt for edit in edits))]
     null_embeddings = torch.stack([s.null_embeddings for s in stored], 1).to(networks.device)
     noise_latents = torch.stack([s.noise_latents for s in stored]).to(networks.device)
     pivots = [s.pivot for s in stored if s.pivot is not None]
-    pivot = list(torch.stack(pivots, 1).to(networks.device)) if pivots else None
-    latents = edit_sample(
+    height, width = noise_latents.shape[-2:]
+    control = AttentionControl.of(
+        [[edit.control for edit in edits] for _, edits in images],
+        len(null_embeddings),
+        (height, width),
+        networks.cross_attention_sizes(height, width),
+        networks.device,
+    )
+    return edit_sample(
         predict,
         networks.controlled,
         networks.schedule(len(null_embeddings)),
@@ -85,24 +106,8 @@ def edit_images(
         networks.embed_prompts(prompts),
         list(null_embeddings),
         guidance_scale,
-        _attention_control(networks, [edits for _, edits in images], null_embeddings, noise_latents),
-        pivot,
-    )
-    # one image in a call: at the size of Stable Diffusion the VAE needs more memory for an image than the UNet
-    decoded = torch.cat([networks.decode_latents(row[None]).cpu() for row in latents])
-    return list(decoded.split([1 + len(edits) for _, edits in images]))
-
-
-def _attention_control(
-    networks: StableDiffusion, edits: list[Sequence[ControlledEdit]], null_embeddings: Tensor, noise_latents: Tensor
-) -> AttentionControl:
-    height, width = noise_latents.shape[-2:]
-    return AttentionControl.of(
-        [[edit.control for edit in of_image] for of_image in edits],
-        len(null_embeddings),
-        (height, width),
-        networks.cross_attention_sizes(height, width),
-        networks.device,
+        control,
+        list(torch.stack(pivots, 1).to(networks.device)) if pivots else None,
     )
 
 

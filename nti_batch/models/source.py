@@ -1,4 +1,4 @@
-"""Where a model is: a folder, a hub id or a file, and its JSON files."""
+"""Place of a model: a folder, a hub id or a file, and its JSON files."""
 
 import json
 import re
@@ -23,8 +23,8 @@ class ModelSource:
     """Place of a model."""
 
     name: str
-    """'demo' for the embedded model, a diffusers checkpoint folder, a hub id such as 'user/model', or a file of weights
-    in Stable Diffusion's original layout such as 'model.safetensors'."""
+    """'demo' for the embedded model, a diffusers checkpoint folder, a hub id such as 'user/model', or a path such as
+    'model.safetensors'. Such a single file holds weights in Stable Diffusion's original layout."""
 
     revision: str | None = None
     """Branch, tag or commit on the hub."""

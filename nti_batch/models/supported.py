@@ -1,4 +1,4 @@
-"""What the job must know of a model, and which models it refuses before their weights are loaded."""
+"""Facts about a model that the job needs before it loads the weights, and the models that it refuses."""
 
 from dataclasses import dataclass
 

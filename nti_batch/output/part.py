@@ -18,7 +18,7 @@ from nti_batch.output.run_kind import AnyRecord, AnySettings, RunKind
 from nti_batch.records import Failure
 
 DAMAGE = (tarfile.TarError, OSError, KeyError, TypeError, ValueError, RecursionError)
-"""What reading a damaged part raises."""
+"""Errors that reading a damaged part can raise."""
 
 
 class PartWriter(Generic[AnyRecord, AnyRow, AnySettings]):
@@ -102,50 +102,60 @@ class PartWriter(Generic[AnyRecord, AnyRow, AnySettings]):
 
 
 def _tar_member(name: str, content: bytes) -> bytes:
+    """A member as it stands in a tar: header, content, padding."""
     info = tarfile.TarInfo(name)
     info.size = len(content)
     return info.tobuf(tarfile.PAX_FORMAT) + content + bytes(-len(content) % tarfile.BLOCKSIZE)
 
 
 def read_members(part: Path) -> Iterator[tuple[bytes, Metadata]]:
-    """The records of a part in order, in their stored form, each checked against its checksum.
+    """Read the records of a part in order, in their stored form, and compare each with its checksum.
 
     Raises:
-        ValueError: Where a member is damaged or missing; those before it have been yielded.
+        ValueError: If a member is damaged or missing; the records before it have been yielded.
     """
     payloads: dict[str, bytes] = {}
     try:
         with tarfile.open(part, "r:", tarinfo=Header) as tar:
             for member in tar:
-                stem, _, kind = member.name.rpartition(".")
-                stream = tar.extractfile(member)
-                content = stream.read() if stream else b""
-                if kind == "json":
-                    payload, metadata = payloads.pop(stem), json.loads(content)
-                    if stem != member_name(metadata["key"], metadata.get("name", "")):
-                        raise ValueError(f"{member.name!r} is about {metadata['key']!r}")
-                    if hashlib.sha256(payload).hexdigest() != metadata["sha256"]:
-                        raise ValueError(
-                            f"what is stored of {metadata['key']!r} does not have the checksum in its .json"
-                        )
+                stem, _, suffix = member.name.rpartition(".")
+                if suffix == "json":
+                    payload, metadata = payloads.pop(stem), json.loads(_content(tar, member))
+                    _check_record(stem, payload, metadata)
                     yield payload, metadata
                 else:
-                    payloads[stem] = content
+                    payloads[stem] = _content(tar, member)
     except DAMAGE as error:
         raise ValueError(f"{part} is damaged: {error}") from error
     if payloads:
         raise ValueError(f"{part} is damaged: no .json for {', '.join(payloads)}")
 
 
-def read_metadata(part: Path, names: Collection[str]) -> Iterator[Metadata]:
-    """The `.json` members of these records; nothing else is read, so no checksum is compared.
+def _check_record(stem: str, payload: bytes, metadata: Metadata) -> None:
+    key = metadata["key"]
+    if stem != member_name(metadata["key"], metadata.get("name", "")):  # type: ignore[arg-type]
+        raise ValueError(f"the members {stem!r} are about {key!r}")
+    if hashlib.sha256(payload).hexdigest() != metadata["sha256"]:
+        raise ValueError(f"the content of {key!r} does not have the checksum in its .json")
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    return file.read() if file else b""
+
+
+def read_metadata(part: Path, stems: Collection[str]) -> Iterator[Metadata]:
+    """Read the `.json` members of some records. Nothing else is read, so no checksum is compared.
+
+    Args:
+        part: Path of the tar.
+        stems: Stems of the members.
 
     Raises:
         DAMAGE: If the part cannot be read.
     """
     with tarfile.open(part, "r:", tarinfo=Header) as tar:
         for member in tar:
-            stem, _, kind = member.name.rpartition(".")
-            if kind == "json" and stem in names:
-                stream = tar.extractfile(member)
-                yield json.loads(stream.read() if stream else b"")
+            stem, _, suffix = member.name.rpartition(".")
+            if suffix == "json" and stem in stems:
+                yield json.loads(_content(tar, member))

@@ -1,6 +1,6 @@
 """An inversion as two members of a tar: `<key>.safetensors` with its tensors, `<key>.json` with everything else.
 
-The tensors' layout is named in the header of the safetensors, under `layout`:
+The header of the safetensors names the layout of the tensors, under `layout`:
 
     float32-1   noise_latents float32;  null_embeddings [T, tokens, dim] float32
     float16-1   noise_latents float32;  null_embeddings [T, tokens, dim] float16
@@ -45,8 +45,8 @@ class StoredInversion:
     """z_T, [channels, height, width] float32."""
 
     null_embeddings: Tensor
-    """[T, tokens, dim] float32; row 0 belongs to the noisiest timestep. Stable Diffusion XL's have one row more for
-    each timestep, the pooled embedding: `split_null_embeddings`."""
+    """[T, tokens, dim] float32; row 0 belongs to the noisiest timestep. In Stable Diffusion XL the pooled embedding is
+    one more token: see `split_null_embeddings`."""
 
     metadata: Metadata
     """The `.json` member: sizes, model, settings, losses, PSNR, work."""
@@ -55,8 +55,7 @@ class StoredInversion:
     """z*_{T-1} ... z*_0 of direct inversion, [T, channels, height, width] float32; None with another method."""
 
     pixels: Tensor | None = None
-    """The input, uint8 [3, height, width], cropped and resized as it was inverted, where `InversionDataset` was asked
-    for it."""
+    """Input image, uint8 [3, height, width], cropped and resized as it was inverted. Set by `InversionDataset`."""
 
     @property
     def settings(self) -> InversionRunSettings:
@@ -70,7 +69,7 @@ class StoredInversion:
         )
 
     def split_null_embeddings(self) -> tuple[Tensor, Tensor | None]:
-        """[T, tokens, dim] of the tokens alone, and the pooled ones, [T, pooled dim], None in families without."""
+        """Embeddings of the tokens, [T, tokens, dim], and pooled embeddings, [T, pooled dim], if the family has any."""
         pooled_dim = self.metadata.get("pooled_dim", 0)
         assert isinstance(pooled_dim, int)
         return split_pooled(self.null_embeddings, pooled_dim) if pooled_dim else (self.null_embeddings, None)
@@ -79,7 +78,7 @@ class StoredInversion:
 def pack_tensors(
     storage: Storage, noise_latents: Tensor, start_embedding: Tensor, null_embeddings: Tensor, pivot: Tensor | None
 ) -> bytes:
-    """Safetensors bytes in the layout of a storage; all must be rounded to it and on the CPU."""
+    """Safetensors bytes in the layout of a storage. The tensors must be rounded to it, and on the CPU."""
     match storage:
         case "compact":
             tensors = _compact(start_embedding, null_embeddings)
@@ -95,15 +94,15 @@ def pack_tensors(
 
 @dataclass(frozen=True, slots=True)
 class StoredSize:
-    """Bytes of a record on disk, and how that is known."""
+    """Size of a record on disk."""
 
     bytes: int
     basis: str
-    """Such as 'so far' or 'at most'."""
+    """Basis of the number, such as 'so far' or 'at most'."""
 
 
 def stored_size(storage: Storage, latents: Sequence[int], embeddings: Sequence[int], has_pivot: bool) -> StoredSize:
-    """What the tensors of an inversion take in a storage, before there is one.
+    """Size of the tensors of an inversion in a storage, before there is one.
 
     Args:
         storage: Form of the null embeddings.
@@ -154,7 +153,7 @@ def encode_inversion(inversion: Inversion, settings: InversionRunSettings) -> tu
 
 
 def unpack_tensors(payload: bytes, num_steps: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The opposite of `pack_tensors`: noise latents, null embeddings, pivot, float32 again, whatever the layout.
+    """Read what `pack_tensors` wrote: noise latents, null embeddings and pivot, float32 in every layout.
 
     Raises:
         ValueError: If the layout is not known here.
@@ -193,13 +192,13 @@ def decode_inversion(payload: bytes, metadata: Metadata) -> StoredInversion:
 
 
 def _layout(payload: bytes) -> str | None:
-    """What the header of safetensors bytes says: 8 bytes with its length, then JSON."""
+    """Layout in the header of safetensors bytes: 8 bytes with its length, then JSON."""
     header: dict[str, dict[str, str]] = json.loads(payload[8 : 8 + int.from_bytes(payload[:8], "little")])
     return header.get("__metadata__", {}).get("layout")
 
 
 def _compact(start: Tensor, null_embeddings: Tensor) -> dict[str, Tensor]:
-    """The tensors of the layout compact-1, for embeddings that were rounded to it."""
+    """Tensors of the layout compact-1, for embeddings that were rounded to it."""
     previous = torch.cat([start[None], null_embeddings[:-1]])
     scales, levels = split_change(null_embeddings, previous)
     assert torch.equal(previous + scales * levels, null_embeddings), (
@@ -216,13 +215,13 @@ def _compact(start: Tensor, null_embeddings: Tensor) -> dict[str, Tensor]:
 
 
 def _deflate(levels: bytes) -> bytes:
-    """A zlib stream; a fifth larger than an xz one and made in a tenth of the time, for which a device would wait."""
+    """A zlib stream. An xz stream is a fifth smaller and takes ten times as long, while the device waits."""
     deflater = zlib.compressobj(level=4, strategy=zlib.Z_FILTERED)
     return deflater.compress(levels) + deflater.flush()
 
 
 def _expand(tensors: dict[str, Tensor], num_steps: int) -> Tensor:
-    """The opposite of `_compact`, [T, tokens, dim] float32."""
+    """Null embeddings from what `_compact` gave, [T, tokens, dim] float32."""
     null_embedding = tensors["start"].float()
     stream = zlib.decompress(tensors["levels"].numpy().tobytes())
     levels = torch.from_numpy(np.frombuffer(stream, np.int8).copy()).view(-1, *null_embedding.shape)

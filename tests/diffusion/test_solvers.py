@@ -114,7 +114,7 @@ def test_a_call_that_does_not_fit_the_memory_is_made_smaller_and_nothing_is_lost
         assert (a.forwards, a.inner_steps) == (b.forwards, b.inner_steps)
     assert pool.batch_size == 2
     assert [r.getMessage() for r in caplog.records] == [
-        f"a call with {a} images does not fit the device's memory: going on with {b}" for a, b in ((8, 4), (4, 2))
+        f"a call with {a} images does not fit the device's memory: continuing with {b}" for a, b in ((8, 4), (4, 2))
     ]
 
 

@@ -1,5 +1,6 @@
 """Starts jobs as a user does, and reads their output."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,9 +8,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from helpers.runs import units_of
 from nti_batch import read_inversions
+from nti_batch.cli import main
 from nti_batch.output.inversions import open_inversions
 from nti_batch.output.manifest_rows import InversionRow
 
@@ -81,6 +86,14 @@ def wait_for(path: Path, timeout: float = 120) -> None:
     while not path.exists():
         assert time.monotonic() < deadline, f"{path} took more than {timeout} s"
         time.sleep(0.02)
+
+
+def status_of(out: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """Return the numbers of `nti-batch status`."""
+    capsys.readouterr()
+    assert main(["status", str(out), "--json"]) == 0
+    numbers: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return numbers
 
 
 def rows(out: Path) -> dict[str, InversionRow]:

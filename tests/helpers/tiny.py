@@ -148,3 +148,8 @@ def captioned(count: int, first: int = 0) -> dict[str, bytes]:
     for i in range(first, first + count):
         members |= {f"{i:03}.png": png(i), f"{i:03}.txt": f"a small red circle, number {i}".encode()}
     return members
+
+
+def write_mixed_shard(path: Path) -> Path:
+    """Write a shard of three images and one HTML page."""
+    return write_shard(path, captioned(3) | {"html.png": b"<html>", "html.txt": b"a page"})

@@ -12,8 +12,8 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, ViTConfig, V
 from nti_batch.demo.networks import make_tokenizer
 
 
-def write_clip(folder: Path, seed: int = 3) -> Path:
-    """Write a CLIP for images of 16 x 16."""
+def write_clip(folder: Path, seed: int = 3, sign: float = 1.0) -> Path:
+    """Write a CLIP for images of 16 x 16; all its cosines have the other sign if `sign` is -1."""
     torch.manual_seed(seed)
     tokenizer = make_tokenizer()
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -24,7 +24,9 @@ def write_clip(folder: Path, seed: int = 3) -> Path:
         "eos_token_id": tokenizer.eos_token_id,
     }
     vision = {**sizes, "image_size": 16, "patch_size": 8}
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=4)).save_pretrained(folder)
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=4))
+    model.text_projection.weight.data.mul_(sign)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=16).save_pretrained(folder)
     return folder

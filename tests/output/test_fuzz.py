@@ -136,7 +136,7 @@ def test_the_members_of_a_mutated_part_have_the_right_tensors_until_it_is_named(
 
 
 def salvaged(folder: Path, finished: StoredRun, content: bytes) -> list[StoredInversion]:
-    """Salvage this unfinished part of a dead job, and return the inversions."""
+    """Salvage this unfinished part of a killed job, and return the inversions."""
     with tempfile.TemporaryDirectory(dir=folder) as name:
         run = create_run(Path(name), replace(SETTINGS, units_per_shard=1), [])
         run._part(UNIT, 0).with_suffix(".tar.tmp").write_bytes(content)

@@ -1,4 +1,4 @@
-"""A run gives back what was written, names what is damaged, and salvages the work of a dead job."""
+"""A run gives back what was written, names what is damaged, and salvages the work of a killed job."""
 
 import hashlib
 import io

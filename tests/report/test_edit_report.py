@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 from helpers.jobs import arguments
-from helpers.pages import Element, facts, images, read_page, summaries, table
+from helpers.pages import facts, images, summaries, table
+from helpers.reports import written
 from helpers.tiny import captioned, write_shard
 
 from nti_batch import read_inversions
@@ -33,11 +34,6 @@ def edited(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     job = ["edit", f"--data.inversions={folder}/inverted", f"--data.edits={folder}/edits.jsonl"]
     assert main([*job, f"--output.dir={folder}/out", "--trainer.accelerator=cpu"]) == 3
     return folder
-
-
-def written(out: Path) -> Element:
-    assert main(["report", str(out)]) == 0
-    return read_page(out / "report.html")
 
 
 def test_the_page_of_a_run_of_edits_shows_its_numbers_and_images(edited: Path, capsys: pytest.CaptureFixture[str]):
