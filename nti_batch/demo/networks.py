@@ -1,11 +1,13 @@
 """Networks, tokenizer and scheduler of the embedded model, without trained weights."""
 
-import json
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
 
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from nti_batch.demo.scenes import COLOURS, PLACES, SHAPES, SIZE, SIZES
@@ -17,15 +19,36 @@ MAX_TOKENS = 77
 def make_tokenizer() -> CLIPTokenizer:
     """Make a CLIP tokenizer whose vocabulary has all bytes and one token for each word of a scene."""
     words = [*COLOURS, *SHAPES, *SIZES, *PLACES, "a", "an", "on", "at", "in", "the", "and", "of", "background"]
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    bpe.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = trainers.BpeTrainer(vocab_size=2_000, end_of_word_suffix="</w>", show_progress=False)
-    bpe.train_from_iterator(words * 10, trainer)
-    merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
+    merges = learn_merges(words)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = alphabet + [c + "</w>" for c in alphabet] + ["".join(pair) for pair in merges]
     vocab = {token: i for i, token in enumerate([*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"])}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS)
+
+
+def learn_merges(words: Sequence[str]) -> list[tuple[str, str]]:
+    """Merges of byte-pair encoding with which each word becomes one token.
+
+    The trainer of `tokenizers` orders pairs of equal frequency differently in each process; here the later pair in the
+    alphabet goes first.
+    """
+    splits = [[*word[:-1], f"{word[-1]}</w>"] for word in words]
+    merges: list[tuple[str, str]] = []
+    while counts := Counter(pair for split in splits for pair in pairwise(split)):
+        merges.append(max(counts, key=lambda pair: (counts[pair], pair)))
+        splits = [_merge(split, merges[-1]) for split in splits]
+    return merges
+
+
+def _merge(split: Sequence[str], pair: tuple[str, str]) -> list[str]:
+    """Join each occurrence of a pair, from left to right."""
+    merged: list[str] = []
+    for token in split:
+        if merged and (merged[-1], token) == pair:
+            merged[-1] += token
+        else:
+            merged.append(token)
+    return merged
 
 
 def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:

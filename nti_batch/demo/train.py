@@ -11,8 +11,7 @@ stages:
     Wang et al., "TokenCompose: Text-to-Image Diffusion with Token-level Supervision", 2024,
     https://arxiv.org/abs/2312.03626.
 
-The training is seeded, but the order of the tokenizer's merges, and so the numbers of the tokens, can differ between
-runs. It takes 20 minutes to an hour on two cores. `python -m nti_batch.demo.evaluate` measures the result.
+The training is seeded. It takes 20 minutes to an hour on two cores. `python -m nti_batch.demo.evaluate` measures the result.
 """
 
 import argparse
