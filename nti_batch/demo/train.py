@@ -11,7 +11,8 @@ stages:
     Wang et al., "TokenCompose: Text-to-Image Diffusion with Token-level Supervision", 2024,
     https://arxiv.org/abs/2312.03626.
 
-The training is seeded. It takes 20 minutes to an hour on two cores. `python -m nti_batch.demo.evaluate` measures the result.
+The training is seeded. It takes 20 minutes to an hour on two cores.
+`python -m nti_batch.demo.evaluate` measures the result.
 """
 
 import argparse
