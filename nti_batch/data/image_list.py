@@ -157,7 +157,7 @@ def _images_of_table(table: Path, columns: Columns) -> list[ListedImage]:
                 images.append(_image_of_line(number, cells.get(columns.path), cells.get(columns.caption)))
     except (OSError, ValueError, csv.Error) as error:
         raise ValueError(f"source {str(table)!r} cannot be read: {error}") from error
-    for flag, name in (("--path-column", columns.path), ("--caption-column", columns.caption)):
+    for flag, name in (("--path_column", columns.path), ("--caption_column", columns.caption)):
         if names and name not in names:
             raise ValueError(f"source {str(table)!r} has no column {name!r} among {sorted(names)}: give {flag}")
     return images

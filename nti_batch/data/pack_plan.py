@@ -31,9 +31,9 @@ class ShardLimits:
             ValueError: If a limit is out of range.
         """
         if not 1 <= self.images <= MAX_SHARD_IMAGES:
-            raise ValueError(f"--shard-images is {self.images}, allowed: 1 to {MAX_SHARD_IMAGES}")
+            raise ValueError(f"--shard_images is {self.images}, allowed: 1 to {MAX_SHARD_IMAGES}")
         if self.bytes < 1:
-            raise ValueError(f"--shard-bytes is {self.bytes}, allowed: at least 1")
+            raise ValueError(f"--shard_bytes is {self.bytes}, allowed: at least 1")
 
 
 @dataclass(frozen=True, slots=True)
