@@ -47,12 +47,9 @@ def request_id(request: EditRequest) -> str:
 
 def request_sha256(request: EditRequest) -> str:
     """Checksum of everything in a request that changes the image or its scores."""
-    asked = (
-        request.edit_prompt,
-        request.settings.to_json(),
-        request.mask and dataclasses.asdict(request.mask),
-    )
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    mask = request.mask and {"runs": request.mask.runs, "height": request.mask.height, "width": request.mask.width}
+    content = request.edit_prompt, request.settings.to_json(), mask
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_requests(path: Path, shards: list[str], defaults: EditSettings) -> list[EditRequest]:
