@@ -1,0 +1,222 @@
+"""Attention under control, against the equations of prompt-to-prompt written out row by row."""
+
+import math
+from itertools import product
+
+import pytest
+import torch
+from helpers.edited_samples import SCALE, SOURCE, STEPS, SWAP, control_of, null_embeddings
+from helpers.prompts import noise, tokenized
+from torch import Tensor
+
+from nti_batch.diffusion.edit_settings import EditControl, EditSettings
+from nti_batch.diffusion.prompt_to_prompt import AttentionControl, LocalBlend, edit_sample
+from nti_batch.models.attention import ControlledAttention
+from nti_batch.models.stable_diffusion import StableDiffusion
+
+
+def some_controls(length: int = 12) -> list[list[EditControl]]:
+    """Two images with two edits and one; nothing of them is trivial."""
+    source, other = tokenized("a tiger sat", length), tokenized("one cat", length)
+    swap = EditSettings(
+        kind="replace",
+        cross_replace_steps={"default_": 0.5, "cat": (0.2, 0.9)},
+        self_replace_steps=0.3,
+        equalizer={"cat": 3.0, "sat": -0.5},
+        blend_words=("tiger", "cat"),
+        blend_threshold=0.8,
+    )
+    refine = EditSettings(cross_replace_steps=(0.1, 0.7), self_replace_steps=(0.2, 0.8), equalizer={"big tiger": 0.5})
+    blended = EditSettings(
+        cross_replace_steps=0.0,
+        self_replace_steps=0.0,
+        blend_words=("cat", "tiger"),
+        blend_threshold=0.9,
+        blend_start=0.5,
+    )
+    return [
+        [
+            EditControl.of(source, tokenized("a cat sat", length), swap),
+            EditControl.of(source, tokenized("a big tiger sat on", length), refine),
+        ],
+        [EditControl.of(other, tokenized("one tiger", length), blended)],
+    ]
+
+
+def some_maps(size: tuple[int, int]) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(5, 2, math.prod(size), 12, generator=generator).mul(3).softmax(-1)
+
+
+ROWS = [None, (0, 0, 0), (0, 0, 1), None, (3, 1, 0)]
+"""For each row of `some_controls`: source's row, image, number of the edit."""
+
+
+@pytest.mark.parametrize("t", range(STEPS, 0, -1))
+def test_cross_maps_follow_the_equation(t: int):
+    controls, maps = some_controls(), some_maps((2, 3))
+    control = AttentionControl.of(controls, STEPS, (4, 6), [(2, 3)], torch.device("cpu"))
+    found = control.at(t).cross_attention(maps)
+    expected = maps.clone()
+    for row, place in enumerate(ROWS):
+        for h, p, j in product(range(2), range(6), range(12)) if place else ():
+            source, edit = place[0], controls[place[1]][place[2]]
+            start, end = (round(STEPS * share) for share in edit.cross_replace_steps[:, j].tolist())
+            if start <= STEPS - t < end:
+                partners = [i for i in range(12) if edit.alignment[i, j] != 0]
+                replaced = sum(maps[source, h, p, i] * edit.alignment[i, j] for i in partners) or maps[row, h, p, j]
+                expected[row, h, p, j] = edit.weights[j] * replaced
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("t", [10, 8, 7, 3, 2])
+def test_self_attention_takes_the_map_of_the_source(networks: StableDiffusion, t: int):
+    control = AttentionControl.of(some_controls(), STEPS, (4, 6), [(2, 3)], torch.device("cpu"))
+    attn = networks.unet.mid_block.attentions[0].transformer_blocks[0].attn1
+    hidden = torch.randn(5, 6, 8, generator=torch.Generator().manual_seed(1))
+    takes = {1: 0 if 10 - t < 3 else 1, 2: 0 if 2 <= 10 - t < 8 else 2}
+    expected = []
+    for row in range(5):
+        source, channels, heads = hidden[takes.get(row, row)], 8 // attn.heads, []
+        for h in range(attn.heads):
+            own = slice(h * channels, (h + 1) * channels)
+            query, key = attn.to_q(source)[:, own], attn.to_k(source)[:, own]
+            heads.append((query @ key.T / math.sqrt(channels)).softmax(-1) @ attn.to_v(hidden[row])[:, own])
+        expected.append(attn.to_out[0](torch.cat(heads, -1)))
+    processor = ControlledAttention(control.at(t), attn.processor)
+    torch.testing.assert_close(processor(attn, hidden), torch.stack(expected))
+
+
+@pytest.mark.parametrize(
+    ("latents", "layer", "replaced"),
+    [
+        ((64, 64), (64, 64), False),
+        ((64, 64), (32, 32), True),
+        ((96, 96), (48, 48), True),
+        ((33, 32), (33, 32), False),
+        ((32, 32), (32, 32), True),
+        ((16, 16), (16, 16), True),
+    ],
+)
+def test_self_attention_is_the_sources_below_the_latents_resolution_and_up_to_32_x_32(
+    networks: StableDiffusion, latents: tuple[int, int], layer: tuple[int, int], replaced: bool
+):
+    control = AttentionControl.of(some_controls(), STEPS, latents, [layer], torch.device("cpu"))
+    attn = networks.unet.mid_block.attentions[0].transformer_blocks[0].attn1
+    hidden = torch.randn(5, math.prod(layer), 8, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        found, own = ControlledAttention(control.at(STEPS), attn.processor)(attn, hidden), attn(hidden)
+    assert torch.equal(found, own) is not replaced
+
+
+def attended(maps: list[Tensor], row: int, words: Tensor, threshold: float) -> list[list[bool]]:
+    """The mask of a row's words at the latents' size, from maps of half of it, pixel by pixel."""
+    pixels = list(product(range(MAP[0]), range(MAP[1])))
+    summed = {(y, x): sum((m[row].mean(0)[y * MAP[1] + x] * words).sum().item() for m in maps) for y, x in pixels}
+    pooled = {(y, x): max(summed[v, u] for v, u in pixels if max(abs(v - y), abs(u - x)) < 2) for y, x in pixels}
+    highest = max(pooled.values())
+    return [
+        [highest > 0 and pooled[y // 2, x // 2] / highest > threshold for x in range(LATENTS[1])]
+        for y in range(LATENTS[0])
+    ]
+
+
+@pytest.mark.parametrize("t", [10, 9, 8, 6, 5, 1])
+def test_local_blend_follows_the_equation(t: int):
+    controls = some_controls()
+    control = AttentionControl.of(controls, STEPS, LATENTS, [MAP], torch.device("cpu"))
+    maps, blend = [some_maps(MAP), some_maps(MAP).flip(0)], LocalBlend(control)
+    for m in maps:
+        blend.collect(m)
+    latents = torch.randn(5, 4, *LATENTS)
+    expected, kept = latents.clone(), 0
+    for row, place in enumerate(ROWS):
+        edit = controls[place[1]][place[2]] if place else None
+        if edit and edit.blend_start < 1 and STEPS - t >= STEPS * edit.blend_start:
+            mine = attended(maps, row, edit.edit_words, edit.blend_threshold)
+            sources = attended(maps, place[0], edit.source_words, edit.blend_threshold)
+            for y, x in product(range(LATENTS[0]), range(LATENTS[1])):
+                if not (mine[y][x] or sources[y][x]):
+                    expected[row, :, y, x] = latents[place[0], :, y, x]
+                    kept += 1
+    assert torch.equal(blend(latents, t), expected)
+    assert (kept > 20) == (t <= 8)
+
+
+def test_where_nothing_is_controlled_the_layers_own_attention_runs_bit_for_bit(networks: StableDiffusion):
+    edits = [(SOURCE, [("a blue square on the left", SWAP)])]
+    control, prompts = control_of(networks, edits), networks.embed_prompts([SOURCE, "a blue square on the left"])
+    latents = torch.randn(2, 4, 8, 8)
+
+    @torch.no_grad()
+    def predict(t: int) -> Tensor:
+        return networks.predict(latents, networks.schedule(STEPS).network_timesteps[[t, t]], prompts)
+
+    free = {t: predict(t) for t in (10, 3, 2, 1)}
+    for t in (10, 3, 2, 1):
+        with networks.controlled(control.at(t)):
+            assert torch.equal(predict(t), free[t]) == (t < 3)  # the larger share is 0.8
+        assert (control.at(t).self_rows is None) == (t < 5)
+    assert torch.equal(predict(10), free[10])
+    assert not control.blends
+
+
+def test_only_the_evaluations_of_the_prompts_are_controlled(networks: StableDiffusion):
+    control, before = control_of(networks, [(SOURCE, [(SOURCE, SWAP)])]), networks.unet.attn_processors
+    controlled = []
+
+    def predict(latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
+        controlled.append(networks.unet.attn_processors != before)
+        return torch.zeros_like(latents)
+
+    inputs = (noise(), networks.embed_prompts([SOURCE, SOURCE]), null_embeddings())
+    edit_sample(predict, networks.controlled, networks.schedule(STEPS), *inputs, SCALE, control)
+    assert controlled == [True, False] * STEPS
+
+
+def test_only_the_blend_words_maps_of_one_resolution_are_kept(networks: StableDiffusion):
+    uncontrolled = EditSettings(cross_replace_steps=0, self_replace_steps=0, blend_words=("red", "red"))
+    control = control_of(networks, [(SOURCE, [(SOURCE, uncontrolled)] * 2)], (8, 12))
+    assert control.map_size == (8, 12)
+    blend = LocalBlend(control)
+    with networks.controlled(control.at(STEPS, blend)), torch.no_grad():
+        prompts = networks.embed_prompts([SOURCE] * 3)
+        networks.predict(noise((8, 12)).repeat(3, 1, 1, 1), torch.tensor([901] * 3), prompts)
+    assert blend.maps is not None
+    assert blend.maps.shape == (3, 2, 96)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "chosen"),
+    [
+        ([(64, 64), (32, 32), (16, 16), (8, 8)], (16, 16)),
+        ([(96, 96), (48, 48), (24, 24), (12, 12)], (12, 12)),
+        ([(96, 64), (48, 32), (24, 16), (12, 8)], (24, 16)),
+        ([(16, 16), (8, 8), (4, 4)], (16, 16)),
+        ([(4, 4)], (4, 4)),
+    ],
+)
+def test_blend_maps_are_those_nearest_to_256_pixels(sizes: list[tuple[int, int]], chosen: tuple[int, int]):
+    assert AttentionControl.of(some_controls(), STEPS, sizes[0], sizes, torch.device("cpu")).map_size == chosen
+
+
+@pytest.mark.parametrize("size", [(8, 8), (8, 12), (7, 9)])
+def test_the_sizes_of_the_cross_attention_layers_are_known(networks: StableDiffusion, size: tuple[int, int]):
+    seen = set()
+    hooks = [
+        module.register_forward_pre_hook(lambda _, args: seen.add(args[0].shape[1]))
+        for name, module in networks.unet.named_modules()
+        if name.endswith("attn2")
+    ]
+    with torch.no_grad():
+        networks.predict(noise(size), torch.tensor([1]), networks.embed_prompts([""]))
+    for hook in hooks:
+        hook.remove()
+    assert {h * w for h, w in networks.cross_attention_sizes(*size)} == seen
+
+
+def test_a_failure_leaves_the_network_as_it_was(networks: StableDiffusion):
+    before, control = networks.unet.attn_processors, control_of(networks, [(SOURCE, [(SOURCE, SWAP)])])
+    with pytest.raises(RuntimeError, match="stop"), networks.controlled(control.at(STEPS)):
+        raise RuntimeError("stop")
+    assert networks.unet.attn_processors == before

@@ -1,0 +1,96 @@
+"""Settings of edits: their forms, limits and words."""
+
+import json
+import math
+import re
+from typing import Any
+
+import pytest
+import torch
+from helpers.prompts import tokenized
+from jsonargparse import ArgumentParser
+
+from nti_batch.diffusion.edit_settings import EditControl, EditSettings
+
+
+def test_all_wrong_settings_are_named_at_once():
+    expected = (
+        "cross_replace_steps['default_'] is 1.5, allowed: 0 to 1; "
+        "cross_replace_steps['red'] is [0.5, 0.2], allowed: [start, end] with 0 <= start <= end <= 1; "
+        "self_replace_steps is nan, allowed: 0 to 1; blend_start is -1, allowed: 0 to 1; "
+        "equalizer['red'] is nan, allowed: finite numbers; kind is 'swap', allowed: 'replace' or 'refine'"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
+        EditSettings(
+            kind="swap",  # type: ignore[arg-type]
+            cross_replace_steps={"default_": 1.5, "red": (0.5, 0.2)},
+            self_replace_steps=math.nan,
+            blend_start=-1,
+            equalizer={"red": math.nan},
+        )
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        (1.5, "cross_replace_steps is 1.5, allowed: 0 to 1"),
+        ((0.1, 0.2, 0.3), "cross_replace_steps is [0.1, 0.2, 0.3], allowed: [start, end] with"),
+        ({"red": 1}, "cross_replace_steps is {'red': 1}, allowed: words with the key 'default_'"),
+    ],
+)
+def test_wrong_ranges_of_steps_are_refused(steps: Any, words: str):
+    with pytest.raises(ValueError, match=f"^{re.escape(words)}"):
+        EditSettings(cross_replace_steps=steps)
+
+
+def test_a_number_of_steps_is_the_range_from_the_start():
+    source, edit = tokenized("a tiger sat"), tokenized("a cat sat")
+    cases: list[tuple[Any, Any]] = [(0.7, 0.3), ((0, 0.7), (0, 0.3)), ({"default_": 0.7, "cat": (0, 0.7)}, 0.3)]
+    number, as_range, by_word = (
+        EditControl.of(source, edit, EditSettings(cross_replace_steps=steps, self_replace_steps=own))
+        for steps, own in cases
+    )
+    for other in (as_range, by_word):
+        assert torch.equal(other.cross_replace_steps, number.cross_replace_steps)
+        assert other.self_replace_steps == number.self_replace_steps
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        EditSettings(),
+        EditSettings(cross_replace_steps=(0.1, 0.5), self_replace_steps=(0.2, 1), blend_words=("cat", "dog")),
+        EditSettings(cross_replace_steps={"default_": (0.1, 0.5), "red": 1}, equalizer={"red": 2}),
+    ],
+)
+def test_settings_come_back_from_json(settings: EditSettings):
+    assert EditSettings(**json.loads(json.dumps(settings.to_json()))) == settings
+    assert json.loads(json.dumps(settings.to_json())) == settings.to_json()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0.4", 0.4),
+        ("[0.1, 0.5]", (0.1, 0.5)),
+        ('{"default_": 0.4, "blue sky": [0, 1]}', {"default_": 0.4, "blue sky": (0.0, 1.0)}),
+    ],
+)
+def test_the_command_line_takes_every_form_of_steps(text: str, expected: object):
+    parser = ArgumentParser()
+    parser.add_class_arguments(EditSettings, "edit")
+    parsed = parser.parse_args([f"--edit.cross_replace_steps={text}"])
+    assert EditSettings(**parsed.edit).cross_replace_steps == expected
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"cross_replace_steps": {"default_": 0.5, "dog": 1}},
+        {"equalizer": {"dog": 1}},
+        {"blend_words": ("dog", "cat")},
+    ],
+)
+def test_a_word_that_is_not_in_its_prompt_is_refused(settings: dict[str, Any]):
+    with pytest.raises(ValueError, match="'dog' is not in what the text encoder reads of the prompt"):
+        EditControl.of(tokenized("a tiger"), tokenized("a cat"), EditSettings(**settings))
