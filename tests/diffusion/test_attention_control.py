@@ -48,6 +48,7 @@ def some_maps(size: tuple[int, int]) -> Tensor:
     return torch.randn(5, 2, math.prod(size), 12, generator=generator).mul(3).softmax(-1)
 
 
+MAP, LATENTS = (6, 8), (12, 16)
 ROWS = [None, (0, 0, 0), (0, 0, 1), None, (3, 1, 0)]
 """For each row of `some_controls`: source's row, image, number of the edit."""
 

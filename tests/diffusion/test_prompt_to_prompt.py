@@ -18,8 +18,6 @@ from nti_batch.models.stable_diffusion import StableDiffusion
 from nti_batch.output.manifest_rows import Metadata
 from nti_batch.output.serialization import StoredInversion
 
-MAP, LATENTS = (6, 8), (12, 16)
-
 
 def test_an_edit_to_the_same_prompt_is_the_source(networks: StableDiffusion):
     always = EditSettings(cross_replace_steps=1, self_replace_steps=1)
