@@ -100,8 +100,8 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def write_photos(folder: Path) -> None:
     """Write `photos`, a list of them, and edits of the cup."""
-    (folder / "photos").mkdir()
-    for number, (name, caption) in enumerate({"cup": "a red cup", "tom": "a cat on a sofa"}.items()):
+    (folder / "photos" / "cats").mkdir(parents=True)
+    for number, (name, caption) in enumerate({"cup": "a red cup", "cats/tom": "a cat on a sofa"}.items()):
         Image.open(io.BytesIO(png(number, 64))).save(folder / "photos" / f"{name}.jpg")
         (folder / "photos" / f"{name}.txt").write_text(caption)
     (folder / "list.csv").write_text("file,text\nphotos/cup.jpg,a red cup\n")
