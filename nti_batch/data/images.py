@@ -11,8 +11,10 @@ from io import BytesIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
+
+from nti_batch.data.color import TransparentImageError, to_srgb
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 """Formats that are read. Pillow knows more, some of which start other programs (EPS: Ghostscript)."""
@@ -22,14 +24,25 @@ MAX_PIXELS = 178_956_970
 """Largest number of pixels; Pillow's own limit against decompression bombs."""
 
 
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns an image of each EXIF orientation upright."""
+
+
 _PILLOW_LOCK = threading.Lock()
 
 
 def decode_image(data: bytes, height: int, width: int) -> Tensor:
-    """Decode an image file, turn it upright, crop its centre and resize.
+    """Decode an image file, convert it to sRGB, turn it upright, crop its centre and resize.
 
-    The first frame stands for an animation. Transparent pixels show white. Grey values of more than 8 bits are scaled
-    (see `_grey8`).
+    The first frame stands for an animation. Colours are those of `to_srgb`.
 
     Args:
         data: The file's content.
@@ -40,7 +53,7 @@ def decode_image(data: bytes, height: int, width: int) -> Tensor:
         uint8, [3, height, width].
 
     Raises:
-        ValueError: The data is no whole image of a format in `FORMATS`, or has too many pixels.
+        ValueError: The data is no whole image of a format in `FORMATS`, has too many pixels, or shows nothing.
     """
     if not data:
         raise ValueError("image is empty (0 bytes)")
@@ -74,14 +87,17 @@ def _pillow_settings() -> Iterator[None]:
 
 
 def _open_upright(data: bytes) -> Image.Image:
-    """Decode the whole image as RGB, turned upright.
+    """Decode the whole image as sRGB, turned upright.
 
     Raises:
         ValueError: If the image cannot be decoded.
     """
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as image:
-            return _to_rgb(ImageOps.exif_transpose(image), image.format or "")
+            image.load()
+            return _turn_upright(to_srgb(image), _orientation(image))
+    except TransparentImageError:
+        raise
     except UnidentifiedImageError:
         raise ValueError(
             f"image is not a whole {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file: {_describe_start(data)}"
@@ -95,35 +111,24 @@ def _open_upright(data: bytes) -> Image.Image:
         ) from error
 
 
+def _orientation(image: Image.Image) -> object:
+    """Return the EXIF orientation of a loaded image; 1, which is upright, if it has none or its EXIF is broken.
+
+    Pillow turns a TIFF while it loads it, and removes the tag.
+    """
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    # broken EXIF makes Pillow raise nearly anything
+    except Exception:
+        return 1
+
+
+def _turn_upright(image: Image.Image, orientation: object) -> Image.Image:
+    method = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return image if method is None else image.transpose(method)
+
+
 def _describe_start(data: bytes) -> str:
     """Describe what a file that is no image seems to be."""
     kind = "looks like an HTML or XML page, " if data.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<") else ""
     return f"{kind}starts with {data[:24]!r}"
-
-
-def _to_rgb(image: Image.Image, file_format: str) -> Image.Image:
-    """Convert from any mode; transparent pixels show white."""
-    if image.mode.startswith("I") or image.mode == "F":
-        return _grey8(image, file_format).convert("RGB")
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    rgba = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), rgba).convert("RGB")
-
-
-def _grey8(image: Image.Image, file_format: str) -> Image.Image:
-    """Scale grey values of 16 or 32 bits to 8.
-
-    White is 65535 where the format says so. TIFF's 32-bit values have no agreed white; here it is the first of 1
-    (floats only), 255, 65535 and 2^31 that no pixel exceeds.
-    """
-    grey = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0, neginf=0)
-    if image.mode.startswith("I;16") or file_format in ("PNG", "PPM"):
-        white = 65535.0
-    else:
-        levels = (1.0,) * (image.mode == "F") + (255.0, 65535.0)
-        white = next((level for level in levels if grey.max() <= level), 2.0**31)
-    grey8 = np.rint(grey.clip(0, white) * (255 / white)).astype(np.uint8)
-    if isinstance(key := image.info.get("transparency"), int):
-        grey8[grey == key] = 255
-    return Image.fromarray(grey8)

@@ -1,6 +1,5 @@
 """`decode_image`: a file of any kind gives the image that a person would see, or a reason."""
 
-import io
 import struct
 import warnings
 
@@ -8,28 +7,10 @@ import numpy as np
 import pytest
 import torch
 from helpers.image_files import encode, gradient, png
+from helpers.pixels import BLUE, RED, assert_close, colour, pixels_of
 from PIL import Image, ImageFile
-from torch import Tensor
 
 from nti_batch.data.images import decode_image
-
-RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
-
-
-def pixels_of(image: Image.Image) -> Tensor:
-    """Convert an RGB image to [3, height, width]."""
-    return torch.tensor(np.array(image)).permute(2, 0, 1)
-
-
-def assert_close(a: Tensor, b: Tensor, within: int) -> None:
-    """Check that every pixel agrees within so many grey levels."""
-    assert a.shape == b.shape
-    assert (a.int() - b.int()).abs().max() <= within
-
-
-def colour(data: bytes) -> tuple[int, ...]:
-    """Decode a file, and return its mean colour."""
-    return tuple(decode_image(data, 8, 8).float().mean((1, 2)).round().int().tolist())
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "BMP", "TIFF", "PPM"])
@@ -56,6 +37,47 @@ UNDO = {  # how the camera's file must be turned so that viewers, following the 
 }
 
 
+def with_exif(jpeg: bytes, orientation: bytes, gps_entry: bytes = b"") -> bytes:
+    """Put an EXIF segment with the orientation's directory entry, and one of GPS, into a JPEG."""
+    entries = struct.pack("<H", 2) + orientation + struct.pack("<HHII", 0x8825, 4, 1, 38)
+    payload = b"Exif\0\0II*\0\x08\0\0\0" + entries + bytes(4) + struct.pack("<H", 1) + gps_entry + bytes(68)
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(payload) + 2) + payload + jpeg[2:]
+
+
+SIDEWAYS = struct.pack("<HHIHH", 0x112, 3, 1, 6, 0)
+GPS = {
+    "altitude reference as a byte": struct.pack("<HHI4B", 5, 1, 1, 0, 0, 0, 0),
+    "altitude reference as text": struct.pack("<HHI4s", 5, 2, 2, b"0\0\0\0"),
+    "altitude reference as a long": struct.pack("<HHII", 5, 4, 1, 70_000),
+    "latitude as text": struct.pack("<HHI4s", 2, 2, 4, b"48N\0"),
+    "latitude's N as a rational": struct.pack("<HHII", 1, 5, 1, 60),
+    "unknown type": struct.pack("<HHII", 5, 99, 1, 60),
+    "offset beyond the end": struct.pack("<HHII", 2, 5, 3, 0x7FFFFFFF),
+}
+
+
+@pytest.mark.parametrize("entry", GPS.values(), ids=GPS)
+def test_a_mistyped_exif_tag_does_not_keep_an_image_from_being_turned(entry: bytes) -> None:
+    sideways = gradient().transpose(Image.Transpose.ROTATE_90)
+    decoded = decode_image(with_exif(encode(sideways, "JPEG", quality=95), SIDEWAYS, entry), 48, 64)
+    assert (decoded.int() - pixels_of(gradient()).int()).abs().float().mean() < 4
+
+
+@pytest.mark.parametrize(
+    "orientation",
+    [
+        struct.pack("<HHIHH", 0x112, 3, 1, 9, 0),
+        struct.pack("<HHI4s", 0x112, 2, 2, b"6\0\0\0"),
+        struct.pack("<HHII", 0x112, 5, 1, 0x7FFFFFFF),
+        struct.pack("<HHII", 0x112, 3, 0xFFFFFFFF, 8),
+    ],
+    ids=["unknown value", "text", "offset beyond the end", "endless list"],
+)
+def test_broken_exif_means_no_turn(orientation: bytes) -> None:
+    data = with_exif(encode(gradient(), "JPEG", quality=95), orientation)
+    assert (decode_image(data, 48, 64).int() - pixels_of(gradient()).int()).abs().float().mean() < 4
+
+
 @pytest.mark.parametrize("orientation", UNDO)
 def test_exif_orientation_is_undone(orientation: int) -> None:
     stored = gradient()
@@ -73,98 +95,6 @@ def test_sideways_grey_16_bit_png_is_turned_too() -> None:
     ramp = np.linspace(0, 65535, 64).astype(np.uint16)[None].repeat(48, 0)
     stored = Image.fromarray(np.rot90(ramp).copy())
     assert_close(decode_image(encode(stored, exif=exif), 48, 64)[0], torch.tensor(ramp // 257), 1)
-
-
-def test_transparent_pixels_show_white_and_half_transparent_ones_half() -> None:
-    for alpha, expected in ((0, WHITE), (255, RED), (128, (255, 127, 127))):
-        assert colour(encode(Image.new("RGBA", (8, 8), (*RED, alpha)))) == expected
-    for alpha, level in ((0, 255), (255, 40), (128, 147)):
-        assert colour(encode(Image.new("LA", (8, 8), (40, alpha)))) == (level,) * 3
-
-
-def test_transparent_palette_entries_show_white() -> None:
-    image = Image.new("P", (8, 8), 1)
-    image.putpalette([*BLUE, *RED])
-    assert colour(encode(image)) == RED
-    assert colour(encode(image, transparency=0)) == RED
-    assert colour(encode(image, transparency=1)) == WHITE
-    assert colour(encode(image, transparency=bytes([255, 128]))) == (255, 127, 127)
-    assert colour(encode(image, "GIF", transparency=1)) == WHITE
-
-
-def tiff_with_palette_and_alpha(index: int, alpha: int, palette: list[tuple[int, ...]]) -> bytes:
-    """Write a TIFF of one pixel, mode PA; Pillow reads these and does not write them."""
-    table = [palette[i][c] * 257 if i < len(palette) else 0 for c in range(3) for i in range(256)]
-    extra = 8 + 2 + 12 * 11 + 4
-    tags = [(256, 3, 1, 1), (257, 3, 1, 1), (258, 3, 2, 8 | 8 << 16), (259, 3, 1, 1), (262, 3, 1, 3)]
-    tags += [(273, 4, 1, extra + 1536), (277, 3, 1, 2), (278, 3, 1, 1), (279, 4, 1, 2), (320, 3, 768, extra)]
-    tags += [(338, 3, 1, 2)]
-    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *t) for t in tags) + bytes(4)
-    return b"II*\0\x08\0\0\0" + directory + struct.pack("<768H", *table) + bytes([index, alpha])
-
-
-def test_palette_with_alpha_plane_shows_white() -> None:
-    with Image.open(io.BytesIO(tiff_with_palette_and_alpha(1, 0, [BLUE, RED]))) as image:
-        assert image.mode == "PA"
-    for alpha, expected in ((0, WHITE), (255, RED), (128, (255, 127, 127))):
-        assert colour(tiff_with_palette_and_alpha(1, alpha, [BLUE, RED])) == expected
-
-
-def test_transparent_colour_of_grey_and_rgb_shows_white() -> None:
-    assert colour(encode(Image.new("L", (8, 8), 40), transparency=40)) == WHITE
-    assert colour(encode(Image.new("RGB", (8, 8), RED), transparency=RED)) == WHITE
-    rows = (b"\0" + struct.pack(">H", 1000) * 8) * 8
-    assert colour(png(8, 8, 16, 0, rows, (b"tRNS", struct.pack(">H", 1000)))) == WHITE
-    assert colour(png(8, 8, 16, 0, rows, (b"tRNS", struct.pack(">H", 1001)))) == (4, 4, 4)
-
-
-def test_grey_and_black_and_white_become_rgb() -> None:
-    assert colour(encode(Image.new("L", (8, 8), 77))) == (77, 77, 77)
-    assert colour(encode(Image.new("1", (8, 8), 1))) == WHITE
-
-
-def test_cmyk_red_is_red() -> None:
-    image = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
-    for file_format in ("JPEG", "TIFF"):
-        red, green, blue = colour(encode(image, file_format))
-        assert red > 240 and green < 15 and blue < 15
-
-
-RAMP = np.arange(256)[None].repeat(4, 0)
-
-
-@pytest.mark.parametrize("file_format", ["PNG", "TIFF", "PPM"])
-def test_16_bit_ramp_equals_the_8_bit_ramp(file_format: str) -> None:
-    image = Image.fromarray((RAMP * 257).astype(np.uint16))
-    decoded = decode_image(encode(image, file_format), 4, 256)
-    assert_close(decoded, torch.tensor(RAMP).expand(3, 4, 256), 1)
-
-
-def test_big_endian_16_bit_ramp_equals_the_8_bit_ramp() -> None:
-    ramp = Image.frombytes("I;16B", (256, 4), (RAMP * 257).astype(">u2").tobytes())
-    assert_close(decode_image(encode(ramp, "TIFF"), 4, 256)[0], torch.tensor(RAMP), 1)
-
-
-def test_dark_16_bit_image_stays_dark() -> None:
-    for file_format in ("PNG", "PPM"):
-        assert colour(encode(Image.fromarray(np.full((8, 8), 200, np.uint16)), file_format)) == (1, 1, 1)
-
-
-@pytest.mark.parametrize(("scale", "kind"), [(1, "i4"), (257, "i4"), (2**23, "i4"), (1 / 255, "f4"), (1, "f4")])
-def test_32_bit_ramp_equals_the_8_bit_ramp(scale: float, kind: str) -> None:
-    ramp = (RAMP * scale).astype(kind)
-    decoded = decode_image(encode(Image.fromarray(ramp), "TIFF"), 4, 256)
-    assert_close(decoded, torch.tensor(RAMP).expand(3, 4, 256), 1)
-
-
-def test_32_bit_integers_up_to_one_are_not_fractions_of_white() -> None:
-    assert colour(encode(Image.fromarray(np.ones((8, 8), np.int32)), "TIFF")) == (1, 1, 1)
-
-
-def test_values_that_are_no_numbers_are_black() -> None:
-    values = np.array([[np.nan, -np.inf, -3.0, 1.0]], np.float32)
-    decoded = decode_image(encode(Image.fromarray(values), "TIFF"), 1, 4)
-    assert decoded[0].tolist() == [[0, 0, 0, 255]]
 
 
 @pytest.mark.parametrize("file_format", ["GIF", "WEBP", "PNG", "TIFF", "MPO"])
