@@ -17,6 +17,10 @@ from nti_batch.settings import MAX_STEPS
 SAMPLES = Path(__file__).parents[1] / "demo" / "samples"
 
 
+MOST_MINUTES = 1_000_000
+"""Longest time limit, about two years; a timer cannot wait for centuries."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InvertModelFlags(InversionSettings):
     """Model and method of `nti-batch invert`."""
@@ -191,12 +195,19 @@ class OutputFlags:
     part_minutes: float = 10.0
     """Maximum time, in minutes, from the first record of a part to its commit."""
 
+    stop_after: float | None = None
+    """Time, in minutes, after which the job commits its finished records and ends with exit code 75."""
+
     def __post_init__(self) -> None:
         """Raise a ValueError for a value out of range."""
         if self.part_images < 1:
             raise ValueError(f"output.part_images is {self.part_images}, allowed: at least 1")
         if self.part_minutes < 0:
             raise ValueError(f"output.part_minutes is {self.part_minutes}, allowed: at least 0")
+        if self.stop_after is not None and not 0 < self.stop_after <= MOST_MINUTES:
+            raise ValueError(
+                f"output.stop_after is {self.stop_after}, allowed: more than 0 and at most {MOST_MINUTES} minutes"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,5 +1,6 @@
 """The command line of the jobs: Lightning's Trainer flags, and one section of typed flags for each part of the job."""
 
+import inspect
 import logging
 import os
 import warnings
@@ -18,6 +19,48 @@ TRAINER_DEFAULTS: Mapping[str, object] = {
     "enable_model_summary": False,
     "use_distributed_sampler": False,
 }
+
+
+FULL_PRECISION = "32-true"
+MODEL_PRECISION = "set --model.precision of `nti-batch invert`, which records it and keeps the VAE in float32"
+TRAINS = "it belongs to training, and a job trains nothing"
+SHORTER_RUN = "use --dry_run, or give fewer shards"
+REFUSED: Mapping[str, str] = {
+    "precision": MODEL_PRECISION,
+    "max_time": "set --output.stop_after to a number of minutes",
+    "fast_dev_run": SHORTER_RUN,
+    "limit_predict_batches": SHORTER_RUN,
+    "barebones": "a job needs its callbacks",
+    "use_distributed_sampler": "a job shares its work units among the ranks by itself",
+    "enable_progress_bar": "a job draws its own progress",
+    "enable_checkpointing": "the same command resumes a job without checkpoints",
+    "enable_model_summary": "`nti-batch env --model NAME` describes the model",
+    **dict.fromkeys(
+        (
+            "accumulate_grad_batches",
+            "check_val_every_n_epoch",
+            "gradient_clip_algorithm",
+            "gradient_clip_val",
+            "limit_test_batches",
+            "limit_train_batches",
+            "limit_val_batches",
+            "log_every_n_steps",
+            "max_epochs",
+            "max_steps",
+            "min_epochs",
+            "min_steps",
+            "num_sanity_val_steps",
+            "overfit_batches",
+            "reload_dataloaders_every_n_epochs",
+            "sync_batchnorm",
+            "val_check_interval",
+            "enable_autolog_hparams",
+            "model_registry",
+        ),
+        TRAINS,
+    ),
+}
+"""Trainer flags that do nothing in a prediction job or break it, and what to do instead."""
 
 
 def silence_warnings() -> None:
@@ -75,6 +118,7 @@ def parse_flags(
     """
     parser = job_parser(command, sections, trainer_defaults)
     flags: Namespace = parser.instantiate(parser.parse_args(list(argv)))
+    _refuse_useless(flags.trainer)
     return flags
 
 
@@ -86,7 +130,18 @@ def build_trainer(arguments: Namespace) -> Trainer:
     """
     flags: dict[str, Any] = arguments.as_dict()
     try:
-        return Trainer(**flags)
+        trainer = Trainer(**flags)
     # a TypeError is what Lightning raises for a wrong --trainer.devices
     except (TypeError, MisconfigurationException) as error:
         raise ValueError(f"a --trainer flag is wrong: {error}") from error
+    if trainer.precision != FULL_PRECISION:
+        raise ValueError(f"a plugin sets the precision {trainer.precision!r}, allowed: 32-true; {MODEL_PRECISION}")
+    return trainer
+
+
+def _refuse_useless(flags: Namespace) -> None:
+    parameters = inspect.signature(Trainer).parameters
+    for name, instead in REFUSED.items():
+        default = TRAINER_DEFAULTS.get(name, parameters[name].default)
+        if flags[name] != default and not (name == "precision" and flags[name] in (FULL_PRECISION, "32", 32)):
+            raise ValueError(f"--trainer.{name} is {flags[name]!r}, leave it out: {instead}")

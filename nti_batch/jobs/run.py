@@ -74,7 +74,7 @@ def build_job(
     part, trainer = JobPart.parse(data.part), build_trainer(flags.trainer)
     writer = RecordWriter(plan.run, output.part_images, output.part_minutes)
     progress = JobProgress(_meter(plan, part, trainer, writer, flags.dry_run))
-    callbacks: list[Callback] = [writer, SignalCallback(stop), RecordLog(), progress]
+    callbacks: list[Callback] = [writer, SignalCallback(stop, output.stop_after), RecordLog(), progress]
     if limit:
         callbacks.append(FailureLimitCallback(writer, limit))
     # they need the rank, which the Trainer finds

@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+import threading
 from collections.abc import Iterable, Sequence
 from types import FrameType
 from typing import Any, Self
@@ -49,6 +50,10 @@ class StopSignals:
         """Give SIGINT back to Python. All records are committed: Ctrl-C may end what follows, a scheduler may not."""
         signal.signal(signal.SIGINT, self._previous[signal.SIGINT])
 
+    def request(self) -> None:
+        """Request a stop of this process."""
+        self.requested = True
+
     def __exit__(self, *error: object) -> None:
         """Restore the handlers."""
         for signum, handler in self._previous.items():
@@ -66,12 +71,21 @@ class StopSignals:
 
 
 class SignalCallback(Callback):
-    """Installs the signal handlers after Lightning has installed its own."""
+    """Installs the signal handlers after Lightning has installed its own, and requests a stop after a time."""
 
-    def __init__(self, stop: StopSignals) -> None:
-        """Take the signals of the job."""
+    def __init__(self, stop: StopSignals, stop_after: float | None = None) -> None:
+        """Take the signals of the job, and the minutes after which the prediction stops."""
         self.stop = stop
+        self.timer = None if stop_after is None else threading.Timer(60 * stop_after, stop.request)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Install the handlers."""
         self.stop.handle_all(started_ranks(trainer))
+        if self.timer:
+            self.timer.daemon = True
+            self.timer.start()
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Request no stop any more."""
+        if self.timer:
+            self.timer.cancel()

@@ -1,5 +1,6 @@
 """`nti-batch invert` as users run it: its results, and the settings that it refuses."""
 
+import inspect
 import json
 import os
 import signal
@@ -9,12 +10,14 @@ import pytest
 import torch
 from helpers.jobs import arguments, files, ids
 from helpers.tiny import captioned, png, write_shard
+from lightning.pytorch import Trainer
 from PIL import Image
 
 from nti_batch import read_inversions
 from nti_batch.cli import main
 from nti_batch.data.images import decode_image
 from nti_batch.editing.reconstruct import reconstruct
+from nti_batch.jobs.parser import REFUSED
 from nti_batch.jobs.signals import STOP_SIGNALS
 from nti_batch.models.source import ModelSource
 from nti_batch.models.stable_diffusion import StableDiffusion
@@ -157,6 +160,19 @@ WRONG = {
     "--output.dir=/proc/nothing": "output folder '/proc/nothing' cannot be written",
     "--output.part_images=0": "output.part_images is 0",
     "--trainer.inference_mode=true": "set --trainer.inference_mode=false",
+    "--trainer.precision=bf16-mixed": "--trainer.precision is 'bf16-mixed', leave it out: set --model.precision",
+    "--trainer.precision=bf16-true": "set --model.precision",
+    "--trainer.precision=64-true": "set --model.precision",
+    "--trainer.plugins=DoublePrecision": "a plugin sets the precision '64-true', allowed: 32-true; set --model",
+    "--trainer.max_time=00:00:10:00": "set --output.stop_after to a number of minutes",
+    "--trainer.fast_dev_run=true": "use --dry_run, or give fewer shards",
+    "--trainer.limit_predict_batches=3": "use --dry_run, or give fewer shards",
+    "--trainer.max_epochs=2": "--trainer.max_epochs is 2, leave it out: it belongs to training",
+    "--trainer.accumulate_grad_batches=2": "--trainer.accumulate_grad_batches is 2, leave it out",
+    "--trainer.use_distributed_sampler=true": "shares its work units among the ranks by itself",
+    "--output.stop_after=0": "output.stop_after is 0.0, allowed: more than 0 and at most 1000000 minutes",
+    "--output.stop_after=.nan": "output.stop_after is nan, allowed: more than 0 and at most 1000000 minutes",
+    "--output.stop_after=1e7": "output.stop_after is 10000000.0, allowed: more than 0",
     "--trainer.devices=none": "`devices` selected with",
     "--config=/no/such.yaml": "/no/such.yaml",
 }
@@ -177,6 +193,31 @@ def test_an_invalid_setting_is_refused_in_one_line_before_a_model_is_loaded(
     assert WRONG[argument] in captured.err
     assert captured.err.count("\n") == 1
     assert captured.out == ""
+
+
+@pytest.mark.parametrize("precision", ["32", "32-true"])
+def test_the_trainer_may_be_told_its_own_precision(tiny_model: Path, shards: str, tmp_path: Path, precision: str):
+    flag = f"--trainer.precision={precision}"
+    assert main([*arguments(tiny_model, shards, tmp_path / "out"), flag]) == 0
+
+
+def test_after_a_time_the_job_stops_and_the_same_command_resumes_it(
+    tiny_model: Path, shards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    job = arguments(tiny_model, shards, tmp_path / "out")
+    assert main([*job, "--output.stop_after=1e-9"]) == 75
+    done = ids(tmp_path / "out")
+    assert len(done) < 10
+    assert main([*job, "--output.stop_after=1e4"]) == 0
+    assert "10 done, 0 failed, 0 missing of 10 images" in capsys.readouterr().out
+    assert set(done) <= set(ids(tmp_path / "out"))
+
+
+def test_every_trainer_flag_is_either_used_or_refused():
+    used = {"accelerator", "benchmark", "callbacks", "default_root_dir", "deterministic", "detect_anomaly", "devices"}
+    used |= {"inference_mode", "logger", "num_nodes", "plugins", "profiler", "strategy"}
+    assert used | set(REFUSED) == set(inspect.signature(Trainer).parameters)
+    assert not used & set(REFUSED)
 
 
 def test_an_unknown_key_in_a_config_is_refused_in_one_line(
