@@ -6,6 +6,7 @@ section 4. Prompts are aligned word by word, since a word may have several token
 """
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -16,6 +17,8 @@ from torch import Tensor
 
 Kind = Literal["replace", "refine"]
 _WORD = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]+")
+_JOINERS = "\u200c\u200d"
+"""Zero-width characters that shape the letters, or the emoji, on both sides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,7 @@ class TokenizedPrompt:
 
     prompt: str
     words: tuple[str, ...]
-    """Words in lower case, as CLIP reads them; a run of punctuation marks is a word of its own."""
+    """Words in lower case and composed (NFC), as CLIP reads them; a run of punctuation marks is a word of its own."""
 
     spans: tuple[tuple[int, ...], ...]
     """Positions of each word's tokens; none for a word behind the last token that the text encoder reads."""
@@ -44,12 +47,12 @@ class TokenizedPrompt:
             prompt: The text.
             offsets: First character of each token and the one after its last; (0, 0) for start, end and padding.
         """
-        found = list(_WORD.finditer(prompt))
+        found = _find_words(prompt)
         tokens = [(i, first) for i, (first, last) in enumerate(offsets) if first < last]
         return cls(
             prompt=prompt,
-            words=tuple(word.group().lower() for word in found),
-            spans=tuple(tuple(i for i, first in tokens if word.start() <= first < word.end()) for word in found),
+            words=tuple(compose(prompt[start:end]) for start, end in found),
+            spans=tuple(tuple(i for i, first in tokens if start <= first < end) for start, end in found),
             end=len(tokens) + 1,
             length=len(offsets),
         )
@@ -60,12 +63,26 @@ class TokenizedPrompt:
         Raises:
             ValueError: If they do not occur.
         """
-        wanted = tuple(_WORD.findall(phrase.lower()))
+        wanted = tuple(compose(phrase[start:end]) for start, end in _find_words(phrase))
         starts = [i for i in range(len(self.words)) if wanted and self.words[i : i + len(wanted)] == wanted]
         positions = [p for i in starts for span in self.spans[i : i + len(wanted)] for p in span]
         if not positions:
             raise ValueError(f"{phrase!r} is not in what the text encoder reads of the prompt {self.prompt!r}")
         return positions
+
+
+def compose(text: str) -> str:
+    """Text in lower case, with one character for each letter and its accents (Unicode's NFC)."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).lower())
+
+
+def _find_words(text: str) -> list[tuple[int, int]]:
+    """First character of each word, and the one after its last; a combining mark belongs to what it marks."""
+    bases: list[str] = []
+    for character in text:
+        is_part = character in _JOINERS or unicodedata.category(character).startswith("M")
+        bases.append(bases[-1] if is_part and bases and not bases[-1].isspace() else character)
+    return [word.span() for word in _WORD.finditer("".join(bases))]
 
 
 def align(source: TokenizedPrompt, edit: TokenizedPrompt, kind: Kind) -> Tensor:

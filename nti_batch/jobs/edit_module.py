@@ -7,6 +7,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from nti_batch.data.images import to_bytes
+from nti_batch.diffusion.alignment import compose
 from nti_batch.editing.editor import ControlledEdit, StopRequestedError, edit_images
 from nti_batch.editing.masks import mask_pixels
 from nti_batch.editing.requests import ImageEdits, request_sha256
@@ -116,7 +117,7 @@ class EditModule(LightningModule):
             ValueError: If one of them does not fit the image.
         """
         stored = image.stored
-        if request.prompt not in (None, stored.prompt):
+        if request.prompt is not None and compose(request.prompt) != compose(stored.prompt):
             raise ValueError(
                 f"the edit is for the prompt {request.prompt!r}, but the image was inverted with {stored.prompt!r}: "
                 "leave the prompt out, or invert the image with the edit's prompt"

@@ -1,5 +1,7 @@
 """Words of two prompts against alignments made by hand; tokens are pieces of at most four letters."""
 
+import unicodedata
+
 import pytest
 import torch
 from helpers.prompts import LENGTH, tokenized
@@ -29,6 +31,34 @@ def test_words_have_their_tokens():
     assert prompt.words == ("a", "tiger's", "hat", ",", "on", "e-books", "!!")
     assert prompt.spans == ((1,), (2, 3, 4, 5), (6,), (7,), (8,), (9, 10), ())
     assert (prompt.end, prompt.length) == (11, 12)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ("a café, naïve", ("a", "café", ",", "naïve")),
+        ("Ärger in Łódź", ("ärger", "in", "łódź")),
+        ("बिल्ली और हिन्दी", ("बिल्ली", "और", "हिन्दी")),
+        ("แมวที่น่ารัก ตัวนี้", ("แมวที่น่ารัก", "ตัวนี้")),
+        ("क्\u200dष की", ("क्\u200dष", "की")),
+        ("a ❤️ cat", ("a", "❤️", "cat")),
+        ("שָׁלוֹם cat", ("שָׁלוֹם", "cat")),
+    ],
+)
+def test_marks_belong_to_their_words_in_every_form_of_unicode(prompt: str, words: tuple[str, ...]):
+    for form in ("NFC", "NFD"):
+        tokens = tokenized(unicodedata.normalize(form, prompt), 80)
+        assert tokens.words == tuple(unicodedata.normalize("NFC", word) for word in words)
+        assert all(tokens.find(unicodedata.normalize(other, words[-1])) for other in ("NFC", "NFD"))
+
+
+def test_an_accent_in_two_forms_is_one_word(tiny_model: object):
+    networks = StableDiffusion.load(ModelSource(str(tiny_model)))
+    composed, decomposed = (unicodedata.normalize(form, "a café table") for form in ("NFC", "NFD"))
+    assert composed != decomposed
+    edit = networks.tokenize("a café chair")
+    for kind in ("replace", "refine"):
+        assert torch.equal(*(align(networks.tokenize(prompt), edit, kind) for prompt in (composed, decomposed)))
 
 
 def test_a_prompt_without_words_has_start_end_and_padding():
