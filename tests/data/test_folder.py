@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.image_files import encode, gradient
 from helpers.jobs import arguments, files, ids, rows
 from helpers.pack import NAMES, members, pack, write_folder
 from helpers.tiny import png
@@ -108,6 +109,17 @@ def test_every_bad_image_of_a_folder_has_a_row(tiny_model: Path, tmp_path: Path)
     (source / "mute.txt").write_text("a caption at last")
     assert main(invert(tiny_model, source, out, "--data.retry_failed=true")) == 3
     assert ids(out) == [("source", "good"), ("source", "mute")]
+
+
+def test_files_of_every_ending_that_pillow_decodes_are_images(tiny_model: Path, tmp_path: Path):
+    source = tmp_path / "source"
+    source.mkdir()
+    for ending, file_format in {"avif": "AVIF", "jp2": "JPEG2000", "jfif": "JPEG", "jpe": "JPEG"}.items():
+        (source / f"{ending}.{ending}").write_bytes(encode(gradient(), file_format))
+        (source / f"{ending}.json").write_text('{"caption": "a gradient"}')
+    out = tmp_path / "out"
+    assert main(invert(tiny_model, source, out, "--data.caption=json:caption")) == 0
+    assert ids(out) == [("source", name) for name in ("avif", "jfif", "jp2", "jpe")]
 
 
 def test_captions_may_be_in_json_beside_the_images(tiny_model: Path, tmp_path: Path):

@@ -43,7 +43,7 @@ def test_a_wrong_line_of_a_table_is_reported_by_its_number_or_path(tmp_path: Pat
     assert {path: reason[:40] for path, reason in found.items()} == {
         "nowhere.png": "image: it cannot be read: No such file or directory"[:40],
         "../source/c.png": "image: it leads out of the table's folder; write"[:40],
-        "c.pdf": "image: images end in jpg, jpeg, png, webp"[:40],
+        "c.pdf": "image: images end in jpg, jpeg, jfif, jpe, png"[:40],
         "c.png": "caption: it has no caption",
         "line 8": "line: its path is 7, not a text",
         "line 9": "line: this is no JSON: Invalid control character"[:40],
@@ -58,7 +58,7 @@ def test_a_wrong_line_of_a_table_is_reported_by_its_number_or_path(tmp_path: Pat
     [
         ("nowhere", [], "is neither a folder nor a table that ends in .csv, .jsonl, .parquet"),
         ("list.txt", [], "is neither a folder nor a table"),
-        ("empty", [], "lists no images; images end in jpg, jpeg, png"),
+        ("empty", [], "lists no images; images end in jpg, jpeg, jfif"),
         ("list.csv", ["--path_column=file"], "has no column 'file' among ['caption', 'path']: give --path_column"),
         (
             "list.csv",

@@ -19,7 +19,22 @@ def no_retries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_image_extension_is_found_in_any_case_and_other_members_are_ignored(tmp_path: Path):
-    for extension in ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif", "JPG", "Png"):
+    for extension in (
+        "jpg",
+        "jpeg",
+        "png",
+        "webp",
+        "bmp",
+        "tif",
+        "tiff",
+        "gif",
+        "avif",
+        "jp2",
+        "jfif",
+        "jpe",
+        "JPG",
+        "Png",
+    ):
         content = file(f"a.{extension}", b"image a") + file("a.mask.png", b"x") + file("a.TXT", b"caption a") + END
         assert outcomes(read_rows(write_tar(tmp_path, content))) == [("a", "ok")]
 
