@@ -105,6 +105,7 @@ def test_every_camera_image_has_a_caption_and_credits() -> None:
         assert about.keys() == {"caption", "source", "author", "licence", "changes"} and all(about.values())
         assert files[f"{key}.txt"].decode() == about["caption"]
         assert pixels(files[f"{key}.png"]).std() > 20
+        assert b"iCCP" not in files[f"{key}.png"], "the figures in the documents are for the pixels as they are"
         row = next(line for line in readme.splitlines() if line.startswith(f"| `{key}` |"))
         licence = about["licence"].split(",")[0].split(" (")[0]
         assert licence in row and about["author"].split(",")[0].split(" (")[0] in row
