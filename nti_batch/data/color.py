@@ -18,7 +18,6 @@ MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 UNSIGNED, SIGNED = 1, 2
 """Values of TIFF's SampleFormat."""
 
-
 NOTHING_VISIBLE = "image is transparent everywhere: give it a background, or leave it out"
 
 
@@ -93,7 +92,7 @@ def _grey8(image: Image.Image) -> Image.Image:
     values = np.asarray(image)
     if bits == 32 and image.mode == "I" and sample_format == UNSIGNED:
         values = values.view(np.uint32)
-    grey = np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)
+    grey = np.nan_to_num(values.astype(np.float32), posinf=0, neginf=0)
     if bits <= 16:
         white = 2.0 ** (bits - (sample_format == SIGNED)) - 1
     else:

@@ -51,7 +51,7 @@ class TokenizedPrompt:
         tokens = [(i, first) for i, (first, last) in enumerate(offsets) if first < last]
         return cls(
             prompt=prompt,
-            words=tuple(compose(prompt[start:end]) for start, end in found),
+            words=tuple(_as_read(prompt[start:end]) for start, end in found),
             spans=tuple(tuple(i for i, first in tokens if start <= first < end) for start, end in found),
             end=len(tokens) + 1,
             length=len(offsets),
@@ -63,7 +63,7 @@ class TokenizedPrompt:
         Raises:
             ValueError: If they do not occur.
         """
-        wanted = tuple(compose(phrase[start:end]) for start, end in _find_words(phrase))
+        wanted = tuple(_as_read(phrase[start:end]) for start, end in _find_words(phrase))
         starts = [i for i in range(len(self.words)) if wanted and self.words[i : i + len(wanted)] == wanted]
         positions = [p for i in starts for span in self.spans[i : i + len(wanted)] for p in span]
         if not positions:
@@ -72,8 +72,13 @@ class TokenizedPrompt:
 
 
 def compose(text: str) -> str:
-    """Text in lower case, with one character for each letter and its accents (Unicode's NFC)."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).lower())
+    """Text with one character for each letter and its accents (Unicode's NFC)."""
+    return unicodedata.normalize("NFC", text)
+
+
+def _as_read(word: str) -> str:
+    """A word as CLIP reads it. Lower case may decompose a letter again."""
+    return compose(compose(word).lower())
 
 
 def _find_words(text: str) -> list[tuple[int, int]]:

@@ -16,7 +16,6 @@ from nti_batch.settings import MAX_STEPS
 
 SAMPLES = Path(__file__).parents[1] / "demo" / "samples"
 
-
 MOST_MINUTES = 1_000_000
 """Longest time limit, about two years; a timer cannot wait for centuries."""
 

@@ -65,7 +65,7 @@ class StopSignals:
             signal.signal(signum, self._request)
 
     def _request(self, signum: int, frame: FrameType | None) -> None:
-        self.requested = True
+        self.request()
         for process in self._ranks:
             process.send_signal(signum)
 

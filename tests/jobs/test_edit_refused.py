@@ -20,6 +20,10 @@ def test_edits_that_do_not_fit_their_image_fail_with_a_reason_and_the_others_are
             {"key": "000", "prompt": "a dog", "edit_prompt": "a cat"},
             "the edit is for the prompt 'a dog', but the image was inverted with 'a small red circle, number 0'",
         ),
+        "case": (
+            {"key": "000", "prompt": "A small red circle, number 0", "edit_prompt": "a cat"},
+            "the edit is for the prompt 'A small red circle, number 0'",
+        ),
         "word": (
             {"key": "000", "edit_prompt": "a blue circle", "equalizer": {"square": 2}},
             "'square' is not in what the text encoder reads of the prompt 'a blue circle'",
@@ -39,8 +43,8 @@ def test_edits_that_do_not_fit_their_image_fail_with_a_reason_and_the_others_are
     job = edit(inverted, tmp_path / "out", flag)
     assert main(job) == 3
     printed = capsys.readouterr().out
-    assert "1 done, 7 failed, 0 missing of 8 edits" in printed
-    assert "5 failed at stage 'edit'" in printed
+    assert "1 done, 8 failed, 0 missing of 9 edits" in printed
+    assert "6 failed at stage 'edit'" in printed
     assert "2 failed at stage 'inversion'" in printed
     by_name = {name: row for (_, _, name), row in rows(tmp_path / "out").items()}
     assert {name for name, row in by_name.items() if row.status == "done"} == {"good"}
