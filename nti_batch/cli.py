@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib import import_module
 
 import nti_batch
+from nti_batch.terminal import print_exception, terminal_log
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +42,21 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code."""
+    if argv is None:
+        sys.excepthook = print_exception
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] not in COMMANDS:
         command_parser().parse_args(arguments)
     name, *rest = arguments
     command = COMMANDS[name]
     function = getattr(import_module(f"nti_batch.commands.{command.module}"), name)
-    if command.parses_itself:
-        code: int = function(rest)
-        return code
-    from nti_batch.commands.parser import run_function
+    with terminal_log():
+        if command.parses_itself:
+            code: int = function(rest)
+            return code
+        from nti_batch.commands.parser import run_function
 
-    return run_function(function, rest)
+        return run_function(function, rest)
 
 
 def command_parser() -> argparse.ArgumentParser:

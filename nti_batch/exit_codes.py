@@ -1,6 +1,6 @@
 """Exit codes of the commands."""
 
-import sys
+from nti_batch.terminal import print_error
 
 DONE = 0
 """Every record is committed as done."""
@@ -20,5 +20,5 @@ STOPPED = 75
 
 def usage_error(error: Exception) -> int:
     """Print in one line what is wrong with the settings, and return the exit code."""
-    print(f"nti-batch: {' '.join(str(error).split())}", file=sys.stderr)
+    print_error(str(error))
     return WRONG_SETTINGS

@@ -13,6 +13,7 @@ PACKAGE = Path(nti_batch.__file__).parent
 PACKAGES = [
     "files",
     "phrases",
+    "terminal",
     "exit_codes",
     "json_object",
     "lock",

@@ -19,7 +19,9 @@ from nti_batch.output.serialization import pack_tensors
 from nti_batch.records import CaptionedImage
 
 
-def load_images(shards: Sequence[str], caption: str, size: int, count: int) -> list[CaptionedImage]:
+def load_images(
+    shards: Sequence[str], caption: str, size: int, count: int, allow_pipe: bool = False
+) -> list[CaptionedImage]:
     """Load the first decodable images of some shards, square.
 
     Args:
@@ -27,11 +29,13 @@ def load_images(shards: Sequence[str], caption: str, size: int, count: int) -> l
         caption: Place of the prompts, as for `nti-batch invert`.
         size: Height and width in pixels.
         count: Number of images.
+        allow_pipe: Whether a shard may be a shell command.
 
     Raises:
-        ValueError: If there are fewer.
+        ValueError: If there are fewer, or a shard is a command and may not be.
     """
-    samples = (sample for unit in work_units(list(shards), 1) for sample in read_unit(unit, caption, ()))
+    units = work_units(list(shards), 1)
+    samples = (sample for unit in units for sample in read_unit(unit, caption, (), allow_pipe=allow_pipe))
     decoded = (decode_sample(sample, size, size) for sample in samples if isinstance(sample, RawSample))
     images = list(islice((image for image in decoded if isinstance(image, CaptionedImage)), count))
     if len(images) < count:

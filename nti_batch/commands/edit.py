@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nti_batch.commands.parser import function_parser, run_function
+from nti_batch.data.shards import work_units
 from nti_batch.diffusion.edit_settings import EditSettings
 from nti_batch.editing.editor import edit_image
 from nti_batch.exit_codes import DONE
@@ -20,9 +21,9 @@ from nti_batch.output.inversions import open_inversions, read_inversions
 from nti_batch.output.run_folder import OutputRun
 from nti_batch.output.serialization import StoredInversion
 from nti_batch.plans.missing_edits import EditPlan, check_pipes, read_edit_list
-from nti_batch.plans.missing_images import ImagePlan
 from nti_batch.report.preview import draw_preview
 from nti_batch.settings import EditRunSettings
+from nti_batch.terminal import print_line
 
 SECTIONS: dict[str, type] = {
     "model": EditModelFlags,
@@ -63,7 +64,7 @@ def build_edit_job(argv: Sequence[str], stop: StopSignals) -> Job:
     requests = read_edit_list(settings, inversions)
     check_pipes(requests or (), inversions, data.allow_pipe)
     run = OutputRun.create(EDIT, Path(flags.output.dir), settings, inversions.shards, flags.dry_run)
-    plan = EditPlan(run, inversions, requests, data.retry_failed)
+    plan = EditPlan(run, inversions, requests, data.retry_failed, data.allow_pipe)
     inverted = inversions.settings
     scale = inverted.inversion.guidance_scale
     module = EditModule(source, inverted.precision, scale, model.batch_size, stop)
@@ -98,7 +99,7 @@ def edit_one(
         image.save(output)
     except OSError as error:
         raise ValueError(f"{output} cannot be written: {error}; give another --output") from error
-    print(f"{output}: {time.monotonic() - started:.1f} s")
+    print_line(f"{output}: {time.monotonic() - started:.1f} s")
     return DONE
 
 
@@ -108,8 +109,9 @@ def find_inversion(out: Path, key: str, shard: str | None) -> StoredInversion:
     Raises:
         ValueError: If there is none, or more than one.
     """
-    plan = ImagePlan.of_run(open_inversions(out), allow_pipe=True)
-    rows = [row for unit in plan.units if shard in (None, unit.shard) for row in plan.run.rows(unit)]
+    run = open_inversions(out)
+    units = work_units(run.shards, run.settings.units_per_shard)
+    rows = [row for unit in units if shard in (None, unit.shard) for row in run.rows(unit)]
     found = [row for row in rows if row.key == key]
     where = f"{str(out)!r}" if shard is None else f"shard {shard!r} of {str(out)!r}"
     if not found:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from nti_batch.data.folder import fingerprint, list_folder
 from nti_batch.data.samples import caption_source
-from nti_batch.data.shards import work_units
+from nti_batch.data.shards import refuse_pipes, work_units
 from nti_batch.jobs.flags import InvertDataFlags, InvertModelFlags, InvertOutputFlags
 from nti_batch.jobs.invert_module import NEEDS_GRADIENTS, InversionModule
 from nti_batch.jobs.parser import parse_flags
@@ -44,7 +44,10 @@ def build_invert_job(argv: Sequence[str], stop: StopSignals) -> Job:
     settings = run_settings(model, data, output, description)
     units = work_units(shards, data.units_per_shard)
     run = OutputRun.create(INVERT, Path(output.dir), settings, shards, flags.dry_run)
-    plan = ImagePlan(run, units, data.retry_failed)
+    if not data.allow_pipe:
+        # the job counts the images of all shards that the run was ever given
+        refuse_pipes(run.shards)
+    plan = ImagePlan(run, units, data.retry_failed, data.allow_pipe)
     module = InversionModule(settings, model.batch_size, stop, model.compile)
     return build_job(
         flags, plan, module, stop, lambda: draw_preview(plan, module.networks), new_size(settings, description)

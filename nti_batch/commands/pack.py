@@ -12,6 +12,7 @@ from nti_batch.data.pack import ShardWriter, StoppedError
 from nti_batch.data.pack_plan import ShardLimits
 from nti_batch.exit_codes import DONE, SOME_FAILED, STOPPED
 from nti_batch.jobs.signals import StopSignals
+from nti_batch.terminal import print_line
 
 
 def pack(
@@ -54,7 +55,7 @@ def pack(
             with writer.opened():
                 return _write(writer, stop)
         except StoppedError:
-            print(f"stopped early; run the same command again to resume {out}", file=sys.stderr)
+            print_line(f"stopped early; run the same command again to resume {out}", sys.stderr)
             return STOPPED
 
 
@@ -73,8 +74,8 @@ def _write(writer: ShardWriter, stop: StopSignals) -> int:
         packed += stats.successes
         for failure in stats.failures:
             stages[failure.stage] += 1
-            console.out(f"{failure.path!r}: {failure.stage}: {failure.error}", highlight=False)
-    print(f"{packed} of {count} images packed into {str(writer.out)!r}")
+            print_line(f"{failure.path!r}: {failure.stage}: {failure.error}", sys.stderr)
+    print_line(f"{packed} of {count} images packed into {str(writer.out)!r}")
     for stage, failed in sorted(stages.items()):
-        print(f"{failed} failed at stage {stage!r}")
+        print_line(f"{failed} failed at stage {stage!r}")
     return SOME_FAILED if stages else DONE

@@ -8,6 +8,7 @@ from nti_batch.files import atomic_write
 from nti_batch.jobs.parser import silence_warnings
 from nti_batch.plans.open_plan import open_plan
 from nti_batch.report.run_page import run_page
+from nti_batch.terminal import print_line
 
 
 def report(out: Path, output: Path | None = None, images: int = 2, data: InputFlags = InputFlags()) -> int:
@@ -28,5 +29,5 @@ def report(out: Path, output: Path | None = None, images: int = 2, data: InputFl
         atomic_write(path, page.html())
     except OSError as error:
         raise ValueError(f"{path} cannot be written: {error.strerror}; give another --output") from error
-    print(path)
+    print_line(str(path))
     return DONE

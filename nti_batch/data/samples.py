@@ -37,7 +37,11 @@ def caption_source(caption: str) -> tuple[str, str]:
 
 
 def read_unit(
-    unit: WorkUnit, caption: str, skip: Container[str], stopped: Callable[[], bool] = lambda: False
+    unit: WorkUnit,
+    caption: str,
+    skip: Container[str],
+    stopped: Callable[[], bool] = lambda: False,
+    allow_pipe: bool = False,
 ) -> Iterator[RawSample | Failure]:
     """Yield a sample or a failure for each key of a work unit that is not in `skip`, in the order of the shard.
 
@@ -49,6 +53,10 @@ def read_unit(
         caption: Source of the prompts: 'txt' or 'json:FIELD'.
         skip: Keys to leave out; the empty key stands for the shard as a whole.
         stopped: Called while a transfer is waited for; if it returns True, the iteration ends without a failure.
+        allow_pipe: Whether the shard may be a shell command.
+
+    Raises:
+        ValueError: If it is one, and may not be.
     """
     extension, json_field = caption_source(caption)
 
@@ -56,7 +64,7 @@ def read_unit(
         return ordinal % unit.count == unit.index and key not in skip
 
     size_limits = {**dict.fromkeys(IMAGE_EXTENSIONS, MAX_IMAGE_BYTES), extension: MAX_CAPTION_BYTES}
-    reader = ShardReader(unit.url, is_wanted, size_limits, stopped)
+    reader = ShardReader(unit.url, is_wanted, size_limits, stopped, allow_pipe)
     for sample in reader:
         if sample.is_wanted:
             yield _captioned(unit, sample, extension, json_field)
@@ -125,7 +133,12 @@ def decode_sample(sample: RawSample, height: int, width: int) -> CaptionedImage 
 
 
 def read_inputs(
-    units: Iterable[WorkUnit], caption: str, height: int, width: int, ids: Collection[tuple[str, str]]
+    units: Iterable[WorkUnit],
+    caption: str,
+    height: int,
+    width: int,
+    ids: Collection[tuple[str, str]],
+    allow_pipe: bool = False,
 ) -> dict[tuple[str, str], CaptionedImage]:
     """Read and decode chosen input images.
 
@@ -135,24 +148,28 @@ def read_inputs(
         height: Height to crop and resize to, in pixels.
         width: Width to crop and resize to, in pixels.
         ids: Shard and key of each image.
+        allow_pipe: Whether a shard may be a shell command.
 
     Returns:
         The images by shard and key; without those that the shards do not hold or that cannot be decoded.
+
+    Raises:
+        ValueError: If a shard that has to be read is a shell command, and may not be.
     """
     found: dict[tuple[str, str], CaptionedImage] = {}
     for shard, url in dict.fromkeys((unit.shard, unit.url) for unit in units):
         keys = {key for name, key in ids if name == shard}
-        for sample in _find_samples(WorkUnit(shard, url, 0, 1), caption, keys):
+        for sample in _find_samples(WorkUnit(shard, url, 0, 1), caption, keys, allow_pipe):
             image = decode_sample(sample, height, width)
             if isinstance(image, CaptionedImage):
                 found[shard, sample.key] = image
     return found
 
 
-def _find_samples(whole_shard: WorkUnit, caption: str, keys: set[str]) -> Iterator[RawSample]:
+def _find_samples(whole_shard: WorkUnit, caption: str, keys: set[str], allow_pipe: bool) -> Iterator[RawSample]:
     """Yield the samples of these keys, and stop reading after the last one."""
     remaining = set(keys)
-    for sample in read_unit(whole_shard, caption, ()) if remaining else ():
+    for sample in read_unit(whole_shard, caption, (), allow_pipe=allow_pipe) if remaining else ():
         if isinstance(sample, RawSample) and sample.key in remaining:
             yield sample
             remaining.discard(sample.key)

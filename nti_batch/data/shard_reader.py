@@ -36,15 +36,19 @@ _NamedMember = tuple[str, str, tarfile.TarInfo]
 """Key, extension in lower case, header."""
 
 
-def count_images(url: str) -> int:
-    """Count the keys of a shard; only the headers of a local tar are read."""
-    keys, _ = read_keys(url)
+def count_images(url: str, allow_pipe: bool = False) -> int:
+    """Count the keys of a shard, as `read_keys` finds them; only the headers of a local tar are read."""
+    keys, _ = read_keys(url, allow_pipe)
     return len(keys)
 
 
-def read_keys(url: str) -> tuple[list[str], list[str]]:
-    """Read the keys of a shard, each once and in order, and the errors of the shard as a whole."""
-    reader = ShardReader(url, lambda ordinal, key: False, {})
+def read_keys(url: str, allow_pipe: bool = False) -> tuple[list[str], list[str]]:
+    """Read the keys of a shard, each once and in order, and the errors of the shard as a whole.
+
+    Raises:
+        ValueError: If the shard is a shell command, and `allow_pipe` is False.
+    """
+    reader = ShardReader(url, lambda ordinal, key: False, {}, allow_pipe=allow_pipe)
     return [sample.key for sample in reader], reader.errors
 
 
@@ -93,6 +97,7 @@ class ShardReader:
         is_wanted: Callable[[int, str], bool],
         size_limits: Mapping[str, int],
         stopped: Callable[[], bool] = lambda: False,
+        allow_pipe: bool = False,
     ) -> None:
         """Open nothing yet.
 
@@ -102,9 +107,12 @@ class ShardReader:
             size_limits: Extensions of the members that are read, with the largest number of bytes of each. A small
                 shard may unpack to more than memory.
             stopped: Called while a transfer is waited for; if it returns True, the iteration ends without errors.
+            allow_pipe: Whether the url may be a shell command; if it is one and may not, the iteration raises a
+                ValueError.
         """
         self.errors = []
         self._url, self._is_wanted, self._size_limits, self._stopped = url, is_wanted, size_limits, stopped
+        self._allow_pipe = allow_pipe
         self._yielded: set[str] = set()
 
     def __iter__(self) -> Iterator[ShardSample]:
@@ -129,7 +137,7 @@ class ShardReader:
     def _attempt(self) -> "_TarAttempt | _FolderAttempt":
         if os.path.isdir(self._url):
             return _FolderAttempt(self._url, self._is_missing, self._size_limits)
-        return _TarAttempt(self._url, self._is_missing, self._size_limits, self._stopped)
+        return _TarAttempt(self._url, self._is_missing, self._size_limits, self._stopped, self._allow_pipe)
 
     def _is_missing(self, ordinal: int, key: str) -> bool:
         return key not in self._yielded and self._is_wanted(ordinal, key)
@@ -150,18 +158,20 @@ class _TarAttempt:
         is_wanted: Callable[[int, str], bool],
         size_limits: Mapping[str, int],
         stopped: Callable[[], bool],
+        allow_pipe: bool,
     ) -> None:
         self.errors: list[str] = []
         self.is_broken = False
         """Whether the transfer broke, so that another attempt may get further."""
 
         self._url, self._is_wanted, self._size_limits, self._stopped = url, is_wanted, size_limits, stopped
+        self._allow_pipe = allow_pipe
         self._keys: set[str] = set()
 
     def __iter__(self) -> Iterator[ShardSample]:
         source: Source | None = None
         try:
-            source = Source(self._url, self._stopped)
+            source = Source(self._url, self._stopped, self._allow_pipe)
             yield from self._samples(open_archive(source.stream))
         except DAMAGE as damage:
             self.errors.insert(0, f"{damage}, after {len(self._keys)} keys")

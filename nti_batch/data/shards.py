@@ -1,6 +1,7 @@
 """Expands the settings of the input into the addresses of shards, and shards into work units.
 
 A shard is a tar, or a folder of images, whose keys are paths without extensions. Patterns and urls are WebDataset's.
+An address may hold a password or a token: whatever is shown of one goes through `public_address`.
 """
 
 import glob
@@ -9,12 +10,21 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from webdataset.gopen import gopen_schemes
 from webdataset.shardlists import expand_urls
 
-from nti_batch.data.transfer import is_url
 from nti_batch.records import WorkUnit
 
+_COMMAND = "pipe:"
 _TAR_IN_COMMAND = re.compile(r"([^/\s='\"]+\.(?:tar(?:\.\w+)?|tgz))(?![\w.])", re.IGNORECASE)
+_LAST_FILE_IN_COMMAND = re.compile(r"(?:^|[/\s'\"])([^-/\s'\"=:?#][^/\s'\"=:?#]*)(?:[?#]\S*)?['\"]?\s*$")
+_USER = re.compile(
+    r"^([^/?#]*?:/*)"  # the scheme
+    r"(?:[^/?#]*@"
+    # what follows a colon is a port, or belongs to a password in which '/', '?' or '#' are not written as %XX
+    r"|[^/?#@:]*:(?!\d*(?:[/?#]|$)).*@)",
+    re.DOTALL,
+)
 
 
 def input_shards(shards: str | None, images: str | None, allow_pipe: bool = False) -> list[str]:
@@ -77,9 +87,10 @@ def refuse_pipes(urls: Iterable[str]) -> None:
         ValueError: If one does.
     """
     for url in urls:
-        if url.startswith("pipe:"):
+        if url.startswith(_COMMAND):
             raise ValueError(
-                f"shard {url!r} runs a command in a shell: add --data.allow_pipe=true if you trust where it comes from"
+                f"shard {public_address(url)!r} runs a command in a shell: add --data.allow_pipe=true if you trust "
+                "where it comes from"
             )
 
 
@@ -87,7 +98,8 @@ def _expand(patterns: str) -> list[str]:
     try:
         expanded: list[str] = expand_urls(patterns)
     except (AssertionError, ValueError) as error:
-        raise ValueError(f"shards {patterns!r} cannot be expanded: {error}; check its braces and variables") from error
+        shown = "::".join(map(public_address, patterns.split("::")))
+        raise ValueError(f"shards {shown!r} cannot be expanded: {error}; check its braces and variables") from error
     return expanded
 
 
@@ -98,7 +110,8 @@ def _lines(pattern: str) -> list[str]:
     try:
         lines = Path(pattern[1:]).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"shards {pattern!r}: the list cannot be read: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"shards '@{public_address(pattern[1:])}': the list cannot be read: {reason}") from error
     found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if not found:
         raise ValueError(f"shards {pattern!r}: the list is empty; give one path, glob or url a line")
@@ -109,7 +122,10 @@ def _matches(pattern: str) -> list[str]:
     if is_url(pattern):
         return [pattern]
     if "://" in pattern:
-        raise ValueError(f"shard {pattern!r} has an unknown scheme; use 'pipe:COMMAND', which writes it to its stdout")
+        raise ValueError(
+            f"shard {public_address(pattern)!r} has an unknown scheme; "
+            "use 'pipe:COMMAND', which writes it to its stdout"
+        )
     # a name may hold brackets itself
     found = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
     files = [path for path in found if not os.path.isdir(path)]
@@ -122,20 +138,42 @@ def _matches(pattern: str) -> list[str]:
     return files
 
 
+def is_url(address: str) -> bool:
+    """Return whether an address is a url that WebDataset opens; otherwise it is a path."""
+    scheme, colon, _ = address.partition(":")
+    return bool(colon) and scheme in {"file", *gopen_schemes}
+
+
+def public_address(url: str) -> str:
+    """Return what may be shown of an address: no user, password, query or fragment of a url, and no command."""
+    if url.startswith(_COMMAND):
+        return f"{_COMMAND}... {_file_name(url)}".rstrip()
+    if not is_url(url) and "://" not in url:
+        return url
+    return re.split("[?#]", _USER.sub(r"\1", url), maxsplit=1)[0]
+
+
 def shard_name(url: str) -> str:
     """Return the file name without '.tar', '.tar.gz' or '.tgz', which names the shard's rows and output files.
 
     Raises:
         ValueError: If the address has no file name.
     """
-    is_command = url.startswith("pipe:")
-    tars = _TAR_IN_COMMAND.findall(url) if is_command else []
-    address = re.split("[?#]", url)[0] if is_url(url) and not is_command else url
-    file_name = tars[-1] if tars else os.path.basename(address)
-    name = re.sub(r"\.(tar(\.(gz|bz2|xz))?|tgz)$", "", file_name, flags=re.IGNORECASE)
+    name = re.sub(r"\.(tar(\.(gz|bz2|xz))?|tgz)$", "", _file_name(url), flags=re.IGNORECASE)
     if not name:
-        raise ValueError(f"shard {url!r} has no file name to call its results by; name a file, as in '.../00000.tar'")
+        raise ValueError(
+            f"shard {public_address(url)!r} has no file name to call its results by; name a file, as in '.../00000.tar'"
+        )
     return name
+
+
+def _file_name(url: str) -> str:
+    """File name in an address; empty if it has none."""
+    if not url.startswith(_COMMAND):
+        address = public_address(url)
+        return "" if re.fullmatch("[^/]*://[^/]*", address) else os.path.basename(address)
+    files = _TAR_IN_COMMAND.findall(url) or _LAST_FILE_IN_COMMAND.findall(url.removeprefix(_COMMAND))
+    return str(files[-1]) if files else ""
 
 
 def work_units(urls: list[str], units_per_shard: int) -> list[WorkUnit]:
@@ -152,8 +190,9 @@ def work_units(urls: list[str], units_per_shard: int) -> list[WorkUnit]:
     for url in urls:
         name = shard_name(url)
         if name in url_of:
+            known, other = public_address(url_of[name]), public_address(url)
             raise ValueError(
-                f"shards {url_of[name]!r} and {url!r} are both called {name!r}, so their results would mix; "
+                f"shards {known!r} and {other!r} are both called {name!r}, so their results would mix; "
                 "rename one, or run them into different output folders"
             )
         url_of[name] = url

@@ -7,7 +7,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from webdataset.gopen import Pipe, gopen, gopen_schemes
+from webdataset.gopen import Pipe, gopen, rewrite_url
+
+from nti_batch.data.shards import is_url, refuse_pipes
 
 READ_TIMEOUT = 120.0
 """Seconds without data after which a transfer counts as broken; curl's own retries, set by WebDataset, take 60."""
@@ -27,22 +29,23 @@ _CURL_ERRORS = {
 }
 
 
-def is_url(address: str) -> bool:
-    """Return whether an address is a url that WebDataset opens; otherwise it is a path."""
-    scheme, colon, _ = address.partition(":")
-    return bool(colon) and scheme in {"file", *gopen_schemes}
-
-
 class Source:
     """An open shard: a file, or the output of a command such as curl."""
 
-    def __init__(self, url: str, stopped: Callable[[], bool]) -> None:
-        """Open a file, or a url with WebDataset's opener.
+    def __init__(self, url: str, stopped: Callable[[], bool], allow_pipe: bool) -> None:
+        """Open a file, or a url with WebDataset's opener. All shards are opened here.
 
         Args:
             url: Path or url.
             stopped: Called while data is waited for; True ends the transfer.
+            allow_pipe: Whether the url may be a shell command.
+
+        Raises:
+            ValueError: If it is one, and may not be.
         """
+        if not allow_pipe:
+            # WebDataset's GOPEN_REWRITE can turn another url into a command
+            refuse_pipes([url, rewrite_url(url)])
         opened: Any = gopen(url) if is_url(url) else open(url, "rb")  # noqa: SIM115
         self._pipe = opened if isinstance(opened, Pipe) else None
         self._output = _Output(opened, stopped) if self._pipe else None
@@ -52,13 +55,18 @@ class Source:
     @property
     def was_refused(self) -> bool:
         """Whether the server answered with an error, which another attempt would meet again."""
-        return self._pipe is not None and self._tool == "curl" and self._pipe.status == _CURL_HTTP_ERROR
+        return self._pipe is not None and self._is_curl and self._pipe.status == _CURL_HTTP_ERROR
+
+    @property
+    def _is_curl(self) -> bool:
+        return self._tool == repr("curl")
 
     @property
     def _tool(self) -> str:
+        """Name of the tool that transfers the shard; a user's command may hold a token, and is not shown."""
         assert self._pipe is not None
         command = self._pipe.args[0][0]
-        return str(command[0] if isinstance(command, list) else command)
+        return repr(command[0]) if isinstance(command, list) else "the command"
 
     def close(self) -> str:
         """Close the shard, and return why its transfer failed; empty if it did not.
@@ -81,9 +89,9 @@ class Source:
     def _failure(self) -> str:
         assert self._pipe is not None and self._output is not None
         if self._output.has_stalled:
-            return f"{self._tool!r} wrote nothing for {READ_TIMEOUT:g} seconds"
-        reason = _CURL_ERRORS.get(self._pipe.status, "") if self._tool == "curl" else ""
-        return f"{self._tool!r} ended with exit code {self._pipe.status}" + (reason and f": {reason}")
+            return f"{self._tool} wrote nothing for {READ_TIMEOUT:g} seconds"
+        reason = _CURL_ERRORS.get(self._pipe.status, "") if self._is_curl else ""
+        return f"{self._tool} ended with exit code {self._pipe.status}" + (reason and f": {reason}")
 
 
 class _Output(io.RawIOBase):

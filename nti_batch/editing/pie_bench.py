@@ -17,6 +17,7 @@ from nti_batch.diffusion.alignment import TokenizedPrompt
 from nti_batch.diffusion.edit_settings import EditSettings
 from nti_batch.editing.masks import decode_runs, encode_runs
 from nti_batch.records import EditRequest, Mask
+from nti_batch.terminal import print_line, printable
 
 SIZE = 512
 """Height and width of the benchmark's images and masks, in pixels."""
@@ -176,6 +177,6 @@ if __name__ == "__main__":
     parser.add_argument("out", type=Path, help="the tar to write")
     chosen = parser.parse_args()
     try:
-        print(f"{write_shard(chosen.folder, chosen.out)} images in {chosen.out}")
+        print_line(f"{write_shard(chosen.folder, chosen.out)} images in {chosen.out}")
     except (ValueError, OSError) as error:
-        parser.error(str(error))
+        parser.error(printable(str(error)))

@@ -12,6 +12,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
+from nti_batch.jobs.consent import check_consent
+
 TRAINER_DEFAULTS: Mapping[str, object] = {
     "logger": False,
     "enable_checkpointing": False,
@@ -117,7 +119,9 @@ def parse_flags(
         ArgumentError: Likewise, from the parser.
     """
     parser = job_parser(command, sections, trainer_defaults)
-    flags: Namespace = parser.instantiate(parser.parse_args(list(argv)))
+    parsed = parser.parse_args(list(argv))
+    check_consent(argv, parsed)
+    flags: Namespace = parser.instantiate(parsed)
     _refuse_useless(flags.trainer)
     return flags
 

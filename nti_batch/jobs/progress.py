@@ -1,6 +1,7 @@
 """Progress of a job on the terminal, and in Lightning's loggers."""
 
 import subprocess
+import sys
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Column
 
 from nti_batch.jobs.meter import JobMeter
+from nti_batch.terminal import print_line
 
 LINE_SECONDS = 60.0
 """Time between two lines where there is no terminal, and between two messages to the loggers."""
@@ -26,11 +28,11 @@ class ProgressDisplay:
         self.meter = meter
         self.console = Console(stderr=True)
         self.bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             # on a narrow terminal only the bar shrinks
             MofNCompleteColumn(table_column=Column(no_wrap=True)),
             BarColumn(bar_width=None),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.fields[text]}", markup=False),
             console=self.console,
             disable=not self.console.is_terminal or meter.rank != 0,
             expand=True,
@@ -54,7 +56,7 @@ class ProgressDisplay:
     def print_line(self) -> None:
         """Print the present numbers where there is no bar."""
         if not self.console.is_terminal:
-            self.console.print(self.meter.line(), highlight=False, soft_wrap=True)
+            print_line(self.meter.line(), sys.stderr)
 
     def stop(self) -> None:
         """Leave the last state on the terminal."""

@@ -26,6 +26,7 @@ from nti_batch.jobs.writer import RecordWriter
 from nti_batch.lock import UnitInUseError
 from nti_batch.output.serialization import StoredSize
 from nti_batch.plans.plan import AnyPlan
+from nti_batch.terminal import print_line, print_lines
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +129,7 @@ def print_plan(job: Job) -> int:
     """
     if job.trainer.is_global_zero:
         ranks = job.trainer.num_devices * job.trainer.num_nodes
-        print("\n".join(DryRun.of(job.plan, job.part, ranks, job.new_size).lines()))
+        print_lines(DryRun.of(job.plan, job.part, ranks, job.new_size).lines())
     return DONE
 
 
@@ -189,9 +190,9 @@ def finish(job: Job) -> int:
     else:
         status = plan.status(job.part.units(plan.units, *((0, 1) if is_whole_job else (rank, ranks))))
     if trainer.is_global_zero and job.writer.tally.done and (preview := job.draw_preview()):
-        print(f"preview: {preview}")
+        print_line(f"preview: {preview}")
     if is_whole_job:
-        print("\n".join(status.lines()))
+        print_lines(status.lines())
     if status.missing:
         logger.error("%d %s are not committed, though the job ended", status.missing, plan.run.kind.record_noun)
         return ERROR

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from nti_batch.data.image_locations import ImagePlace, locate_images
 from nti_batch.data.images import decode_image
-from nti_batch.data.shards import expand_shards, work_units
+from nti_batch.data.shards import expand_shards, public_address, work_units
 from nti_batch.data.tar import MemberPlace, locate_members
 from nti_batch.output.inversions import INVERT, open_inversions
 from nti_batch.output.manifest import Manifest
@@ -119,16 +119,17 @@ class InversionDataset(Dataset[StoredInversion]):
         if shard not in self._urls:
             raise ValueError(f"the input shard {shard!r} is not among {', '.join(self._urls)}: give shards=... with it")
         url = self._urls[shard]
+        shown = public_address(url)
         if shard not in self._images:
             self._images[shard] = locate_images(url)
         if key not in self._images[shard]:
-            raise ValueError(f"shard {url!r} has no whole image of the key {key!r}, which was inverted")
+            raise ValueError(f"shard {shown!r} has no whole image of the key {key!r}, which was inverted")
         settings = self.run.settings
         try:
             path, place = self._images[shard][key]
             return decode_image(place.read(path), settings.height, settings.width)
         except ValueError as error:
-            raise ValueError(f"shard {url!r} is damaged at the key {key!r}, which was inverted: {error}") from error
+            raise ValueError(f"shard {shown!r} is damaged at the key {key!r}, which was inverted: {error}") from error
 
 
 def _locate_records(manifest_path: Path) -> dict[_Id, _RecordPlace]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from pathlib import Path
 
 from nti_batch.data.samples import read_inputs
-from nti_batch.data.shards import refuse_pipes, work_units
+from nti_batch.data.shards import public_address, refuse_pipes, work_units
 from nti_batch.editing.pie_bench import read_edits
 from nti_batch.editing.requests import ImageEdits, read_requests, request_id, request_sha256
 from nti_batch.output.edits import EditRun
@@ -68,6 +68,7 @@ class EditPlan(Plan[EditedImage, EditRow, EditRunSettings]):
         inversions: InversionRun,
         requests: Sequence[EditRequest] | None,
         retry_failed: bool = False,
+        allow_pipe: bool = False,
     ) -> None:
         """Sort the requests into work units.
 
@@ -76,8 +77,9 @@ class EditPlan(Plan[EditedImage, EditRow, EditRunSettings]):
             inversions: The inversions to edit.
             requests: Listed edits; None edits or reconstructs every inversion.
             retry_failed: Whether edits that are committed as failed count as missing.
+            allow_pipe: Whether reading an input image may run a shell command.
         """
-        super().__init__(run, work_units(inversions.shards, run.settings.units_per_shard), retry_failed)
+        super().__init__(run, work_units(inversions.shards, run.settings.units_per_shard), retry_failed, allow_pipe)
         self.inversions = inversions
         self._units = {(unit.shard, unit.index): unit for unit in self.units}
         self._listed: dict[WorkUnit, list[EditRequest]] | None = None
@@ -89,18 +91,18 @@ class EditPlan(Plan[EditedImage, EditRow, EditRunSettings]):
         """The last shard whose rows were read, and the keys of its inversions."""
 
     @classmethod
-    def of_run(cls, run: EditRun) -> "EditPlan":
+    def of_run(cls, run: EditRun, allow_pipe: bool = False) -> "EditPlan":
         """The plan of a whole run, from its recorded settings.
+
+        Args:
+            run: The output folder.
+            allow_pipe: Whether reading an input image may run a shell command.
 
         Raises:
             ValueError: If what the run was made from is gone.
         """
         inversions = open_inversions(run.settings.inversions)
-        return cls(run, inversions, read_edit_list(run.settings, inversions))
-
-    def check_pipes(self, allow_pipe: bool) -> None:
-        """Raise a ValueError if the scores need a shell command and that is not allowed; see `check_pipes`."""
-        check_pipes((request for unit in self.units for request in self.requests_of(unit)), self.inversions, allow_pipe)
+        return cls(run, inversions, read_edit_list(run.settings, inversions), allow_pipe=allow_pipe)
 
     def unit_of(self, shard: str, key: str) -> WorkUnit:
         """The work unit of an image's edits."""
@@ -223,16 +225,20 @@ class EditPlan(Plan[EditedImage, EditRow, EditRunSettings]):
         )
 
     def read_originals(self, unit: WorkUnit, requests: Iterable[EditRequest]) -> dict[ImageId, CaptionedImage]:
-        """Input images of the requests that have a mask; without them such edits get no scores."""
+        """Input images of the requests that have a mask; without them such edits get no scores.
+
+        Raises:
+            ValueError: If the shard is a shell command, and that is not allowed.
+        """
         wanted = {(request.shard, request.key) for request in requests if request.mask}
         if not wanted:
             return {}
         settings = self.inversions.settings
-        found = read_inputs([unit], settings.caption, settings.height, settings.width, wanted)
+        found = read_inputs([unit], settings.caption, settings.height, settings.width, wanted, self.allow_pipe)
         if len(found) < len(wanted):
             logger.warning(
                 "%s: %d of %d inputs cannot be read, so their edits get no scores",
-                unit.url,
+                public_address(unit.url),
                 len(wanted) - len(found),
                 len(wanted),
             )

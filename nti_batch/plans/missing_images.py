@@ -20,20 +20,13 @@ class ImagePlan(Plan[Inversion, InversionRow, InversionRunSettings]):
     """The images of an inversion run."""
 
     @classmethod
-    def of_run(
-        cls,
-        run: InversionRun,
-        shards: Sequence[str] | None = None,
-        allow_pipe: bool = False,
-        retry_failed: bool = False,
-    ) -> "ImagePlan":
+    def of_run(cls, run: InversionRun, shards: Sequence[str] | None = None, allow_pipe: bool = False) -> "ImagePlan":
         """The plan of a whole run.
 
         Args:
             run: The output folder.
             shards: Addresses of the input shards; None for those that the run recorded.
             allow_pipe: Whether reading a shard may run a shell command.
-            retry_failed: Whether images that are committed as failed count as missing.
 
         Raises:
             ValueError: If reading a shard would run a command and that is not allowed.
@@ -41,7 +34,7 @@ class ImagePlan(Plan[Inversion, InversionRow, InversionRunSettings]):
         urls = list(run.shards if shards is None else shards)
         if not allow_pipe:
             refuse_pipes(urls)
-        return cls(run, work_units(urls, run.settings.units_per_shard), retry_failed)
+        return cls(run, work_units(urls, run.settings.units_per_shard), allow_pipe=allow_pipe)
 
     def is_waiting(self, unit: WorkUnit) -> bool:
         """Whether an image of the unit is missing."""
@@ -52,7 +45,7 @@ class ImagePlan(Plan[Inversion, InversionRow, InversionRunSettings]):
     ) -> Iterator[CaptionedImage | Failure | EndOfUnit]:
         """The missing images of a work unit, decoded."""
         settings, committed, read = self.run.settings, {row.key for row in rows}, 0
-        for sample in read_unit(unit, settings.caption, committed, stop_requested):
+        for sample in read_unit(unit, settings.caption, committed, stop_requested, self.allow_pipe):
             if sample.key not in committed:
                 read += 1
                 if isinstance(sample, RawSample):
@@ -66,7 +59,7 @@ class ImagePlan(Plan[Inversion, InversionRow, InversionRunSettings]):
         urls = list(dict.fromkeys(unit.url for unit in units))[:COUNTED_SHARDS]
         if not all(Path(url).exists() for url in urls):
             return None
-        images = {url: count_images(url) for url in urls}
+        images = {url: count_images(url, self.allow_pipe) for url in urls}
         counted = [unit for unit in units if unit.url in images]
         total = sum(_share(unit, images[unit.url]) - self._count_kept(unit) for unit in counted)
         return round(max(0, total) * len(units) / max(1, len(counted)))
@@ -85,7 +78,7 @@ class ImagePlan(Plan[Inversion, InversionRow, InversionRunSettings]):
         waiting = [unit for unit in committed if not self.run.is_complete(unit)]
         if not waiting:
             return 0
-        images = count_images(waiting[0].url)
+        images = count_images(waiting[0].url, self.allow_pipe)
         return max(0, sum(_share(unit, images) - len(committed[unit]) for unit in waiting))
 
 

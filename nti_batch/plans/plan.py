@@ -26,7 +26,11 @@ class Plan(ABC, Generic[AnyRecord, AnyRow, AnySettings]):
     """The work of a run."""
 
     def __init__(
-        self, run: OutputRun[AnyRecord, AnyRow, AnySettings], units: Sequence[WorkUnit], retry_failed: bool
+        self,
+        run: OutputRun[AnyRecord, AnyRow, AnySettings],
+        units: Sequence[WorkUnit],
+        retry_failed: bool = False,
+        allow_pipe: bool = False,
     ) -> None:
         """Take the run and its work units.
 
@@ -34,8 +38,9 @@ class Plan(ABC, Generic[AnyRecord, AnyRow, AnySettings]):
             run: The output folder.
             units: Work units, those of a shard one after the other.
             retry_failed: Whether records that are committed as failed count as missing.
+            allow_pipe: Whether reading a shard may run a shell command.
         """
-        self.run, self.units, self.retry_failed = run, list(units), retry_failed
+        self.run, self.units, self.retry_failed, self.allow_pipe = run, list(units), retry_failed, allow_pipe
 
     @abstractmethod
     def is_waiting(self, unit: WorkUnit) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nti_batch.data.samples import read_inputs
 from nti_batch.data.shard_reader import read_keys
+from nti_batch.data.shards import public_address
 from nti_batch.editing.reconstruct import reconstruct
 from nti_batch.models.load import load_model
 from nti_batch.output.inversions import read_inversions
@@ -76,7 +77,7 @@ def _check_shard(plan: ImagePlan | EditPlan, units: Sequence[WorkUnit]) -> Itera
     counts = Counter(row.id for rows in committed.values() for row in rows if row.key)
     yield from (Finding(f"{units[0].shard}/{name}", "is committed twice") for name, n in counts.items() if n > 1)
     if isinstance(plan, ImagePlan):
-        yield from _check_input(units[0], {row.key for rows in committed.values() for row in rows})
+        yield from _check_input(plan, units[0], {row.key for rows in committed.values() for row in rows})
     else:
         yield from _check_requests(plan, committed)
 
@@ -128,9 +129,9 @@ def _check_mark(plan: AnyPlan, unit: WorkUnit, rows: int) -> Iterator[Finding]:
         yield Finding(unit.name, str(error))
 
 
-def _check_input(unit: WorkUnit, committed: set[str]) -> Iterator[Finding]:
+def _check_input(plan: ImagePlan, unit: WorkUnit, committed: set[str]) -> Iterator[Finding]:
     """Compare the committed keys of a shard with the keys in its input."""
-    keys, errors = read_keys(unit.url)
+    keys, errors = read_keys(unit.url, plan.allow_pipe)
     for key in keys:
         if key not in committed:
             yield Finding(f"{unit.shard}/{key}", "is in the input and not committed")
@@ -138,7 +139,7 @@ def _check_input(unit: WorkUnit, committed: set[str]) -> Iterator[Finding]:
         for key in sorted(committed - set(keys) - {""}):
             yield Finding(f"{unit.shard}/{key}", "is committed and not in the input")
     elif "" not in committed:
-        yield Finding(unit.url, f"cannot be read to its end: {errors[0]}")
+        yield Finding(public_address(unit.url), f"cannot be read to its end: {errors[0]}")
 
 
 def _check_requests(plan: EditPlan, committed: Mapping[WorkUnit, Sequence[Row]]) -> Iterator[Finding]:
@@ -214,7 +215,7 @@ def _compare_reconstructions(plan: ImagePlan, count: int) -> Iterator[Finding]:
     settings = plan.run.settings
     networks = load_model(settings.source, settings.precision)
     ids = [(row.shard, row.key) for _, row in choose_rows(plan.run, plan.units, count)]
-    inputs = read_inputs(plan.units, settings.caption, settings.height, settings.width, ids)
+    inputs = read_inputs(plan.units, settings.caption, settings.height, settings.width, ids, plan.allow_pipe)
     for shard, key in sorted(set(ids) - set(inputs)):
         yield Finding(f"{shard}/{key}", "is committed, and its input cannot be read")
     for stored in read_inversions(plan.run.out, inputs):

@@ -1,0 +1,106 @@
+r"""Everything that a command shows or logs goes through here: keys, captions and names of files come from elsewhere.
+
+An escape sequence in one of them could retitle or clear a terminal, a line break forge a line of the log, and a control
+character of bidirectional text turn a line around. Such characters are shown as `\x1b`, `\n` or `\u202e`.
+"""
+
+import json
+import logging
+import sys
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TextIO
+
+
+def printable(text: str) -> str:
+    """Escape each character that Unicode does not count as printable, as `repr` does; letters of any script stay."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def printable_lines(text: str) -> str:
+    """Escape as `printable` does, but keep the line breaks of a text that has lines of its own."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def print_line(text: str, file: TextIO | None = None) -> None:
+    """Print one line.
+
+    Args:
+        text: The line.
+        file: Stream to print to; None is the standard output.
+    """
+    file = file or sys.stdout
+    encoding = getattr(file, "encoding", None) or "utf-8"
+    print(printable(text).encode(encoding, "backslashreplace").decode(encoding), file=file, flush=True)
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Print lines of the standard output."""
+    for line in lines:
+        print_line(line)
+
+
+def print_json(value: object) -> None:
+    """Print a value as one line of JSON."""
+    # of all characters that are not printable, json.dumps leaves this one alone
+    print_line(json.dumps(value).replace("\x7f", "\\u007f"))
+
+
+def print_error(text: str) -> None:
+    """Print what is wrong, as one line of the standard error."""
+    print_line(f"nti-batch: {' '.join(text.split())}", sys.stderr)
+
+
+def print_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print the traceback of an error that ends the process; for `sys.excepthook`."""
+    for line in "".join(traceback.format_exception(kind, error, trace)).rstrip("\n").split("\n"):
+        print_line(line, sys.stderr)
+
+
+class LineFormatter(logging.Formatter):
+    """Formats a record of the log as one line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Escape what is not printable."""
+        return printable(super().format(record))
+
+
+class TerminalHandler(logging.Handler):
+    """Prints to the present `sys.stderr`: a progress bar replaces it, to stay below the printed lines."""
+
+    def __init__(self, prefix: str) -> None:
+        """Print warnings and errors.
+
+        Args:
+            prefix: Prefix of each line.
+        """
+        super().__init__(logging.WARNING)
+        self.setFormatter(LineFormatter(f"{prefix}nti-batch: %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a line."""
+        print_line(self.format(record), sys.stderr)
+
+
+@contextmanager
+def terminal_log(prefix: str = "") -> Iterator[None]:
+    """Print the warnings and errors of the package's log, in place of an outer `terminal_log`.
+
+    Args:
+        prefix: Prefix of each line.
+    """
+    package, terminal = logging.getLogger("nti_batch"), TerminalHandler(prefix)
+    outer = [handler for handler in package.handlers if isinstance(handler, TerminalHandler)]
+    for handler in outer:
+        package.removeHandler(handler)
+    package.addHandler(terminal)
+    try:
+        yield
+    finally:
+        package.removeHandler(terminal)
+        for handler in outer:
+            package.addHandler(handler)
