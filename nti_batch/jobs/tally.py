@@ -68,8 +68,9 @@ class Tally:
             ValueError: If it is damaged.
         """
         totals = values.value("totals")
-        if not isinstance(totals, dict):
-            values.reject("totals", "an object")
+        # the names become columns of Lightning's loggers
+        if not isinstance(totals, dict) or not all(map(str.isidentifier, totals)):
+            values.reject("totals", "an object with a sum and a count for each metric")
         try:
             sums = {name: Total(float(total), int(count)) for name, (total, count) in totals.items()}
         except TypeError as error:

@@ -128,6 +128,33 @@ def test_a_transfer_that_breaks_every_time_keeps_what_came_and_fails_the_shard(
     assert server.requests.total() == 3
 
 
+def test_a_rewritten_url_is_no_consent_to_a_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("GOPEN_REWRITE", f"https://=pipe:touch {tmp_path}/ran; cat ")
+    with pytest.raises(ValueError, match="runs a command in a shell"):
+        read("https://host/s.tar")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_neither_terminal_nor_log_nor_rows_show_the_credentials_of_a_url(
+    server: Server, tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    """The job and the commands read from a server that refuses, under an address with a password and a token."""
+    out, url = tmp_path / "out", server.url("404", 99).replace("//", "//user:PASSWORD@") + "?key=TOKEN#TOKEN"
+    assert main(arguments(tiny_model, url, out)) == 3
+    assert main(["verify", str(out)]) == 0
+    assert main(["status", str(out)]) == 0
+    for manifest in out.glob("inversions/*.jsonl"):
+        manifest.unlink()
+    assert main(["verify", str(out)]) == 1
+    assert main(["report", str(out), "--images=0"]) == 0
+    captured = capfd.readouterr()
+    where = f"http://127.0.0.1:{server.server_port}/404/99/s.tar"
+    assert f"{where}: cannot be read to its end: {REFUSED[:-2]}" in captured.out
+    assert f"1, from {where} to {where}" in (out / "report.html").read_text()
+    shown = [path.read_text() for path in out.rglob("*") if path.suffix in {".log", ".html", ".jsonl"}]
+    assert not [text for text in (captured.out, captured.err, *shown) if "PASSWORD" in text or "TOKEN" in text]
+
+
 def test_a_refusal_is_final(server: Server):
     keys, error = read_keys_and_error(server.url("404", 99))
     assert keys == []

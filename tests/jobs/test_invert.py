@@ -151,7 +151,7 @@ WRONG = {
     "--data.units_per_shard=0": "units_per_shard is 0",
     "--data.part=2/2": "data.part is '2/2', allowed: 'K/N' with K = 0 to N - 1",
     "--data.max_failures=5.5": "data.max_failures is '5.5', allowed: a count such as 100, or a share such as 5%",
-    "--data.shards=pipe:cat a.tar": "'pipe:cat a.tar' runs a command in a shell: add --data.allow_pipe=true",
+    "--data.shards=pipe:cat a.tar": "'pipe:... a.tar' runs a command in a shell: add --data.allow_pipe=true",
     "--data.shards=@/no/list.txt": "'@/no/list.txt': the list cannot be read",
     "--model.guidance_scale=0.5": "guidance_scale is 0.5, allowed: at least 1",
     "--model.solver=newton": "newton",
