@@ -20,17 +20,17 @@ ESCAPED = (
 LETTERS = ["猫 の 写真", "café", "cafe\u0301", "नमस्ते", "ภาษาไทย", "שלום", "قطة", "🐈", r"C:\new\x1b", "[red]bold[/red]"]
 
 
-def test_characters_that_are_not_printable_are_escaped():
+def test_characters_that_are_not_printable_are_escaped() -> None:
     assert printable(HOSTILE) == ESCAPED
     assert printable(HOSTILE).isprintable()
 
 
 @pytest.mark.parametrize("text", LETTERS)
-def test_letters_of_any_script_stay_as_they_are(text: str):
+def test_letters_of_any_script_stay_as_they_are(text: str) -> None:
     assert printable(text) == text
 
 
-def test_a_line_is_one_line_on_every_stream(capsys: pytest.CaptureFixture[str]):
+def test_a_line_is_one_line_on_every_stream(capsys: pytest.CaptureFixture[str]) -> None:
     print_line(HOSTILE)
     print_error(HOSTILE)
     captured = capsys.readouterr()
@@ -43,14 +43,14 @@ def test_a_line_is_one_line_on_every_stream(capsys: pytest.CaptureFixture[str]):
     assert latin.read() == "café \\u732b\n"
 
 
-def test_json_stays_valid(capsys: pytest.CaptureFixture[str]):
+def test_json_stays_valid(capsys: pytest.CaptureFixture[str]) -> None:
     print_json({HOSTILE: [HOSTILE]})
     printed = capsys.readouterr().out
     assert json.loads(printed) == {HOSTILE: [HOSTILE]}
     assert printed.endswith("\n") and printed[:-1].isprintable()
 
 
-def test_a_traceback_is_escaped_line_by_line(capsys: pytest.CaptureFixture[str]):
+def test_a_traceback_is_escaped_line_by_line(capsys: pytest.CaptureFixture[str]) -> None:
     try:
         raise RuntimeError(f"{HOSTILE} is wrong")
     except RuntimeError as error:
@@ -61,7 +61,7 @@ def test_a_traceback_is_escaped_line_by_line(capsys: pytest.CaptureFixture[str])
     assert r"RuntimeError: a\x1b]0;P\x07\x1b[2Jb" in lines
 
 
-def test_warnings_of_the_package_are_printed_once_by_the_innermost_log(capsys: pytest.CaptureFixture[str]):
+def test_warnings_of_the_package_are_printed_once_by_the_innermost_log(capsys: pytest.CaptureFixture[str]) -> None:
     logger = logging.getLogger("nti_batch.test")
     with terminal_log():
         logger.warning("%s", HOSTILE)
@@ -73,7 +73,7 @@ def test_warnings_of_the_package_are_printed_once_by_the_innermost_log(capsys: p
     assert logging.getLogger("nti_batch").handlers == []
 
 
-def test_nothing_prints_by_another_way():
+def test_nothing_prints_by_another_way() -> None:
     """Benchmarks, and the tools of the embedded model, print numbers of their own; `completion` prints a script."""
     own = {"terminal", "commands/completion"}
     found = set()
@@ -88,7 +88,7 @@ def test_nothing_prints_by_another_way():
     assert found == set()
 
 
-def test_an_error_that_ends_the_command_is_escaped(monkeypatch: pytest.MonkeyPatch):
+def test_an_error_that_ends_the_command_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
     from nti_batch import cli
 
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from nti_batch.data.folder import fingerprint, list_folder
 from nti_batch.data.samples import caption_source
 from nti_batch.data.shards import refuse_pipes, work_units
 from nti_batch.jobs.flags import InvertDataFlags, InvertModelFlags, InvertOutputFlags
@@ -46,8 +45,9 @@ def build_invert_job(argv: Sequence[str], stop: StopSignals) -> Job:
     run = OutputRun.create(INVERT, Path(output.dir), settings, shards, flags.dry_run)
     if not data.allow_pipe:
         # the job counts the images of all shards that the run was ever given
-        refuse_pipes(run.shards)
-    plan = ImagePlan(run, units, data.retry_failed, data.allow_pipe)
+        refuse_pipes(run.shards.values())
+    plan = ImagePlan(run, units, data.redone, data.allow_pipe)
+    plan.check_redo()
     module = InversionModule(settings, model.batch_size, stop, model.compile)
     return build_job(
         flags, plan, module, stop, lambda: draw_preview(plan, module.networks), new_size(settings, description)
@@ -75,8 +75,7 @@ def run_settings(
         height=height,
         width=width,
         units_per_shard=data.units_per_shard,
-        # work units are slices by position: one image more, and others would be inverted twice or never
-        images=None if data.images is None else fingerprint(list_folder(data.images)[0]),
+        is_folder=data.images is not None,
         storage=output.storage,
     )
 

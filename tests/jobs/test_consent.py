@@ -13,8 +13,9 @@ from nti_batch import InversionDataset
 from nti_batch.cli import main
 from nti_batch.data import shard_reader
 from nti_batch.jobs.consent import FLAG
+from nti_batch.json_object import Json
 
-MASKED = {"key": "000", "edit_prompt": "a small blue circle, number 0", "mask": [0, 64], "mask_size": [16, 16]}
+MASKED: dict[str, Json] = {"key": "000", "edit_prompt": "a small blue circle, number 0", "mask": [0, 64], "mask_size": [16, 16]}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def forged(finished: Path, tmp_path: Path) -> Path:
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     recorded = tmp_path / "inverted" / "run.json"
     content = json.loads(recorded.read_text())
-    content["shards"] = [f"pipe:touch {tmp_path}/ran; cat {tmp_path}/a.tar"]
+    content["shards"] = {"a": f"pipe:touch {tmp_path}/ran; cat {tmp_path}/a.tar"}
     recorded.write_text(json.dumps(content))
     recorded = tmp_path / "edited" / "run.json"
     content = json.loads(recorded.read_text())
@@ -73,7 +74,7 @@ def test_a_job_refuses_a_command_in_run_json_before_it_computes(
         file.unlink()
     job = arguments(tiny_model, forged / "a.tar", forged / "inverted")
     recorded = json.loads((forged / "inverted" / "run.json").read_text())
-    recorded["shards"] = [str(forged / "a.tar"), f"pipe:touch {forged}/ran; cat b.tar"]
+    recorded["shards"] = {"a": str(forged / "a.tar"), "b": f"pipe:touch {forged}/ran; cat b.tar"}
     (forged / "inverted" / "run.json").write_text(json.dumps(recorded))
     for more in ([], ["--dry_run"]):
         assert main([*job, *more]) == 2
@@ -110,7 +111,7 @@ def test_the_warning_about_inputs_that_cannot_be_read_shows_no_credentials(
     monkeypatch.setattr(shard_reader, "RETRY_DELAYS", ())
     recorded = forged / "inverted" / "run.json"
     address = "http://user:PASSWORD@127.0.0.1:9/a.tar?key=TOKEN"  # nobody listens there
-    recorded.write_text(json.dumps({**json.loads(recorded.read_text()), "shards": [address]}))
+    recorded.write_text(json.dumps({**json.loads(recorded.read_text()), "shards": {"a": address}}))
     assert main(edit(forged / "inverted", forged / "again", f"--data.edits={forged / 'edits.jsonl'}")) == 0
     printed = capsys.readouterr().err
     assert "http://127.0.0.1:9/a.tar: 1 of 1 inputs cannot be read" in printed
