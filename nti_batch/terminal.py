@@ -1,7 +1,8 @@
 r"""Everything that a command shows or logs goes through here: keys, captions and names of files come from elsewhere.
 
 An escape sequence in one of them could retitle or clear a terminal, a line break forge a line of the log, and a control
-character of bidirectional text turn a line around. Such characters are shown as `\x1b`, `\n` or `\u202e`.
+character of bidirectional text turn a line around. Such characters are shown as `\x1b`, `\n` or `\u202e`. Of urls, in
+messages of other packages too, users, passwords, queries and fragments are left out.
 """
 
 import json
@@ -13,17 +14,22 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import TextIO
 
+from nti_batch.phrases import hide_credentials
+
 
 def printable(text: str) -> str:
     """Escape each character that Unicode does not count as printable, as `repr` does; letters of any script stay."""
-    if text.isprintable():
-        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def printable_lines(text: str) -> str:
-    """Escape as `printable` does, but keep the line breaks of a text that has lines of its own."""
-    return "\n".join(map(printable, text.split("\n")))
+def one_line(text: str) -> str:
+    """Make a line of a text from anywhere, without the credentials of its urls."""
+    return printable(hide_credentials(text))
+
+
+def own_lines(text: str) -> str:
+    """Make each line of a text `one_line`, and keep the line breaks, which are the text's own."""
+    return "\n".join(map(one_line, text.split("\n")))
 
 
 def print_line(text: str, file: TextIO | None = None) -> None:
@@ -35,7 +41,7 @@ def print_line(text: str, file: TextIO | None = None) -> None:
     """
     file = file or sys.stdout
     encoding = getattr(file, "encoding", None) or "utf-8"
-    print(printable(text).encode(encoding, "backslashreplace").decode(encoding), file=file, flush=True)
+    print(one_line(text).encode(encoding, "backslashreplace").decode(encoding), file=file, flush=True)
 
 
 def print_lines(lines: Iterable[str]) -> None:
@@ -65,8 +71,8 @@ class LineFormatter(logging.Formatter):
     """Formats a record of the log as one line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Escape what is not printable."""
-        return printable(super().format(record))
+        """Escape what is not printable, and hide credentials."""
+        return one_line(super().format(record))
 
 
 class TerminalHandler(logging.Handler):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import nti_batch
-from nti_batch.terminal import print_error, print_exception, print_json, print_line, printable, terminal_log
+from nti_batch.terminal import one_line, print_error, print_exception, print_json, print_line, printable, terminal_log
 
 PACKAGE = Path(nti_batch.__file__).parent
 HOSTILE = "a\x1b]0;P\x07\x1b[2Jb\n\r\t\x7f\x9b\u202ec\u2066\u200f\u2028\ufeff\udcff\U000e0041"
@@ -48,6 +48,24 @@ def test_json_stays_valid(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     assert json.loads(printed) == {HOSTILE: [HOSTILE]}
     assert printed.endswith("\n") and printed[:-1].isprintable()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("GET https://u:pw@h/a.tar?key=pw#pw: 404, see http://h/b", "GET https://h/a.tar 404, see http://h/b"),
+        ("'https://u:pw@h/a.tar?pw' and \"s3://k:pw@b/c\"", "'https://h/a.tar' and \"s3://b/c\""),
+        ("no address: user@host, a?b#c, 10:20, a://", "no address: user@host, a?b#c, 10:20, a://"),
+    ],
+)
+def test_urls_in_the_messages_of_others_lose_their_credentials(text: str, shown: str) -> None:
+    assert one_line(text) == shown
+
+
+def test_json_with_urls_stays_valid(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json(["https://u:pw@h/a?x\\", 'https://u:pw@h/a?"b"\n\x1b', 'http://u:p"w@h'])
+    printed = capsys.readouterr().out
+    assert json.loads(printed)[:2] == ["https://h/a\\", 'https://h/a"b"\n\x1b']
 
 
 def test_a_traceback_is_escaped_line_by_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from nti_batch.exit_codes import ERROR, usage_error
 from nti_batch.files import OutputError
 from nti_batch.jobs.consent import check_consent
 from nti_batch.lock import UnitInUseError
-from nti_batch.terminal import print_error, printable_lines
+from nti_batch.terminal import own_lines, print_error
 
 
 class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
@@ -25,7 +25,7 @@ class CommandParser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the error, and exit."""
-        super().error(printable_lines(message), ex)
+        super().error(own_lines(message), ex)
 
 
 def function_parser(function: Callable[..., int], prog: str, as_positional: bool = True) -> ArgumentParser:

@@ -20,6 +20,7 @@ from webdataset.tariterators import base_plus_ext
 from nti_batch.data.folder import FolderSample, extension_of, join_extensions, list_folder, read_file
 from nti_batch.data.tar import Archive, open_archive
 from nti_batch.data.transfer import Source
+from nti_batch.phrases import hide_credentials
 
 DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError)
 
@@ -174,7 +175,7 @@ class _TarAttempt:
             source = Source(self._url, self._stopped, self._allow_pipe)
             yield from self._samples(open_archive(source.stream))
         except DAMAGE as damage:
-            self.errors.insert(0, f"{damage}, after {len(self._keys)} keys")
+            self.errors.insert(0, f"{hide_credentials(str(damage))}, after {len(self._keys)} keys")
         finally:
             if source is not None and (failure := source.close()):
                 self.errors.insert(0, failure)

@@ -16,6 +16,7 @@ from webdataset.gopen import gopen_schemes
 from webdataset.shardlists import expand_urls
 
 from nti_batch.data.folder import is_run_folder
+from nti_batch.phrases import hide_credentials, without_credentials
 from nti_batch.records import WorkUnit
 
 Shards = Mapping[str, str]
@@ -27,13 +28,6 @@ FOLDER_SHARD = "images"
 _COMMAND = "pipe:"
 _TAR_IN_COMMAND = re.compile(r"([^/\s='\"]+\.(?:tar(?:\.\w+)?|tgz))(?![\w.])", re.IGNORECASE)
 _LAST_FILE_IN_COMMAND = re.compile(r"(?:^|[/\s'\"])([^-/\s'\"=:?#][^/\s'\"=:?#]*)(?:[?#]\S*)?['\"]?\s*$")
-_USER = re.compile(
-    r"^([^/?#]*?:/*)"  # the scheme
-    r"(?:[^/?#]*@"
-    # what follows a colon is a port, or belongs to a password in which '/', '?' or '#' are not written as %XX
-    r"|[^/?#@:]*:(?!\d*(?:[/?#]|$)).*@)",
-    re.DOTALL,
-)
 
 
 def input_shards(shards: str | None, images: str | None, allow_pipe: bool = False) -> dict[str, str]:
@@ -158,9 +152,9 @@ def is_url(address: str) -> bool:
 
 
 def stored_address(address: str) -> str:
-    """Return an address for a file: the same from every working folder, and without the secrets of its urls."""
+    """Return an address for a file: the same from every working folder, and without credentials in its urls."""
     if address.startswith(_COMMAND):
-        return re.sub(r"(?<=\w)://[^\s'\"]+", lambda url: _without_secrets(url[0]), address)
+        return hide_credentials(address)
     return public_address(address if is_url(address) else os.path.abspath(address))
 
 
@@ -168,11 +162,7 @@ def public_address(url: str) -> str:
     """Return what may be shown of an address: no user, password, query or fragment of a url, and no command."""
     if url.startswith(_COMMAND):
         return f"{_COMMAND}... {_file_name(url)}".rstrip()
-    return _without_secrets(url) if is_url(url) or "://" in url else url
-
-
-def _without_secrets(url: str) -> str:
-    return re.split("[?#]", _USER.sub(r"\1", url), maxsplit=1)[0]
+    return without_credentials(url) if is_url(url) or "://" in url else url
 
 
 def name_shards(addresses: Iterable[str]) -> dict[str, str]:

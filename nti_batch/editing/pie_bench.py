@@ -17,7 +17,7 @@ from nti_batch.diffusion.alignment import TokenizedPrompt
 from nti_batch.diffusion.edit_settings import EditSettings
 from nti_batch.editing.masks import decode_runs, encode_runs
 from nti_batch.records import EditRequest, Mask
-from nti_batch.terminal import print_line, printable
+from nti_batch.terminal import own_lines, print_line
 
 SIZE = 512
 """Height and width of the benchmark's images and masks, in pixels."""
@@ -179,4 +179,4 @@ if __name__ == "__main__":
     try:
         print_line(f"{write_shard(chosen.folder, chosen.out)} images in {chosen.out}")
     except (ValueError, OSError) as error:
-        parser.error(printable(str(error)))
+        parser.error(own_lines(str(error)))

@@ -90,7 +90,7 @@ class SharedDataFlags:
     """Work units of a shard, which the ranks share. A run keeps the number that it started with."""
 
     allow_pipe: bool = False
-    """Allow 'pipe:COMMAND' shards; a shell runs COMMAND."""
+    """Allow 'pipe:COMMAND' shards; a shell runs COMMAND. A YAML file cannot allow them."""
 
     part: str | None = None
     """'K/N' for one of N jobs, K = 0 to N - 1, that share the work units of one output folder."""

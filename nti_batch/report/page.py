@@ -18,7 +18,7 @@ from nti_batch.output.run_folder import OutputRun
 from nti_batch.report.charts import Chart
 from nti_batch.report.statistics import Reason
 from nti_batch.settings import flatten
-from nti_batch.terminal import printable_lines
+from nti_batch.terminal import own_lines
 
 LOSSLESS_SIZE = 128
 
@@ -88,7 +88,7 @@ class Page:
         environment = jinja2.Environment(
             loader=jinja2.FileSystemLoader(Path(__file__).parent),
             autoescape=True,
-            finalize=_escape_controls,
+            finalize=_make_showable,
             undefined=jinja2.StrictUndefined,
             trim_blocks=True,
             lstrip_blocks=True,
@@ -97,10 +97,10 @@ class Page:
         return environment.get_template("page.html").render(page=self)
 
 
-def _escape_controls(value: object) -> object:
-    """Escape what is not printable in a text; a chart is markup of our own."""
+def _make_showable(value: object) -> object:
+    """Escape what is not printable in a text, and hide credentials; a chart is markup of our own."""
     is_text = isinstance(value, str) and not isinstance(value, Markup)
-    return printable_lines(str(value)) if is_text else value
+    return own_lines(str(value)) if is_text else value
 
 
 def settings_of(run: OutputRun[Any, Any, Any]) -> list[tuple[str, str]]:

@@ -15,7 +15,12 @@ from nti_batch.data import shard_reader
 from nti_batch.jobs.consent import FLAG
 from nti_batch.json_object import Json
 
-MASKED: dict[str, Json] = {"key": "000", "edit_prompt": "a small blue circle, number 0", "mask": [0, 64], "mask_size": [16, 16]}
+MASKED: dict[str, Json] = {
+    "key": "000",
+    "edit_prompt": "a small blue circle, number 0",
+    "mask": [0, 64],
+    "mask_size": [16, 16],
+}
 
 
 @pytest.fixture(scope="module")
