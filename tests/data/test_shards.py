@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nti_batch.data.image_locations import locate_images
-from nti_batch.data.shards import expand_shards, public_address, shard_name, work_units
+from nti_batch.data.shards import expand_shards, name_shards, public_address, shard_name, stored_address, work_units
 from nti_batch.records import WorkUnit
 
 
@@ -110,6 +110,19 @@ def test_credentials_of_an_address_are_not_shown(url: str, shown: str):
     assert public_address(url) == shown
 
 
+@pytest.mark.parametrize(
+    ("url", "stored"),
+    [
+        ("https://user:pw@host/d/x.tar?token=t", "https://host/d/x.tar"),
+        ("pipe:curl 'https://u:pw@host/x.tar?t=pw#f' | pv # x?", "pipe:curl 'https://host/x.tar' | pv # x?"),
+        ("/d/user:pw@x?y#z.tar", "/d/user:pw@x?y#z.tar"),
+    ],
+)
+def test_an_address_is_stored_without_the_credentials_of_its_urls(url: str, stored: str):
+    assert stored_address(url) == stored
+    assert stored_address(stored) == stored
+
+
 def test_no_message_about_an_address_shows_its_credentials(tmp_path: Path):
     secret = "https://user:PW@host/d/a.tar?token=PW"
     (tmp_path / "list.txt").write_text("pipe:curl -u user:PW https://host/a.tar\n")
@@ -118,7 +131,7 @@ def test_no_message_about_an_address_shows_its_credentials(tmp_path: Path):
         lambda: expand_shards("s3://user:PW@host/a.tar?PW"),
         lambda: expand_shards(f"@{secret}"),
         lambda: expand_shards(f"@{tmp_path}/list.txt"),
-        lambda: work_units([secret, secret.replace("/d/", "/e/")], 1),
+        lambda: name_shards([secret, secret.replace("/d/", "/e/")]),
         lambda: locate_images(secret),
     ):
         with pytest.raises(ValueError, match="shard") as caught:
@@ -127,7 +140,7 @@ def test_no_message_about_an_address_shows_its_credentials(tmp_path: Path):
 
 
 def test_the_units_of_a_shard_are_adjacent():
-    assert work_units(["d/x.tar", "y.tar"], 2) == [
+    assert work_units(name_shards(["d/x.tar", "y.tar"]), 2) == [
         WorkUnit("x", "d/x.tar", 0, 2),
         WorkUnit("x", "d/x.tar", 1, 2),
         WorkUnit("y", "y.tar", 0, 2),
@@ -137,6 +150,15 @@ def test_the_units_of_a_shard_are_adjacent():
 
 def test_two_shards_of_one_name_and_no_units_are_refused():
     with pytest.raises(ValueError, match=r"'a/x.tar' and 'b/x.tar' are both called 'x'"):
-        work_units(["a/x.tar", "y.tar", "b/x.tar"], 2)
+        name_shards(["a/x.tar", "y.tar", "b/x.tar"])
     with pytest.raises(ValueError, match="units_per_shard is 0"):
-        work_units(["x.tar"], 0)
+        work_units({"x": "x.tar"}, 0)
+
+
+def test_a_glob_leaves_out_the_output_of_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out" / "inversions").mkdir(parents=True)
+    for name in ("a.tar", "out/inversions/a.0of1.00000.tar", "out/run.json", "out/own.tar"):
+        (tmp_path / name).touch()
+    assert expand_shards("**/*.tar") == ["a.tar", "out/own.tar"]
+    assert expand_shards("out/inversions/a.0of1.00000.tar") == ["out/inversions/a.0of1.00000.tar"], "it is named"

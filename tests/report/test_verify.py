@@ -11,7 +11,7 @@ from helpers.tiny import captioned, write_model, write_shard
 from nti_batch import read_inversions
 from nti_batch.cli import main
 from nti_batch.output.inversions import InversionRun, open_inversions
-from nti_batch.output.run_folder import RUN_FILE
+from nti_batch.output.run_file import RUN_FILE
 from nti_batch.report.integrity import verify_run
 from nti_batch.settings import flatten
 
