@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from helpers.edits import edit
 from helpers.edits import rows as edit_rows
 from helpers.jobs import arguments, ids, rows
 from helpers.pack import write_folder
-from helpers.tiny import captioned, png, write_shard
+from helpers.tiny import captioned, png, write_model, write_shard
 
 from nti_batch import read_inversions
 from nti_batch.cli import main
@@ -137,3 +138,23 @@ def test_a_shard_at_another_address_is_the_same_shard(
         assert committed(out) == before
         assert main(["status", str(out), "--exit_code"]) == 0
         assert len(json.loads((out / "run.json").read_text())["shards"]) == 1
+
+
+def test_a_model_that_has_changed_is_refused_by_every_command_that_computes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Two models are never mixed in one run, nor are edits made with another model than their inversions."""
+    model, out = write_model(tmp_path / "model"), tmp_path / "out"
+    job = arguments(model, write_shard(tmp_path / "a.tar", captioned(1)), out)
+    assert main(job) == 0
+    shutil.rmtree(model)
+    write_model(model, seed=1)
+    for command, text in (
+        (job, "model.fingerprint: "),
+        (edit(out, tmp_path / "edits"), "is another one than the run was made with"),
+        (["edit", f"--inversions={out}", "--key=000", f"--output={tmp_path}/x.png"], "is another one than the run"),
+        (["verify", str(out), "--recompute=1"], "is another one than the run was made with"),
+    ):
+        capsys.readouterr()
+        assert main(command) == 2
+        assert text in capsys.readouterr().err
