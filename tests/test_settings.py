@@ -22,6 +22,7 @@ INVERSION_JSON = {
         "revision": None,
         "variant": None,
         "config": None,
+        "fingerprint": "sha256:0",
         "precision": "float32",
         "num_steps": 2,
         "optimize_pooled": False,

@@ -27,8 +27,8 @@ class ImagePlan(Plan[Inversion, InversionRow, InversionRunSettings]):
     ) -> None:
         """Take the run and its work units, as `Plan` does."""
         super().__init__(run, units, redo, allow_pipe)
-        self._states: dict[WorkUnit, str] = {}
-        """State of the input of the shards that were looked at."""
+        self._states: tuple[str, list[str]] = "", []
+        """The shard that was looked at last, and the state of the input of each of its work units."""
 
     @classmethod
     def of_run(cls, run: InversionRun, shards: Shards | None = None, allow_pipe: bool = False) -> "ImagePlan":
@@ -59,10 +59,9 @@ class ImagePlan(Plan[Inversion, InversionRow, InversionRunSettings]):
         return mark is not None and mark.input_state == self._input_state(unit)
 
     def _input_state(self, unit: WorkUnit) -> str:
-        if unit not in self._states:
-            units = [other for other in self.units if other.shard == unit.shard]
-            self._states |= input_states(units if unit in units else [unit])
-        return self._states[unit]
+        if self._states[0] != unit.shard:
+            self._states = unit.shard, input_states(unit.url, unit.count)
+        return self._states[1][unit.index]
 
     def read(
         self, unit: WorkUnit, rows: Sequence[Row], stop_requested: Callable[[], bool] = never

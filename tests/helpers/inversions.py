@@ -16,6 +16,7 @@ UNIT = WorkUnit("shard[0]", "shard[0].tar", 1, 3)
 
 SETTINGS = InversionRunSettings(
     source=ModelSource("demo"),
+    fingerprint="sha256:0",
     precision="float32",
     num_steps=2,
     optimize_pooled=False,

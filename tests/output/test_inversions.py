@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -231,6 +232,21 @@ def test_a_shard_may_move(run: InversionRun, tmp_path: Path):
     assert open_inversions(run.out).shards == {"shard[0]": str(tmp_path / "elsewhere" / "shard[0].tar")}
     create_run(run.out, SETTINGS, ["https://user:word@host/shard[0].tar?token=3#a"])
     assert open_inversions(run.out).shards == {"shard[0]": "https://host/shard[0].tar"}
+
+
+def test_jobs_that_start_together_lose_no_shard_and_mix_no_settings(tmp_path: Path):
+    def create(number: int) -> int:
+        try:
+            create_run(tmp_path / "out", replace(SETTINGS, num_steps=1 + number % 2), [f"{number}.tar"])
+        except ValueError:
+            return -1
+        return number
+
+    with ThreadPoolExecutor(16) as pool:
+        created = set(pool.map(create, range(64))) - {-1}
+    run = open_inversions(tmp_path / "out")
+    assert set(run.shards) == {str(number) for number in created}
+    assert len({number % 2 for number in created}) == 1
 
 
 def test_of_several_rows_of_an_image_the_highest_generation_counts(run: InversionRun):

@@ -104,7 +104,7 @@ def test_a_reconstruction_that_misses_its_psnr_is_reported(run: InversionRun, ti
     """The settings of the run name another model."""
     settings = json.loads((run.out / RUN_FILE).read_text())
     other = write_model(run.out / "other", seed=1)
-    settings["settings"]["model"]["name"] = str(other)
+    settings["settings"]["model"] |= {"name": str(other), "fingerprint": None}
     (run.out / RUN_FILE).write_text(json.dumps(settings))
     assert any("is reconstructed at" in finding for finding in findings(open_inversions(run.out), recompute=3))
 
