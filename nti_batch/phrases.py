@@ -3,9 +3,9 @@
 import re
 from collections.abc import Sequence
 
-_URL = re.compile(r"\b\w[\w+.-]*://[^\s'\"<>\\]+")
+_BEHIND_SCHEME = re.compile(r"(?<=\w)://[^\s'\"<>]+")
 _USER = re.compile(
-    r"^([^/?#]*?:/*)"  # the scheme
+    r"^([^/?#:]*:/*)"  # the scheme
     r"(?:[^/?#]*@"
     # what follows a colon is a port, or belongs to a password in which '/', '?' or '#' are not written as %XX
     r"|[^/?#@:]*:(?!\d*(?:[/?#]|$)).*@)",
@@ -20,7 +20,7 @@ def without_credentials(url: str) -> str:
 
 def hide_credentials(text: str) -> str:
     """Remove what `without_credentials` removes from each url in a text."""
-    return _URL.sub(lambda url: without_credentials(url[0]), text)
+    return _BEHIND_SCHEME.sub(lambda url: without_credentials(url[0]), text)
 
 
 def and_more(items: Sequence[str], limit: int) -> str:

@@ -51,9 +51,9 @@ def print_lines(lines: Iterable[str]) -> None:
 
 
 def print_json(value: object) -> None:
-    """Print a value as one line of JSON."""
+    """Print a value as one line of JSON, which a program reads: nothing in it is left out."""
     # of all characters that are not printable, json.dumps leaves this one alone
-    print_line(json.dumps(value).replace("\x7f", "\\u007f"))
+    print(json.dumps(value).replace("\x7f", "\\u007f"), flush=True)
 
 
 def print_error(text: str) -> None:

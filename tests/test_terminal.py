@@ -44,9 +44,10 @@ def test_a_line_is_one_line_on_every_stream(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_json_stays_valid(capsys: pytest.CaptureFixture[str]) -> None:
-    print_json({HOSTILE: [HOSTILE]})
+    value = {HOSTILE: [HOSTILE, "https://a/key?b"]}
+    print_json(value)
     printed = capsys.readouterr().out
-    assert json.loads(printed) == {HOSTILE: [HOSTILE]}
+    assert json.loads(printed) == value
     assert printed.endswith("\n") and printed[:-1].isprintable()
 
 
@@ -60,12 +61,6 @@ def test_json_stays_valid(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_urls_in_the_messages_of_others_lose_their_credentials(text: str, shown: str) -> None:
     assert one_line(text) == shown
-
-
-def test_json_with_urls_stays_valid(capsys: pytest.CaptureFixture[str]) -> None:
-    print_json(["https://u:pw@h/a?x\\", 'https://u:pw@h/a?"b"\n\x1b', 'http://u:p"w@h'])
-    printed = capsys.readouterr().out
-    assert json.loads(printed)[:2] == ["https://h/a\\", 'https://h/a"b"\n\x1b']
 
 
 def test_a_traceback_is_escaped_line_by_line(capsys: pytest.CaptureFixture[str]) -> None:

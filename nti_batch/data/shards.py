@@ -26,8 +26,7 @@ FOLDER_SHARD = "images"
 """Name of a folder of images, wherever it is."""
 
 _COMMAND = "pipe:"
-_TAR_IN_COMMAND = re.compile(r"([^/\s='\"]+\.(?:tar(?:\.\w+)?|tgz))(?![\w.])", re.IGNORECASE)
-_LAST_FILE_IN_COMMAND = re.compile(r"(?:^|[/\s'\"])([^-/\s'\"=:?#][^/\s'\"=:?#]*)(?:[?#]\S*)?['\"]?\s*$")
+_TAR = re.compile(r".+\.(?:tar(?:\.\w+)?|tgz)(?![\w.])", re.IGNORECASE)
 
 
 def input_shards(shards: str | None, images: str | None, allow_pipe: bool = False) -> dict[str, str]:
@@ -46,8 +45,8 @@ def input_shards(shards: str | None, images: str | None, allow_pipe: bool = Fals
     if images is not None and shards is None:
         return {FOLDER_SHARD: check_folder(images)}
     raise ValueError(
-        f"data.shards is {shards!r} and data.images is {images!r}: give one of them, tars with --data.shards or a "
-        "folder of images with --data.images"
+        f"data.shards is {_public_patterns(shards)!r} and data.images is {images!r}: give one of them, tars with "
+        "--data.shards or a folder of images with --data.images"
     )
 
 
@@ -100,7 +99,7 @@ def _expand(patterns: str) -> list[str]:
     try:
         expanded: list[str] = expand_urls(patterns)
     except (AssertionError, ValueError) as error:
-        shown = "::".join(map(public_address, patterns.split("::")))
+        shown = _public_patterns(patterns)
         raise ValueError(f"shards {shown!r} cannot be expanded: {error}; check its braces and variables") from error
     return expanded
 
@@ -165,6 +164,10 @@ def public_address(url: str) -> str:
     return without_credentials(url) if is_url(url) or "://" in url else url
 
 
+def _public_patterns(patterns: str | None) -> str | None:
+    return patterns and "::".join(map(public_address, patterns.split("::")))
+
+
 def name_shards(addresses: Iterable[str]) -> dict[str, str]:
     """Return each address by the name of its shard.
 
@@ -202,8 +205,12 @@ def _file_name(url: str) -> str:
     if not url.startswith(_COMMAND):
         address = public_address(url)
         return "" if re.fullmatch("[^/]*://[^/]*", address) else os.path.basename(address)
-    files = _TAR_IN_COMMAND.findall(url) or _LAST_FILE_IN_COMMAND.findall(url.removeprefix(_COMMAND))
-    return str(files[-1]) if files else ""
+    command = url.removeprefix(_COMMAND)
+    if tars := [tar[0] for part in re.split(r"[/\s='\"]+", command) if (tar := _TAR.match(part))]:
+        return tars[-1]
+    name = os.path.basename(re.split("[?#]", " ".join(command.split()[-1:]).strip("'\""))[0])
+    # an option or a pair of user and password names no file
+    return "" if re.search("^-|[=:]", name) else name
 
 
 def work_units(shards: Shards, units_per_shard: int) -> list[WorkUnit]:

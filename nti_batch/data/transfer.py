@@ -55,18 +55,14 @@ class Source:
     @property
     def was_refused(self) -> bool:
         """Whether the server answered with an error, which another attempt would meet again."""
-        return self._pipe is not None and self._is_curl and self._pipe.status == _CURL_HTTP_ERROR
-
-    @property
-    def _is_curl(self) -> bool:
-        return self._tool == repr("curl")
+        return self._pipe is not None and self._tool == "curl" and self._pipe.status == _CURL_HTTP_ERROR
 
     @property
     def _tool(self) -> str:
-        """Name of the tool that transfers the shard; a user's command may hold a token, and is not shown."""
+        """Name of WebDataset's tool; empty for a user's command, which may hold a token and is not shown."""
         assert self._pipe is not None
         command = self._pipe.args[0][0]
-        return repr(command[0]) if isinstance(command, list) else "the command"
+        return str(command[0]) if isinstance(command, list) else ""
 
     def close(self) -> str:
         """Close the shard, and return why its transfer failed; empty if it did not.
@@ -88,10 +84,11 @@ class Source:
 
     def _failure(self) -> str:
         assert self._pipe is not None and self._output is not None
+        tool = repr(self._tool) if self._tool else "the command"
         if self._output.has_stalled:
-            return f"{self._tool} wrote nothing for {READ_TIMEOUT:g} seconds"
-        reason = _CURL_ERRORS.get(self._pipe.status, "") if self._is_curl else ""
-        return f"{self._tool} ended with exit code {self._pipe.status}" + (reason and f": {reason}")
+            return f"{tool} wrote nothing for {READ_TIMEOUT:g} seconds"
+        reason = _CURL_ERRORS.get(self._pipe.status, "") if self._tool == "curl" else ""
+        return f"{tool} ended with exit code {self._pipe.status}" + (reason and f": {reason}")
 
 
 class _Output(io.RawIOBase):

@@ -17,6 +17,7 @@ from nti_batch.output.inversions import INVERT, open_inversions
 from nti_batch.output.manifest_rows import InversionRow
 from nti_batch.output.serialization import StoredInversion, decode_inversion
 from nti_batch.output.stored_part import StoredPart
+from nti_batch.phrases import hide_credentials
 
 _MAX_CACHED_PARTS = 1024
 """Parts whose places are remembered; to read the headers of a part again takes milliseconds."""
@@ -60,7 +61,7 @@ class InversionDataset(Dataset[StoredInversion]):
         if pixels:
             self._urls = self.run.shards if shards is None else name_shards(expand_shards(shards))
         elif shards is not None:
-            raise ValueError(f"shards is {shards!r}, and no pixels are asked for: add pixels=True")
+            raise ValueError(f"shards is {hide_credentials(shards)!r}, and no pixels are asked for: add pixels=True")
         self.ids = []
         self._of_index: list[StoredPart[InversionRow]] = []
         """Part of the items before each entry of `_ends`."""

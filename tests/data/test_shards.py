@@ -5,7 +5,15 @@ from pathlib import Path
 import pytest
 
 from nti_batch.data.image_locations import locate_images
-from nti_batch.data.shards import expand_shards, name_shards, public_address, shard_name, stored_address, work_units
+from nti_batch.data.shards import (
+    expand_shards,
+    input_shards,
+    name_shards,
+    public_address,
+    shard_name,
+    stored_address,
+    work_units,
+)
 from nti_batch.records import WorkUnit
 
 
@@ -102,7 +110,8 @@ def test_a_shard_without_a_name_is_refused(url: str):
         ("file:/d/x.tar", "file:/d/x.tar"),
         ("/d/user:pw@x?y#z.tar", "/d/user:pw@x?y#z.tar"),
         ("pipe:curl -H 'Key: pw' 'https://u:pw@host/d/x.tar?t=pw' | pv", "pipe:... x.tar"),
-        ("pipe:curl https://host/x?t=pw", "pipe:... x"),
+        ("pipe:curl 'https://host/x?t=pw'", "pipe:... x"),
+        ("pipe:", "pipe:..."),
         ("pipe:curl https://host/x -u user:pw", "pipe:..."),
     ],
 )
@@ -128,6 +137,7 @@ def test_no_message_about_an_address_shows_its_credentials(tmp_path: Path):
     (tmp_path / "list.txt").write_text("pipe:curl -u user:PW https://host/a.tar\n")
     for failing in (
         lambda: expand_shards(f"{secret}::{{1..${{NOT_SET_ANYWHERE}}}}.tar"),
+        lambda: input_shards(f"{secret}::pipe:get PW x.tar", "images"),
         lambda: expand_shards("s3://user:PW@host/a.tar?PW"),
         lambda: expand_shards(f"@{secret}"),
         lambda: expand_shards(f"@{tmp_path}/list.txt"),
