@@ -162,7 +162,7 @@ class _TarAttempt:
         source: Source | None = None
         try:
             source = Source(self._url, self._stopped)
-            yield from self._samples(open_archive(source.stream))
+            yield from self._samples(open_archive(source.stream, self._stopped))
         except DAMAGE as damage:
             self.errors.insert(0, f"{damage}, after {len(self._keys)} keys")
         finally:

@@ -3,14 +3,21 @@
 import io
 import os
 import select
+import stat
 import time
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
-from webdataset.gopen import Pipe, gopen, gopen_schemes
+from webdataset.gopen import Pipe, gopen, gopen_curl, gopen_schemes, rewrite_url
 
 READ_TIMEOUT = 120.0
 """Seconds without data after which a transfer counts as broken; curl's own retries, set by WebDataset, take 60."""
+
+
+_CURL = ("curl", "--globoff", "--connect-timeout", "30", "--retry", "30", "--retry-delay", "2", "-f", "-s", "-L")
+"""WebDataset's command line without curl's own patterns: WebDataset's braces are expanded, and brackets are a name."""
 
 
 _CURL_HTTP_ERROR = 22
@@ -33,6 +40,21 @@ def is_url(address: str) -> bool:
     return bool(colon) and scheme in {"file", *gopen_schemes}
 
 
+def _is_path(address: str) -> bool:
+    return not is_url(address) or address.startswith("file:")
+
+
+def _path(address: str) -> str:
+    return url2pathname(urlsplit(address).path) if is_url(address) else address
+
+
+def _open_url(url: str) -> Pipe:
+    url = rewrite_url(url)
+    if gopen_schemes.get(url.partition(":")[0]) is gopen_curl:
+        return Pipe([*_CURL, url], mode="rb", bufsize=8192, ignore_status=[141, 23])
+    return gopen(url)
+
+
 class Source:
     """An open shard: a file, or the output of a command such as curl."""
 
@@ -41,13 +63,15 @@ class Source:
 
         Args:
             url: Path or url.
-            stopped: Called while data is waited for; True ends the transfer.
+            stopped: Called before each read and while data is waited for; True ends the transfer.
+
+        Raises:
+            OSError: If the path is no regular file, or cannot be opened.
         """
-        opened: Any = gopen(url) if is_url(url) else open(url, "rb")  # noqa: SIM115
-        self._pipe = opened if isinstance(opened, Pipe) else None
-        self._output = _Output(opened, stopped) if self._pipe else None
+        self._pipe = None if _is_path(url) else _open_url(url)
+        self._output = _Output(self._pipe, stopped) if self._pipe else None
         # Pipe's own read drops what it has just read when its command has failed
-        self.stream: io.BufferedReader = io.BufferedReader(self._output) if self._output else opened
+        self.stream = io.BufferedReader(self._output or _File(_path(url), stopped))
 
     @property
     def was_refused(self) -> bool:
@@ -86,6 +110,26 @@ class Source:
         return f"{self._tool!r} ended with exit code {self._pipe.status}" + (reason and f": {reason}")
 
 
+class _File(io.FileIO):
+    """A regular file. Others, such as a named pipe, may let their reader wait for ever."""
+
+    def __init__(self, path: str, stopped: Callable[[], bool]) -> None:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise OSError(f"{path!r} is no regular file")
+        super().__init__(path)
+        self._stopped = stopped
+
+    def readinto(self, buffer: Any) -> int:
+        """Read the next bytes.
+
+        Raises:
+            OSError: If the job is to stop.
+        """
+        if self._stopped():
+            raise OSError("the job is to stop")
+        return super().readinto(buffer)
+
+
 class _Output(io.RawIOBase):
     """Output of a command that keeps writing."""
 
@@ -107,8 +151,8 @@ class _Output(io.RawIOBase):
             OSError: If nothing comes for `READ_TIMEOUT` seconds, or the job is to stop.
         """
         deadline = time.monotonic() + READ_TIMEOUT
-        while not self._ready.poll(1000):
-            if self._stopped() or time.monotonic() >= deadline:
+        while (is_to_stop := self._stopped()) or not self._ready.poll(1000):
+            if is_to_stop or time.monotonic() >= deadline:
                 self.has_stalled = True
                 self._pipe.proc.kill()
                 raise OSError("the transfer has stalled")

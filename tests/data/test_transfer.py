@@ -1,6 +1,5 @@
 """Shards from a server that cuts connections, stalls and refuses: each is tried again, then reported."""
 
-import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -141,7 +140,7 @@ def test_a_server_that_is_always_broken_fails_the_shard(server: Server, monkeypa
     def hasty(command: list[str], **more: object) -> object:
         return Pipe(["1" if word == "30" else word for word in command], **more)
 
-    monkeypatch.setattr(sys.modules["webdataset.gopen"], "Pipe", hasty)
+    monkeypatch.setattr(transfer, "Pipe", hasty)
     monkeypatch.setattr(transfer, "READ_TIMEOUT", 60.0)
     keys, error = read_keys_and_error(server.url("500", 99))
     assert keys == []
