@@ -102,13 +102,13 @@ class Header(tarfile.TarInfo):
             if len(block) < tarfile.BLOCKSIZE:
                 raise tarfile.ReadError("unexpected end of data")
             is_extended = bool(block[504])
-        self.sparse = ()
+        self.sparse = b""
         self.offset_data = archive.fileobj.tell()
         archive.offset = self.offset_data + self._block(self.size)  # type: ignore[attr-defined]
         return self
 
     def _proc_gnusparse_00(self, member: tarfile.TarInfo, *_: object) -> None:
-        member.sparse = ()  # type: ignore[attr-defined]
+        member.sparse = b""
 
     _proc_gnusparse_01 = _proc_gnusparse_10 = _proc_gnusparse_00
 

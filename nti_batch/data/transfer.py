@@ -71,7 +71,8 @@ class Source:
         self._pipe = None if _is_path(url) else _open_url(url)
         self._output = _Output(self._pipe, stopped) if self._pipe else None
         # Pipe's own read drops what it has just read when its command has failed
-        self.stream = io.BufferedReader(self._output or _File(_path(url), stopped))
+        raw: io.RawIOBase = self._output or _File(_path(url), stopped)
+        self.stream: io.BufferedReader = io.BufferedReader(raw)
 
     @property
     def was_refused(self) -> bool:
