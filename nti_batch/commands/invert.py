@@ -43,7 +43,7 @@ def build_invert_job(argv: Sequence[str], stop: StopSignals) -> Job:
     settings = run_settings(model, data, output, description)
     units = work_units(shards, data.units_per_shard)
     run = OutputRun.create(INVERT, Path(output.dir), settings, shards, flags.dry_run)
-    plan = ImagePlan(run, units, data.redone)
+    plan = ImagePlan(run, units, data.redone, data.reading, lambda: stop.requested)
     plan.check_redo()
     module = InversionModule(settings, model.batch_size, stop, model.compile)
     return build_job(

@@ -22,6 +22,7 @@ def pack(
     workers: int = 4,
     path_column: str = "path",
     caption_column: str = "caption",
+    default_caption: str | None = None,
 ) -> int:
     """Pack images with their captions into WebDataset shards, for `nti-batch invert --data.shards='OUT/*.tar'`.
 
@@ -44,11 +45,12 @@ def pack(
         workers: Number of shards that are written at the same time.
         path_column: Column of a table that has the paths.
         caption_column: Column of a table that has the captions.
+        default_caption: Caption of the images that have none; left out, they are not packed.
     """
     limits = ShardLimits(images=shard_images, bytes=shard_bytes)
     with StopSignals() as stop:
         stop.handle_all()
-        images = list_images(source, Columns(path=path_column, caption=caption_column))
+        images = list_images(source, Columns(path=path_column, caption=caption_column), default_caption)
         writer = ShardWriter(images, out, limits, workers)
         try:
             with writer.opened():
@@ -74,6 +76,8 @@ def _write(writer: ShardWriter, stop: StopSignals) -> int:
         for failure in stats.failures:
             stages[failure.stage] += 1
             console.out(f"{failure.path!r}: {failure.stage}: {failure.error}", highlight=False)
+    if writer.source.note:
+        console.out(f"not packed: {writer.source.note}", highlight=False)
     print(f"{packed} of {count} images packed into {str(writer.out)!r}")
     for stage, failed in sorted(stages.items()):
         print(f"{failed} failed at stage {stage!r}")

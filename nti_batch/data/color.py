@@ -40,8 +40,8 @@ def srgb_converter(image: Image.Image) -> Converter:
     """Return what converts a loaded image of any mode to RGB in sRGB, as a whole or part by part.
 
     Transparent pixels show white. An ICC profile that fits the image decides its colours, or else the gamma of a PNG.
-    Grey values of more than 8 bits are scaled (see `_grey_converter`). In a BMP that is transparent everywhere, alpha is
-    unused, and the colours are taken.
+    Grey values of more than 8 bits are scaled (see `_grey_converter`). In a BMP that is transparent everywhere, alpha
+    is unused, and the colours are taken.
 
     Raises:
         TransparentImageError: If every pixel is transparent.

@@ -9,11 +9,12 @@ from nti_batch.data.transfer import is_url
 from nti_batch.records import WorkUnit
 
 
-def input_states(units: Sequence[WorkUnit]) -> dict[WorkUnit, str]:
+def input_states(units: Sequence[WorkUnit], caption: str) -> dict[WorkUnit, str]:
     """Hash the names, sizes and times of the files that each work unit reads.
 
     Args:
         units: Work units of one shard.
+        caption: Extension of the captions, 'txt' or 'json'.
 
     Returns:
         The state of each unit; empty for a remote shard, whose content is known by its name alone.
@@ -24,9 +25,9 @@ def input_states(units: Sequence[WorkUnit]) -> dict[WorkUnit, str]:
     if not os.path.isdir(url):
         return dict.fromkeys(units, _digest([_file_state(url)]))
     states: dict[int, list[str]] = {unit.index: [] for unit in units}
-    samples, unread = list_folder(url)
-    whole = [f"{path} {reason}" for path, reason in unread]
-    for sample in samples:
+    listing = list_folder(url, caption)
+    whole = [f"{path} {reason}" for path, reason in listing.unread]
+    for sample in listing.samples:
         index = WorkUnit.index_of(sample.key, units[0].count)
         if index in states:
             states[index] += [f"{path} {_file_state(os.path.join(url, path))}" for path in sample.files]

@@ -10,7 +10,7 @@ import re
 import tarfile
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -42,10 +42,23 @@ def count_images(url: str) -> int:
     return len(keys)
 
 
-def read_keys(url: str) -> tuple[list[str], list[str]]:
-    """Read the keys of a shard, each once and in order, and the errors of the shard as a whole."""
-    reader = ShardReader(url, lambda key: False, {})
+def read_keys(
+    url: str, caption: str = "txt", stopped: Callable[[], bool] = lambda: False
+) -> tuple[list[str], list[str]]:
+    """Read the keys of a shard, each once and in order, and the errors of the shard as a whole.
+
+    Args:
+        url: Address of the shard.
+        caption: Source of the prompts; a folder has other keys for 'txt' than for 'json:FIELD'.
+        stopped: As for `ShardReader`.
+    """
+    reader = key_reader(url, caption, stopped)
     return [sample.key for sample in reader], reader.errors
+
+
+def key_reader(url: str, caption: str, stopped: Callable[[], bool]) -> "ShardReader":
+    """Return a reader that reads no contents; the arguments are those of `read_keys`."""
+    return ShardReader(url, lambda key: False, {}, caption.partition(":")[0], stopped)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +83,10 @@ class ShardSample:
             ValueError: If the member is missing or cut.
         """
         if extension not in self.members:
-            raise ValueError(f"there is no .{extension} member beside {join_extensions(self.members)}")
+            raise ValueError(
+                f"there is no .{extension} member beside {join_extensions(self.members)}: add one, or give the caption "
+                "with --data.default_caption"
+            )
         content = self.members[extension]
         if content is None:
             raise ValueError(f"the .{extension} member is cut")
@@ -87,11 +103,15 @@ class ShardReader:
     errors: list[str]
     """Messages about the shard as a whole, for a person to read."""
 
+    note: str
+    """What else the shard holds, for a person to read; empty if nothing."""
+
     def __init__(
         self,
         url: str,
         is_wanted: Callable[[str], bool],
         size_limits: Mapping[str, int],
+        caption: str,
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         """Open nothing yet.
@@ -101,13 +121,16 @@ class ShardReader:
             is_wanted: Decides by the key whether the contents of a sample are read.
             size_limits: Extensions of the members that are read, with the largest number of bytes of each. A small
                 shard may unpack to more than memory.
-            stopped: Called while a transfer is waited for; if it returns True, the iteration ends without errors.
+            caption: Extension of the captions, 'txt' or 'json'.
+            stopped: Called before each read; if it returns True, the iteration ends without errors.
         """
         self.errors = []
+        self.note = ""
         self._url, self._is_wanted, self._size_limits, self._stopped = url, is_wanted, size_limits, stopped
+        self._caption = caption
         self._yielded: set[str] = set()
 
-    def __iter__(self) -> Iterator[ShardSample]:
+    def __iter__(self) -> Generator[ShardSample]:
         """Read the shard, in several attempts if its transfer breaks."""
         for delay in (*RETRY_DELAYS, None):
             attempt, last = self._attempt(), None
@@ -124,11 +147,11 @@ class ShardReader:
         if last is not None and last.key not in self._yielded:
             yield last
         attempts = f" (tried {len(RETRY_DELAYS) + 1} times)" if attempt.is_broken else ""
-        self.errors = [error + attempts for error in attempt.errors]
+        self.errors, self.note = [error + attempts for error in attempt.errors], attempt.note
 
     def _attempt(self) -> "_TarAttempt | _FolderAttempt":
         if os.path.isdir(self._url):
-            return _FolderAttempt(self._url, self._is_missing, self._size_limits)
+            return _FolderAttempt(self._url, self._is_missing, self._size_limits, self._caption)
         return _TarAttempt(self._url, self._is_missing, self._size_limits, self._stopped)
 
     def _is_missing(self, key: str) -> bool:
@@ -143,6 +166,8 @@ def _wait(seconds: float, stopped: Callable[[], bool]) -> None:
 
 class _TarAttempt:
     """Reads a tar once, until its end or its first damage; only the last sample can be damaged."""
+
+    note = ""
 
     def __init__(
         self,
@@ -221,16 +246,20 @@ class _FolderAttempt:
 
     is_broken = False
 
-    def __init__(self, folder: str, is_wanted: Callable[[str], bool], size_limits: Mapping[str, int]) -> None:
+    def __init__(
+        self, folder: str, is_wanted: Callable[[str], bool], size_limits: Mapping[str, int], caption: str
+    ) -> None:
         self.errors: list[str] = []
-        self._folder, self._is_wanted, self._size_limits = folder, is_wanted, size_limits
+        self.note = ""
+        self._folder, self._is_wanted, self._size_limits, self._caption = folder, is_wanted, size_limits, caption
 
     def __iter__(self) -> Iterator[ShardSample]:
-        found, unread = list_folder(self._folder)
-        for sample in found:
+        listing = list_folder(self._folder, self._caption)
+        self.note = listing.describe_others()
+        for sample in listing.samples:
             yield self._sample(sample, self._is_wanted(sample.key))
-        self.errors += [f"{path!r} {reason}" for path, reason in unread]
-        if not found and not unread:
+        self.errors += [f"{path!r} {reason}" for path, reason in listing.unread]
+        if not listing.samples and not listing.unread:
             self.errors.append("the folder holds no images")
 
     def _sample(self, found: FolderSample, is_wanted: bool) -> ShardSample:

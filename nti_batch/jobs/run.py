@@ -192,6 +192,8 @@ def finish(job: Job) -> int:
         print(f"preview: {preview}")
     if is_whole_job:
         print("\n".join(status.lines()))
+        if plan.limit is not None:
+            print(f"data.limit is {plan.limit}: what is behind it is not counted; run without it to do the rest")
     if status.missing:
         logger.error("%d %s are not committed, though the job ended", status.missing, plan.run.kind.record_noun)
         return ERROR

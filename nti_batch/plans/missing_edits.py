@@ -3,6 +3,7 @@
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby, islice
 from pathlib import Path
 
 from nti_batch.data.samples import read_inputs
@@ -68,6 +69,7 @@ class EditPlan(Plan[EditedImage, EditRow, EditRunSettings]):
         inversions: InversionRun,
         requests: Sequence[EditRequest] | None,
         redo: Redo = NOTHING_AGAIN,
+        limit: int | None = None,
     ) -> None:
         """Sort the requests into work units.
 
@@ -76,17 +78,18 @@ class EditPlan(Plan[EditedImage, EditRow, EditRunSettings]):
             inversions: The inversions to edit.
             requests: Listed edits; None edits or reconstructs every inversion.
             redo: Committed edits that count as missing.
+            limit: Number of edits from the beginning of the list, or of the inversions in the order of their keys.
         """
-        super().__init__(run, work_units(inversions.shards, run.settings.units_per_shard), redo)
+        super().__init__(run, work_units(inversions.shards, run.settings.units_per_shard), redo, limit)
         self.inversions = inversions
         self._units = {(unit.shard, unit.index): unit for unit in self.units}
-        self._listed: dict[WorkUnit, list[EditRequest]] | None = None
-        if requests is not None:
-            self._listed = {}
-            for request in requests:
-                self._listed.setdefault(self.unit_of(request.shard, request.key), []).append(request)
         self._inverted: tuple[str, dict[str, str]] = "", {}
         """The last shard whose rows were read, and the checksum of each of its inversions by key."""
+        self._listed: dict[WorkUnit, list[EditRequest]] | None = None
+        if requests is not None or limit is not None:
+            self._listed = {}
+            for request in islice(self._requests_of_all() if requests is None else requests, limit):
+                self._listed.setdefault(self.unit_of(request.shard, request.key), []).append(request)
 
     @classmethod
     def of_run(cls, run: EditRun) -> "EditPlan":
@@ -110,20 +113,24 @@ class EditPlan(Plan[EditedImage, EditRow, EditRunSettings]):
         """The requested edits of a work unit."""
         if self._listed is not None:
             return self._listed.get(unit, [])
+        return [self._request(unit, key) for key in self._inversions_of(unit) if unit.holds(key)]
+
+    def _requests_of_all(self) -> Iterator[EditRequest]:
+        """Yield an edit of each inversion, in the order of shards and keys."""
+        for _, (unit, *_) in groupby(self.units, key=lambda unit: unit.shard):
+            yield from (self._request(unit, key) for key in sorted(self._inversions_of(unit)))
+
+    def _request(self, unit: WorkUnit, key: str) -> EditRequest:
+        """The edit that a run without a list makes of an image."""
         settings = self.run.settings
-        name = "reconstruction" if settings.edit_prompt is None else "edit"
-        return [
-            EditRequest(
-                shard=unit.shard,
-                key=key,
-                name=name,
-                prompt=None,
-                edit_prompt=settings.edit_prompt,
-                settings=settings.edit,
-            )
-            for key in self._inversions_of(unit)
-            if unit.holds(key)
-        ]
+        return EditRequest(
+            shard=unit.shard,
+            key=key,
+            name="reconstruction" if settings.edit_prompt is None else "edit",
+            prompt=None,
+            edit_prompt=settings.edit_prompt,
+            settings=settings.edit,
+        )
 
     def _inversions_of(self, unit: WorkUnit) -> dict[str, str]:
         """Checksums of the finished inversions of a shard; consecutive work units of one shard read its rows once."""

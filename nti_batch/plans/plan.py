@@ -53,15 +53,22 @@ NOTHING_AGAIN = Redo()
 class Plan(ABC, Generic[AnyRecord, AnyRow, AnySettings]):
     """The work of a run."""
 
-    def __init__(self, run: OutputRun[AnyRecord, AnyRow, AnySettings], units: Sequence[WorkUnit], redo: Redo) -> None:
+    def __init__(
+        self,
+        run: OutputRun[AnyRecord, AnyRow, AnySettings],
+        units: Sequence[WorkUnit],
+        redo: Redo,
+        limit: int | None = None,
+    ) -> None:
         """Take the run and its work units.
 
         Args:
             run: The output folder.
             units: Work units, those of a shard one after the other.
             redo: Committed records that count as missing.
+            limit: Number of records from the beginning of the input that count; None counts all.
         """
-        self.run, self.units, self.redo = run, list(units), redo
+        self.run, self.units, self.redo, self.limit = run, list(units), redo, limit
 
     @abstractmethod
     def is_waiting(self, unit: WorkUnit) -> bool:

@@ -76,7 +76,9 @@ def _check_shard(plan: ImagePlan | EditPlan, units: Sequence[WorkUnit]) -> Itera
     counts = Counter((row.id, row.generation) for rows in committed.values() for row in rows if row.key)
     yield from (Finding(f"{units[0].shard}/{name}", "is committed twice") for (name, _), n in counts.items() if n > 1)
     if isinstance(plan, ImagePlan):
-        yield from _check_input(units[0], {row.key for rows in committed.values() for row in rows})
+        yield from _check_input(
+            units[0], plan.run.settings.caption, {row.key for rows in committed.values() for row in rows}
+        )
     else:
         yield from _check_requests(plan, committed)
 
@@ -132,9 +134,9 @@ def _check_mark(plan: AnyPlan, unit: WorkUnit, rows: int) -> Iterator[Finding]:
         yield Finding(unit.name, str(error))
 
 
-def _check_input(unit: WorkUnit, committed: set[str]) -> Iterator[Finding]:
+def _check_input(unit: WorkUnit, caption: str, committed: set[str]) -> Iterator[Finding]:
     """Compare the committed keys of a shard with the keys in its input."""
-    keys, errors = read_keys(unit.url)
+    keys, errors = read_keys(unit.url, caption)
     for key in keys:
         if key not in committed:
             yield Finding(f"{unit.shard}/{key}", "is in the input and not committed")
