@@ -10,11 +10,10 @@ import glob
 import os
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 from webdataset.shardlists import expand_urls
 
-from nti_batch.data.folder import is_run_folder
+from nti_batch.data.folder import is_run_folder, read_file
 from nti_batch.data.transfer import is_url
 from nti_batch.records import WorkUnit
 
@@ -23,6 +22,9 @@ Shards = Mapping[str, str]
 
 FOLDER_SHARD = "images"
 """Name of a folder of images, wherever it is."""
+
+MAX_LIST_BYTES = 1 << 28
+"""Largest '@FILE'."""
 
 _TAR_IN_COMMAND = re.compile(r"([^/\s='\"]+\.(?:tar(?:\.\w+)?|tgz))(?![\w.])", re.IGNORECASE)
 
@@ -105,8 +107,8 @@ def _lines(pattern: str) -> list[str]:
     if not pattern.startswith("@"):
         return [pattern]
     try:
-        lines = Path(pattern[1:]).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_file(pattern[1:], MAX_LIST_BYTES).decode().splitlines()
+    except ValueError as error:
         raise ValueError(f"shards {pattern!r}: the list cannot be read: {error}") from error
     found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if not found:
