@@ -24,6 +24,9 @@ class InversionRunSettings:
     """Settings of a run of `nti-batch invert`."""
 
     source: ModelSource
+    fingerprint: str | None
+    """Fingerprint of the model's files; None if it is not known."""
+
     precision: Precision
     num_steps: int
     optimize_pooled: bool
@@ -46,6 +49,7 @@ class InversionRunSettings:
                 "revision": self.source.revision,
                 "variant": self.source.variant,
                 "config": self.source.config,
+                "fingerprint": self.fingerprint,
                 "precision": self.precision,
                 "num_steps": self.num_steps,
                 "optimize_pooled": self.optimize_pooled,
@@ -83,6 +87,7 @@ class InversionRunSettings:
                 variant=model.optional_text("variant"),
                 config=model.optional_text("config"),
             ),
+            fingerprint=model.optional_text("fingerprint"),
             precision=cast(Precision, model.choice("precision", get_args(Precision))),
             num_steps=model.integer("num_steps", 1, MAX_STEPS),
             optimize_pooled=model.boolean("optimize_pooled"),

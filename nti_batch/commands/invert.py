@@ -10,6 +10,7 @@ from nti_batch.jobs.invert_module import NEEDS_GRADIENTS, InversionModule
 from nti_batch.jobs.parser import parse_flags
 from nti_batch.jobs.run import Job, build_job, run_job
 from nti_batch.jobs.signals import StopSignals
+from nti_batch.models.fingerprint import model_fingerprint
 from nti_batch.models.supported import ModelDescription, embedding_shape
 from nti_batch.output.inversions import INVERT
 from nti_batch.output.run_folder import OutputRun
@@ -64,6 +65,7 @@ def run_settings(
     description.check_size(height, width)
     return InversionRunSettings(
         source=model.source,
+        fingerprint=model_fingerprint(model.source),
         precision=model.precision,
         num_steps=model.num_steps,
         optimize_pooled=model.optimize_pooled,

@@ -9,29 +9,27 @@ from nti_batch.data.transfer import is_url
 from nti_batch.records import WorkUnit
 
 
-def input_states(units: Sequence[WorkUnit], caption: str) -> dict[WorkUnit, str]:
-    """Hash the names, sizes and times of the files that each work unit reads.
+def input_states(url: str, units: int, caption: str = "txt") -> list[str]:
+    """Hash the names, sizes and times of the files that each work unit of a shard reads.
 
     Args:
-        units: Work units of one shard.
+        url: Address of the shard.
+        units: Number of its work units.
         caption: Extension of the captions, 'txt' or 'json'.
 
     Returns:
         The state of each unit; empty for a remote shard, whose content is known by its name alone.
     """
-    url = units[0].url
     if is_url(url):
-        return dict.fromkeys(units, "")
+        return [""] * units
     if not os.path.isdir(url):
-        return dict.fromkeys(units, _digest([_file_state(url)]))
-    states: dict[int, list[str]] = {unit.index: [] for unit in units}
+        return [_digest([_file_state(url)])] * units
     listing = list_folder(url, caption)
-    whole = [f"{path} {reason}" for path, reason in listing.unread]
+    lines = [[f"{path} {reason}" for path, reason in listing.unread] for _ in range(units)]
     for sample in listing.samples:
-        index = WorkUnit.index_of(sample.key, units[0].count)
-        if index in states:
-            states[index] += [f"{path} {_file_state(os.path.join(url, path))}" for path in sample.files]
-    return {unit: _digest([*whole, *states[unit.index]]) for unit in units}
+        files = lines[WorkUnit.index_of(sample.key, units)]
+        files += [f"{path} {_file_state(os.path.join(url, path))}" for path in sample.files]
+    return [_digest(of_unit) for of_unit in lines]
 
 
 def _file_state(path: str) -> str:

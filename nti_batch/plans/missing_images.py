@@ -43,8 +43,8 @@ class ImagePlan(Plan[Inversion, InversionRow, InversionRunSettings]):
         self.reading, self._stop_requested = reading, stop_requested
         self._limited: dict[str, frozenset[str]] | None = None
         """Keys of the first images of the input by shard, once they are known."""
-        self._states: dict[WorkUnit, str] = {}
-        """State of the input of the shards that were looked at."""
+        self._states: tuple[str, list[str]] = "", []
+        """The shard that was looked at last, and the state of the input of each of its work units."""
 
     @classmethod
     def of_run(cls, run: InversionRun, shards: Shards | None = None, allow_pipe: bool = False) -> "ImagePlan":
@@ -78,11 +78,10 @@ class ImagePlan(Plan[Inversion, InversionRow, InversionRunSettings]):
         return mark is not None and mark.input_state == self._input_state(unit)
 
     def _input_state(self, unit: WorkUnit) -> str:
-        if unit not in self._states:
-            units = [other for other in self.units if other.shard == unit.shard]
+        if self._states[0] != unit.shard:
             extension, _ = caption_source(self.run.settings.caption)
-            self._states |= input_states(units if unit in units else [unit], extension)
-        return self._states[unit]
+            self._states = unit.shard, input_states(unit.url, unit.count, extension)
+        return self._states[1][unit.index]
 
     def _limited_keys(self, unit: WorkUnit) -> set[str]:
         """Keys of a work unit that are among the first images of the input."""

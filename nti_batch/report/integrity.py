@@ -218,7 +218,7 @@ def _is_uncommitted(path: Path) -> bool:
 def _compare_reconstructions(plan: ImagePlan, count: int) -> Iterator[Finding]:
     """Reconstruct some inversions and compare with their recorded PSNR."""
     settings = plan.run.settings
-    networks = load_model(settings.source, settings.precision)
+    networks = load_model(settings.source, settings.precision, settings.fingerprint)
     ids = [(row.shard, row.key) for _, row in choose_rows(plan.run, plan.units, count)]
     inputs = read_inputs(plan.units, settings.caption, settings.height, settings.width, ids)
     for shard, key in sorted(set(ids) - set(inputs)):

@@ -111,7 +111,7 @@ def _load_networks(plan: ImagePlan | EditPlan, notes: list[str]) -> StableDiffus
     """The model of a run; None, with a note, if it cannot be loaded."""
     settings = plan.run.settings if isinstance(plan, ImagePlan) else plan.inversions.settings
     try:
-        return load_model(settings.source, settings.precision)
+        return load_model(settings.source, settings.precision, settings.fingerprint)
     except ValueError as error:
         notes.append(f"No image could be reconstructed: {error}")
         return None

@@ -45,7 +45,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Behave as the path says."""
-        _, behaviour, failures, _ = self.path.split("/")
+        _, behaviour, failures, name = self.path.split("/")
+        if name not in ("s.tar", "s[1-3]{a,b}.tar"):
+            self.send_error(404)
+            return
         self.server.requests[self.path] += 1
         content, fails = self.server.content, self.server.requests[self.path] <= int(failures)
         if fails and behaviour.isdecimal():
@@ -80,7 +83,7 @@ def short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def read(url: str) -> list[RawSample | Failure]:
-    return list(read_unit(WorkUnit("s", url, 0, 1), "txt", ()))
+    return list(read_unit(WorkUnit("s", url, 0, 1), "txt"))
 
 
 def read_keys_and_error(url: str) -> tuple[list[str], str]:
@@ -127,6 +130,12 @@ def test_a_transfer_that_breaks_every_time_keeps_what_came_and_fails_the_shard(
     assert server.requests.total() == 3
 
 
+def test_brackets_and_braces_are_part_of_a_name(server: Server):
+    """By its own patterns, curl would ask for each of s1a.tar to s3b.tar."""
+    assert read_keys_and_error(server.url("cut", 0).replace("s.tar", "s[1-3]{a,b}.tar")) == (KEYS, "")
+    assert server.requests.total() == 1
+
+
 def test_a_refusal_is_final(server: Server):
     keys, error = read_keys_and_error(server.url("404", 99))
     assert keys == []
@@ -161,7 +170,7 @@ def test_a_stop_does_not_wait_for_a_transfer_and_fails_nothing(
     monkeypatch.setattr(transfer, "READ_TIMEOUT", 3600.0)
     monkeypatch.setattr(shard_reader, "RETRY_DELAYS", (3600.0,))
     url = server.url(behaviour, 99)
-    rows = list(read_unit(WorkUnit("s", url, 0, 1), "txt", (), lambda: server.requests.total() > 0))
+    rows = list(read_unit(WorkUnit("s", url, 0, 1), "txt", lambda: server.requests.total() > 0))
     assert all(isinstance(row, RawSample) for row in rows)
 
 
