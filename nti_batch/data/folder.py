@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 IMAGE_EXTENSIONS = (
-    *("jpg", "jpeg", "jfif", "jpe", "png", "webp", "avif", "heic", "heif", "jp2", "bmp", "tif", "tiff", "gif"),
+    *("jpg", "jpeg", "jfif", "jpe", "png", "apng", "webp", "avif", "heic", "heif", "hif", "jp2", "j2k", "jpx", "jpf"),
+    *("bmp", "dib", "tif", "tiff", "gif", "ppm", "pgm", "pbm", "pnm"),
 )
 
 

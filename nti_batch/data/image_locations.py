@@ -39,6 +39,8 @@ def _locate_in_folder(folder: Path) -> dict[str, ImagePlace]:
 
 def _locate_in_tar(tar: Path) -> dict[str, ImagePlace]:
     places: dict[str, ImagePlace] = {}
+    if tar.exists() and not tar.is_file():
+        raise ValueError(f"shard {str(tar)!r} is no regular file: give shards=... with tars")
     with open(tar, "rb") as stream:
         try:
             archive = open_archive(stream)

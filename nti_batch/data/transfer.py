@@ -4,6 +4,7 @@ import io
 import os
 import select
 import stat
+import subprocess
 import time
 from collections.abc import Callable
 from typing import Any
@@ -68,6 +69,7 @@ class Source:
         Raises:
             OSError: If the path is no regular file, or cannot be opened.
         """
+        self._stopped = stopped
         self._pipe = None if _is_path(url) else _open_url(url)
         self._output = _Output(self._pipe, stopped) if self._pipe else None
         # Pipe's own read drops what it has just read when its command has failed
@@ -88,7 +90,7 @@ class Source:
     def close(self) -> str:
         """Close the shard, and return why its transfer failed; empty if it did not.
 
-        A command that is stopped early dies of its broken pipe, which is no failure.
+        A command that is stopped early is killed, which is no failure.
         """
         if self._pipe is None or self._output is None:
             self.stream.close()
@@ -97,11 +99,29 @@ class Source:
             has_ended = self._output.has_stalled or not self.stream.peek(1)
         except OSError:
             has_ended = True
+        if has_ended:
+            self._wait_for_exit(self._output)
+        else:
+            self._pipe.proc.kill()
         try:
             self._pipe.close()
         except OSError:
             return self._failure() if has_ended else ""
         return ""
+
+    def _wait_for_exit(self, output: "_Output") -> None:
+        """Wait for a command that writes no more, and kill it if it does not end."""
+        assert self._pipe is not None
+        deadline = time.monotonic() + READ_TIMEOUT
+        while True:
+            try:
+                self._pipe.proc.wait(0.5)
+                return
+            except subprocess.TimeoutExpired:
+                if self._stopped() or time.monotonic() >= deadline:
+                    output.has_stalled = True
+                    self._pipe.proc.kill()
+                    return
 
     def _failure(self) -> str:
         assert self._pipe is not None and self._output is not None

@@ -15,7 +15,7 @@ from helpers.shards import error_of, outcomes, read_rows, write_tar
 from helpers.tars import END, file, forge, header, record, sample
 
 from nti_batch.cli import main
-from nti_batch.data import shard_reader, tar
+from nti_batch.data import shard_reader, tar, transfer
 from nti_batch.data.samples import read_unit
 from nti_batch.data.shard_reader import read_keys
 from nti_batch.data.shards import work_units
@@ -80,6 +80,26 @@ def test_a_stop_ends_the_unpacking_of_a_large_member(tmp_path: Path, compress: C
     size = 1 << 26
     url = write_tar(tmp_path, compress(sample("a") + header("b.bin", size) + bytes(size) + sample("c") + END))
     assert read_until_stopped(url, 100) == ["a"]
+
+
+def test_a_stop_does_not_wait_for_a_command_that_writes_no_more(tmp_path: Path) -> None:
+    url = write_tar(tmp_path, sample("a") + END)
+    assert read_until_stopped(f"pipe:cat '{url}'; exec >&-; sleep 3600", 8) == ["a"]
+
+
+def test_a_damaged_shard_does_not_wait_for_the_command_that_sends_it(tmp_path: Path) -> None:
+    url = write_tar(tmp_path, sample("a") + b"\xa5" * 100_000)
+    rows = read_rows(f"pipe:cat '{url}'; sleep 3600")
+    assert outcomes(rows) == [("a", "ok"), ("", "shard")]
+    assert "neither header nor end marker" in error_of(rows, "")
+
+
+def test_a_command_that_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "READ_TIMEOUT", 1.0)
+    url = write_tar(tmp_path, sample("a") + END)
+    rows = read_rows(f"pipe:cat '{url}'; exec >&-; sleep 3600")
+    assert outcomes(rows) == [("a", "ok"), ("", "shard")]
+    assert "wrote nothing for 1 seconds" in error_of(rows, "")
 
 
 def test_a_stop_ends_the_read_of_a_plain_file(tmp_path: Path) -> None:
