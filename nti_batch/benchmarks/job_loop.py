@@ -6,7 +6,7 @@ from itertools import islice
 import torch
 
 from nti_batch.benchmarks.loop_result import Inverted
-from nti_batch.data.samples import RawSample, decode_sample, read_unit
+from nti_batch.data.samples import RawSample, Reading, decode_sample, read_unit
 from nti_batch.data.shards import Shards, work_units
 from nti_batch.diffusion.guidance import Predictor
 from nti_batch.diffusion.null_text import InversionState
@@ -33,7 +33,7 @@ def load_images(shards: Shards, caption: str, size: int, count: int, allow_pipe:
         ValueError: If there are fewer, or a shard is a command and may not be.
     """
     units = work_units(shards, 1)
-    samples = (sample for unit in units for sample in read_unit(unit, caption, allow_pipe=allow_pipe))
+    samples = (sample for unit in units for sample in read_unit(unit, caption, Reading(allow_pipe=allow_pipe)))
     decoded = (decode_sample(sample, size, size) for sample in samples if isinstance(sample, RawSample))
     images = list(islice((image for image in decoded if isinstance(image, CaptionedImage)), count))
     if len(images) < count:

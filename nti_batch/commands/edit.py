@@ -66,7 +66,7 @@ def build_edit_job(argv: Sequence[str], stop: StopSignals) -> Job:
     requests = read_edit_list(settings, inversions)
     check_pipes(requests or (), inversions, data.allow_pipe)
     run = OutputRun.create(EDIT, Path(flags.output.dir), settings, inversions.shards, flags.dry_run)
-    plan = EditPlan(run, inversions, requests, data.redone, data.allow_pipe)
+    plan = EditPlan(run, inversions, requests, data.redone, data.reading)
     plan.check_redo()
     inverted = inversions.settings
     scale = inverted.inversion.guidance_scale

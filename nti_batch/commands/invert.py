@@ -47,7 +47,7 @@ def build_invert_job(argv: Sequence[str], stop: StopSignals) -> Job:
     if not data.allow_pipe:
         # the job counts the images of all shards that the run was ever given
         refuse_pipes(run.shards.values())
-    plan = ImagePlan(run, units, data.redone, data.allow_pipe)
+    plan = ImagePlan(run, units, data.redone, data.reading, lambda: stop.requested)
     plan.check_redo()
     module = InversionModule(settings, model.batch_size, stop, model.compile)
     return build_job(

@@ -23,6 +23,7 @@ def pack(
     workers: int = 4,
     path_column: str = "path",
     caption_column: str = "caption",
+    default_caption: str | None = None,
 ) -> int:
     """Pack images with their captions into WebDataset shards, for `nti-batch invert --data.shards='OUT/*.tar'`.
 
@@ -45,11 +46,12 @@ def pack(
         workers: Number of shards that are written at the same time.
         path_column: Column of a table that has the paths.
         caption_column: Column of a table that has the captions.
+        default_caption: Caption of the images that have none; left out, they are not packed.
     """
     limits = ShardLimits(images=shard_images, bytes=shard_bytes)
     with StopSignals() as stop:
         stop.handle_all()
-        images = list_images(source, Columns(path=path_column, caption=caption_column))
+        images = list_images(source, Columns(path=path_column, caption=caption_column), default_caption)
         writer = ShardWriter(images, out, limits, workers)
         try:
             with writer.opened():
@@ -75,6 +77,8 @@ def _write(writer: ShardWriter, stop: StopSignals) -> int:
         for failure in stats.failures:
             stages[failure.stage] += 1
             print_line(f"{failure.path!r}: {failure.stage}: {failure.error}", sys.stderr)
+    if writer.source.note:
+        print_line(f"not packed: {writer.source.note}", sys.stderr)
     print_line(f"{packed} of {count} images packed into {str(writer.out)!r}")
     for stage, failed in sorted(stages.items()):
         print_line(f"{failed} failed at stage {stage!r}")

@@ -1,18 +1,22 @@
 """A folder of images with captions beside them: `cats/tom.jpg` and `cats/tom.txt` are the sample `cats/tom`.
 
 Subfolders are read as well; links to folders are not followed. Names that begin with a dot, `__MACOSX`, and the output
-folders of jobs are left out. A file whose extension is neither an image's nor `.txt` nor `.json` belongs to no sample.
+folders of jobs are left out. A file whose extension is neither an image's nor `.txt` nor `.json` is in no sample.
 """
 
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "jfif", "jpe", "png", "webp", "avif", "jp2", "bmp", "tif", "tiff", "gif")
+IMAGE_EXTENSIONS = (
+    *("jpg", "jpeg", "jfif", "jpe", "png", "apng", "webp", "avif", "heic", "heif", "hif", "jp2", "j2k", "jpx", "jpf"),
+    *("bmp", "dib", "tif", "tiff", "gif", "ppm", "pgm", "pbm", "pnm"),
+)
 
 
-MAX_IMAGE_BYTES = 1 << 30
+MAX_IMAGE_BYTES = 1 << 29
 """Largest image file that is read; a small shard may unpack to more than memory."""
 
 
@@ -31,6 +35,28 @@ class FolderSample:
     """Paths below the folder, sorted: images, `.txt` and `.json`."""
 
 
+@dataclass(frozen=True, slots=True)
+class FolderListing:
+    """Content of a folder."""
+
+    samples: list[FolderSample]
+    """In the order of their keys."""
+
+    unread: list[tuple[str, str]]
+    """Path and reason of each place that cannot be read."""
+
+    others: Counter[str]
+    """Number of files that are in no sample, by extension."""
+
+    def describe_others(self) -> str:
+        """Count the files that are in no sample, for a person to read; empty if there are none."""
+        if not self.others:
+            return ""
+        kinds = ((f".{extension}" if extension else "no ending", count) for extension, count in self.others.items())
+        counts = ", ".join(f"{count} with {kind}" for kind, count in sorted(kinds))
+        return f"{self.others.total()} files are neither images nor captions: {counts}"
+
+
 def extension_of(path: str) -> str:
     """Return the extension of a path in lower case, without the dot."""
     return os.path.splitext(path)[1][1:].lower()
@@ -41,14 +67,16 @@ def join_extensions(extensions: Iterable[str]) -> str:
     return ", ".join(f".{extension}" for extension in extensions)
 
 
-def list_folder(folder: str) -> tuple[list[FolderSample], list[tuple[str, str]]]:
-    """List the samples of a folder; an image or a `.txt` makes a sample, a `.json` alone does not.
+def list_folder(folder: str, caption: str) -> FolderListing:
+    """List the samples of a folder: each has an image, a caption or both.
 
-    Returns:
-        The samples in the order of their keys, and the path and reason of each place that is not read.
+    Args:
+        folder: Path of the folder.
+        caption: Extension of the captions, 'txt' or 'json'.
     """
     files: dict[str, list[str]] = {}
     unread: list[tuple[str, str]] = []
+    others = Counter[str]()
 
     def add_unread(error: OSError) -> None:
         unread.append((os.path.relpath(error.filename, folder), f"cannot be read: {error.strerror}"))
@@ -59,10 +87,19 @@ def list_folder(folder: str) -> tuple[list[FolderSample], list[tuple[str, str]]]
         links = (prefix + name for name in subfolders if os.path.islink(os.path.join(parent, name)))
         unread += [(path, "is a link to a folder, which is not followed") for path in links]
         for name in names:
-            if not _is_hidden(name) and extension_of(name) in (*IMAGE_EXTENSIONS, "txt", "json"):
+            if _is_hidden(name):
+                continue
+            if extension_of(name) in (*IMAGE_EXTENSIONS, "txt", "json"):
                 files.setdefault(_key(prefix + name), []).append(prefix + name)
-    samples = [FolderSample(key, tuple(sorted(files[key]))) for key in sorted(files)]
-    return [s for s in samples if {extension_of(path) for path in s.files} != {"json"}], sorted(unread)
+            else:
+                others[extension_of(name)] += 1
+    samples = []
+    for key, paths in sorted(files.items()):
+        if all(extension_of(path) not in (*IMAGE_EXTENSIONS, caption) for path in paths):
+            others.update(map(extension_of, paths))
+        else:
+            samples.append(FolderSample(key, tuple(sorted(paths))))
+    return FolderListing(samples, sorted(unread), others)
 
 
 def is_run_folder(folder: str) -> bool:

@@ -10,6 +10,7 @@ from nti_batch.data.folder import (
     IMAGE_EXTENSIONS,
     MAX_CAPTION_BYTES,
     MAX_IMAGE_BYTES,
+    FolderListing,
     FolderSample,
     extension_of,
     list_folder,
@@ -18,6 +19,7 @@ from nti_batch.data.folder import (
 from nti_batch.data.samples import read_caption
 from nti_batch.data.tables import Line, csv_lines, json_lines, parquet_lines
 
+_WAY_OUT = ": add one, or give --default_caption"
 TABLES = (".csv", ".jsonl", ".parquet")
 
 
@@ -76,6 +78,9 @@ class ImageList:
 
     images: list[ListedImage]
 
+    note: str = ""
+    """What else the folder holds, for a person to read; empty if nothing."""
+
     def sizes(self, image: ListedImage) -> tuple[FileSize, ...]:
         """Look up the sizes of an image's files, the image first; an image that has failed has none."""
         return tuple(self._size(path) for path in (image.path, image.caption_path) if path and not image.error)
@@ -105,16 +110,23 @@ class ImageList:
             raise NotPackedError(stage, str(error)) from error
 
 
-def list_images(source: Path, columns: Columns) -> ImageList:
+def list_images(source: Path, columns: Columns, default_caption: str | None = None) -> ImageList:
     """List the images of a folder or a table; a table's relative paths start from the table's folder.
+
+    Args:
+        source: The folder or the table.
+        columns: Columns of the table.
+        default_caption: Caption of the images without one; None makes them failures.
 
     Raises:
         ValueError: If the source is neither, cannot be read, lacks a column or lists nothing.
     """
+    note = ""
     if source.is_dir():
-        root, images = source, _images_of_folder(source)
+        listing = list_folder(str(source), "txt")
+        root, images, note = source, _images_of_folder(listing, default_caption), listing.describe_others()
     elif source.suffix.lower() in TABLES and source.is_file():
-        root, images = source.parent, _images_of_table(source, columns)
+        root, images = source.parent, _images_of_table(source, columns, default_caption)
     else:
         raise ValueError(
             f"source {str(source)!r} is neither a folder nor a table that ends in {', '.join(TABLES)}, seen from "
@@ -122,30 +134,32 @@ def list_images(source: Path, columns: Columns) -> ImageList:
         )
     if not images:
         raise ValueError(f"source {str(source)!r} lists no images; images end in {', '.join(IMAGE_EXTENSIONS)}")
-    return ImageList(root, sorted(images, key=lambda image: (os.path.splitext(image.path)[0], image.path)))
+    return ImageList(root, sorted(images, key=lambda image: (os.path.splitext(image.path)[0], image.path)), note)
 
 
-def _images_of_folder(folder: Path) -> list[ListedImage]:
-    samples, unread = list_folder(str(folder))
-    failed = [ListedImage(path=path, stage="folder", error=f"it {reason}") for path, reason in unread]
-    return failed + [_image_of_sample(sample) for sample in samples]
+def _images_of_folder(listing: FolderListing, default_caption: str | None) -> list[ListedImage]:
+    failed = [ListedImage(path=path, stage="folder", error=f"it {reason}") for path, reason in listing.unread]
+    return failed + [_image_of_sample(sample, default_caption) for sample in listing.samples]
 
 
-def _image_of_sample(sample: FolderSample) -> ListedImage:
+def _image_of_sample(sample: FolderSample, default_caption: str | None) -> ListedImage:
     images = [path for path in sample.files if extension_of(path) in IMAGE_EXTENSIONS]
     captions = [path for path in sample.files if extension_of(path) == "txt"]
     if not images:
         return ListedImage(path=captions[0], stage="image", error="there is no image of this name")
     if len(images) > 1:
         return ListedImage(path=images[0], stage="image", error=f"it shares its name with {', '.join(images[1:])}")
+    if not captions and default_caption is not None:
+        return ListedImage(path=images[0], caption=default_caption)
     if len(captions) != 1:
-        names = ", ".join(captions)
-        reason = f"there are several captions of its name: {names}" if captions else "there is no .txt of its name"
+        reason = f"there are several captions of its name: {', '.join(captions)}"
+        if not captions:
+            reason = f"there is no .txt of its name{_WAY_OUT}"
         return ListedImage(path=images[0], stage="caption", error=reason)
     return ListedImage(path=images[0], caption_path=captions[0])
 
 
-def _images_of_table(table: Path, columns: Columns) -> list[ListedImage]:
+def _images_of_table(table: Path, columns: Columns, default_caption: str | None) -> list[ListedImage]:
     names: set[str] = set()
     images = []
     try:
@@ -154,7 +168,10 @@ def _images_of_table(table: Path, columns: Columns) -> list[ListedImage]:
                 images.append(ListedImage(path=f"line {number}", stage="line", error=str(cells)))
             else:
                 names.update(cells)
-                images.append(_image_of_line(number, cells.get(columns.path), cells.get(columns.caption)))
+                caption = cells.get(columns.caption)
+                images.append(
+                    _image_of_line(number, cells.get(columns.path), default_caption if caption is None else caption)
+                )
     except (OSError, ValueError, csv.Error) as error:
         raise ValueError(f"source {str(table)!r} cannot be read: {error}") from error
     for flag, name in (("--path_column", columns.path), ("--caption_column", columns.caption)):
@@ -180,6 +197,6 @@ def _image_of_line(number: int, path: object, caption: object) -> ListedImage:
     if os.path.normpath(path).startswith(".."):
         return ListedImage(path=path, stage="image", error="it leads out of the table's folder; write an absolute path")
     if not isinstance(caption, str):
-        reason = "it has no caption" if caption is None else f"its caption is {caption!r}, not a text"
+        reason = f"it has no caption{_WAY_OUT}" if caption is None else f"its caption is {caption!r}, not a text"
         return ListedImage(path=path, stage="caption", error=reason)
     return ListedImage(path=path, caption=caption)

@@ -32,7 +32,7 @@ def locate_images(url: str) -> dict[str, ImagePlace]:
 
 def _locate_in_folder(folder: Path) -> dict[str, ImagePlace]:
     places: dict[str, ImagePlace] = {}
-    for sample in list_folder(str(folder))[0]:
+    for sample in list_folder(str(folder), "txt").samples:
         images = [folder / path for path in sample.files if extension_of(path) in IMAGE_EXTENSIONS]
         if len(images) == 1:
             places[sample.key] = images[0], MemberPlace(0, images[0].stat().st_size)
@@ -41,6 +41,8 @@ def _locate_in_folder(folder: Path) -> dict[str, ImagePlace]:
 
 def _locate_in_tar(tar: Path) -> dict[str, ImagePlace]:
     places: dict[str, ImagePlace] = {}
+    if tar.exists() and not tar.is_file():
+        raise ValueError(f"shard {str(tar)!r} is no regular file: give shards=... with tars")
     with open(tar, "rb") as stream:
         try:
             archive = open_archive(stream)

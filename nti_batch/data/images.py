@@ -14,14 +14,39 @@ import torch
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from nti_batch.data.color import TransparentImageError, to_srgb
+from nti_batch.data.color import TILE_SIDE, Converter, TransparentImageError, as_rgb, srgb_converter, tile_boxes
+from nti_batch.data.image_memory import MIB, decode_at_scale, decoding_bytes, smaller_scale, stored_bytes
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 """Formats that are read. Pillow knows more, some of which start other programs (EPS: Ghostscript)."""
+
+
+try:
+    from pillow_heif import register_heif_opener
+except ImportError:
+    """The extra `heic` is not installed."""
+else:
+    register_heif_opener(thumbnails=False)
+    FORMATS += ("HEIF",)
+
+
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
 
 
 MAX_PIXELS = 178_956_970
 """Largest number of pixels; Pillow's own limit against decompression bombs."""
+
+
+MAX_MEMORY = 512 * MIB
+"""Memory that decoding an image may take, by default, beside the file and the result."""
+
+
+WORKING_MEMORY = 64 * MIB
+"""Part of it that converting and averaging takes."""
+
+
+MAX_FACTOR = 256
+"""Largest number of pixels, in width and in height, that become one before the resize."""
 
 
 UPRIGHT = {
@@ -36,29 +61,35 @@ UPRIGHT = {
 """What turns an image of each EXIF orientation upright."""
 
 
+SIDEWAYS = tuple(UPRIGHT[orientation] for orientation in (5, 6, 7, 8))
+"""Turns that exchange width and height."""
+
+
 _PILLOW_LOCK = threading.Lock()
 
 
-def decode_image(data: bytes, height: int, width: int) -> Tensor:
+def decode_image(data: bytes, height: int, width: int, max_memory: int | None = MAX_MEMORY) -> Tensor:
     """Decode an image file, convert it to sRGB, turn it upright, crop its centre and resize.
 
-    The first frame stands for an animation. Colours are those of `to_srgb`.
+    The first frame stands for an animation. Colours are those of `srgb_converter`. An image that would take more than
+    `MAX_MEMORY` is averaged over squares as it is decoded or converted, down to no less than twice the size asked for.
 
     Args:
         data: The file's content.
         height: Height to crop and resize to, in pixels.
         width: Width to crop and resize to, in pixels.
+        max_memory: Bytes that decoding may take; None allows what `MAX_PIXELS` allows.
 
     Returns:
         uint8, [3, height, width].
 
     Raises:
-        ValueError: The data is no whole image of a format in `FORMATS`, has too many pixels, or shows nothing.
+        ValueError: The data is no whole image of a format in `FORMATS`, is too large, or shows nothing.
     """
     if not data:
         raise ValueError("image is empty (0 bytes)")
     with _pillow_settings():
-        image = ImageOps.fit(_open_upright(data), (width, height), Image.Resampling.LANCZOS)
+        image = ImageOps.fit(_open_upright(data, height, width, max_memory), (width, height), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
@@ -70,6 +101,10 @@ def to_bytes(images: Tensor) -> Tensor:
 def to_image(pixels: Tensor) -> Image.Image:
     """Convert pixels, uint8 [3, height, width], to a Pillow image."""
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())
+
+
+class ImageTooLargeError(ValueError):
+    """An image that takes too much memory to decode."""
 
 
 @contextmanager
@@ -86,22 +121,18 @@ def _pillow_settings() -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
-def _open_upright(data: bytes) -> Image.Image:
-    """Decode the whole image as sRGB, turned upright.
+def _open_upright(data: bytes, height: int, width: int, max_memory: int | None) -> Image.Image:
+    """Decode the image as sRGB, turned upright.
 
     Raises:
         ValueError: If the image cannot be decoded.
     """
     try:
-        with Image.open(BytesIO(data), formats=FORMATS) as image:
-            image.load()
-            return _turn_upright(to_srgb(image), _orientation(image))
-    except TransparentImageError:
+        return _turn_upright(*_open_srgb(data, height, width, max_memory))
+    except (TransparentImageError, ImageTooLargeError):
         raise
     except UnidentifiedImageError:
-        raise ValueError(
-            f"image is not a whole {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file: {_describe_start(data)}"
-        ) from None
+        raise ValueError(_describe_unknown(data)) from None
     except Image.DecompressionBombError as error:
         raise ValueError(f"image has too many pixels, scale it down first: {error}") from error
     # damaged files make Pillow raise nearly anything: OSError, SyntaxError, struct.error, MemoryError ...
@@ -109,6 +140,69 @@ def _open_upright(data: bytes) -> Image.Image:
         raise ValueError(
             f"image of {len(data)} bytes is damaged, truncated or of an unknown kind: {type(error).__name__}: {error}"
         ) from error
+
+
+def _open_srgb(data: bytes, height: int, width: int, max_memory: int | None) -> tuple[Image.Image, object]:
+    """Decode the image as sRGB; return it with its EXIF orientation."""
+    with Image.open(BytesIO(data), formats=FORMATS) as image:
+        _load(image, data, max(height, width), max_memory)
+        orientation, convert = _orientation(image), srgb_converter(image)
+        turn = _turn(orientation)
+        pixels, is_ready = image.width * image.height, image.mode == "RGB" and convert is as_rgb
+        whole = max(stored_bytes(image) + 4 * pixels * (not is_ready), 8 * pixels * (turn is not None))
+        box, factor = (0, 0, *image.size), 1
+        if whole > MAX_MEMORY - WORKING_MEMORY:
+            is_sideways = turn in SIDEWAYS
+            box = _centre(image.size, (height, width) if is_sideways else (width, height))
+            factor = _factor(box, max(height, width))
+        elif is_ready:
+            return image, orientation
+        return _convert_by_tiles(image, convert, box, factor), orientation
+
+
+def _load(image: ImageFile.ImageFile, data: bytes, side: int, max_memory: int | None) -> None:
+    """Decode an opened image, at a smaller scale if it is too large and its format has one.
+
+    Raises:
+        ImageTooLargeError: If that takes more memory than is allowed.
+    """
+    scale = smaller_scale(image, data, MAX_MEMORY - WORKING_MEMORY, min(image.size) / (2 * side))
+    needed = decoding_bytes(image, data, scale) + WORKING_MEMORY
+    if max_memory is not None and needed > max_memory:
+        raise ImageTooLargeError(
+            f"image of {image.width} x {image.height} pixels ({image.format}, {image.mode}) takes about "
+            f"{needed / MIB:.0f} MiB to decode, allowed: {max_memory / MIB:.0f}; scale it down, or raise "
+            "--data.max_image_memory"
+        )
+    if scale > 1:
+        decode_at_scale(image, scale)
+    image.load()
+
+
+def _centre(size: tuple[int, int], shape: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Return the largest box about the centre that has at least the shape; all are (width, height)."""
+    width, height = min(size[0], -(-size[1] * shape[0] // shape[1])), min(size[1], -(-size[0] * shape[1] // shape[0]))
+    left, top = (size[0] - width) // 2, (size[1] - height) // 2
+    return left, top, left + width, top + height
+
+
+def _factor(box: tuple[int, int, int, int], side: int) -> int:
+    """Return the largest divisor at which a box still has twice the pixels of the result, in width and height."""
+    return min(MAX_FACTOR, max(1, min(box[2] - box[0], box[3] - box[1]) // (2 * side)))
+
+
+def _convert_by_tiles(
+    image: Image.Image, convert: Converter, box: tuple[int, int, int, int], factor: int
+) -> Image.Image:
+    """Convert a box of an image in bounded memory; `factor` x `factor` pixels become one, their mean."""
+    left, top, right, bottom = box
+    result = Image.new("RGB", ((right - left) // factor, (bottom - top) // factor))
+    whole_box = left, top, left + result.width * factor, top + result.height * factor
+    for tile in tile_boxes(whole_box, TILE_SIDE // factor * factor):
+        part = convert(image.crop(tile))
+        place = (tile[0] - left) // factor, (tile[1] - top) // factor
+        result.paste(part if factor == 1 else part.reduce(factor), place)
+    return result
 
 
 def _orientation(image: Image.Image) -> object:
@@ -123,12 +217,19 @@ def _orientation(image: Image.Image) -> object:
         return 1
 
 
+def _turn(orientation: object) -> Image.Transpose | None:
+    return UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+
+
 def _turn_upright(image: Image.Image, orientation: object) -> Image.Image:
-    method = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    method = _turn(orientation)
     return image if method is None else image.transpose(method)
 
 
-def _describe_start(data: bytes) -> str:
-    """Describe what a file that is no image seems to be."""
+def _describe_unknown(data: bytes) -> str:
+    """Describe a file that is no image of a known format."""
+    if data[4:8] == b"ftyp" and data[8:12] in HEIC_BRANDS and "HEIF" not in FORMATS:
+        return "image is a HEIC file, which needs pillow-heif: pip install 'nti-batch[heic]'"
     kind = "looks like an HTML or XML page, " if data.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<") else ""
-    return f"{kind}starts with {data[:24]!r}"
+    formats = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+    return f"image is not a whole {formats} file: {kind}starts with {data[:24]!r}"

@@ -9,12 +9,13 @@ from nti_batch.data.shards import is_url
 from nti_batch.records import WorkUnit
 
 
-def input_states(url: str, units: int) -> list[str]:
+def input_states(url: str, units: int, caption: str = "txt") -> list[str]:
     """Hash the names, sizes and times of the files that each work unit of a shard reads.
 
     Args:
         url: Address of the shard.
         units: Number of its work units.
+        caption: Extension of the captions, 'txt' or 'json'.
 
     Returns:
         The state of each unit; empty for a remote shard, whose content is known by its name alone.
@@ -23,9 +24,9 @@ def input_states(url: str, units: int) -> list[str]:
         return [""] * units
     if not os.path.isdir(url):
         return [_digest([_file_state(url)])] * units
-    samples, unread = list_folder(url)
-    lines = [[f"{path} {reason}" for path, reason in unread] for _ in range(units)]
-    for sample in samples:
+    listing = list_folder(url, caption)
+    lines = [[f"{path} {reason}" for path, reason in listing.unread] for _ in range(units)]
+    for sample in listing.samples:
         files = lines[WorkUnit.index_of(sample.key, units)]
         files += [f"{path} {_file_state(os.path.join(url, path))}" for path in sample.files]
     return [_digest(of_unit) for of_unit in lines]

@@ -1,17 +1,42 @@
 """Samples of a work unit, with captions and, if asked for, decoded images."""
 
+import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 
 from nti_batch.data.folder import IMAGE_EXTENSIONS, MAX_CAPTION_BYTES, MAX_IMAGE_BYTES, join_extensions
-from nti_batch.data.images import decode_image
-from nti_batch.data.shard_reader import ShardReader, ShardSample
+from nti_batch.data.images import MAX_MEMORY, decode_image
+from nti_batch.data.shard_reader import ShardReader, ShardSample, key_reader
 from nti_batch.phrases import and_more
 from nti_batch.records import CaptionedImage, Failure, WorkUnit
 
+logger = logging.getLogger(__name__)
 _MAX_ERRORS_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How a job reads its input; it changes no result that is committed."""
+
+    limit: int | None = None
+    """Number of images from the beginning of the input; None reads all."""
+
+    default_caption: str | None = None
+    """Caption of the images without a caption file; None makes them failures."""
+
+    max_memory: int = MAX_MEMORY
+    """Bytes that decoding one image may take."""
+
+    allow_pipe: bool = False
+    """Whether a shard may be a shell command."""
+
+
+ALL_READ = Reading()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +66,7 @@ def caption_source(caption: str) -> tuple[str, str]:
 
 
 def read_unit(
-    unit: WorkUnit, caption: str, stopped: Callable[[], bool] = lambda: False, allow_pipe: bool = False
+    unit: WorkUnit, caption: str, reading: Reading = ALL_READ, stopped: Callable[[], bool] = lambda: False
 ) -> Iterator[RawSample | Failure]:
     """Yield a sample or a failure for each key of a work unit, in the order of the shard.
 
@@ -51,20 +76,61 @@ def read_unit(
     Args:
         unit: The work unit to read.
         caption: Source of the prompts: 'txt' or 'json:FIELD'.
-        stopped: Called while a transfer is waited for; if it returns True, the iteration ends without a failure.
-        allow_pipe: Whether the shard may be a shell command.
+        reading: How the input is read.
+        stopped: Called before each read; if it returns True, the iteration ends without a failure.
 
     Raises:
-        ValueError: If it is one, and may not be.
+        ValueError: If the shard is a shell command, and may not be.
     """
     extension, json_field = caption_source(caption)
     size_limits = {**dict.fromkeys(IMAGE_EXTENSIONS, MAX_IMAGE_BYTES), extension: MAX_CAPTION_BYTES}
-    reader = ShardReader(unit.url, unit.holds, size_limits, stopped, allow_pipe)
+    reader = ShardReader(unit.url, unit.holds, size_limits, extension, stopped, reading.allow_pipe)
     for sample in reader:
         if sample.is_wanted:
-            yield _captioned(unit, sample, extension, json_field)
+            captioned = _with_caption(sample, extension, json_field, reading.default_caption)
+            yield _captioned(unit, captioned, extension, json_field)
+    if reader.note and unit.index == 0:
+        logger.warning("%s: %s", unit.shard, reader.note)
     if reader.errors:
         yield Failure(unit, "", "shard", and_more(reader.errors, _MAX_ERRORS_SHOWN))
+
+
+def first_keys(
+    shards: Mapping[str, str], caption: str, count: int, allow_pipe: bool, stopped: Callable[[], bool]
+) -> dict[str, frozenset[str]]:
+    """Find the first images of the input, in the order of its shards, by their keys.
+
+    Args:
+        shards: Addresses of the shards by their names.
+        caption: Source of the prompts, as for `read_unit`.
+        count: Number of images.
+        allow_pipe: As for `ShardReader`.
+        stopped: As for `read_unit`.
+
+    Returns:
+        Keys by the name of the shard, without shards that have none.
+    """
+    found: dict[str, frozenset[str]] = {}
+    for shard, url in shards.items():
+        reader = key_reader(url, caption, stopped, allow_pipe)
+        with closing(iter(reader)) as samples:
+            keys = frozenset(sample.key for sample in islice(samples, count))
+        if reader.errors:
+            logger.warning("%s: %s", shard, and_more(reader.errors, _MAX_ERRORS_SHOWN))
+        if keys:
+            found[shard] = keys
+            count -= len(keys)
+        if not count:
+            break
+    return found
+
+
+def _with_caption(sample: ShardSample, extension: str, json_field: str, caption: str | None) -> ShardSample:
+    """Add a caption file with this caption to a whole sample that has none."""
+    if caption is None or extension in sample.members or sample.damage is not None:
+        return sample
+    content = json.dumps({json_field: caption}) if json_field else caption
+    return dataclasses.replace(sample, members={**sample.members, extension: content.encode()})
 
 
 def _captioned(unit: WorkUnit, sample: ShardSample, extension: str, json_field: str) -> RawSample | Failure:
@@ -86,8 +152,12 @@ def _captioned(unit: WorkUnit, sample: ShardSample, extension: str, json_field: 
 def _input_sha256(sample: ShardSample, extension: str) -> str:
     """SHA-256 of the image files, then of the caption file, as far as there are any; empty if one was not read."""
     names = [*(name for name in sample.members if name in IMAGE_EXTENSIONS), extension]
-    contents = [sample.members[name] for name in names if name in sample.members]
-    return "" if None in contents else hashlib.sha256(b"".join(filter(None, contents))).hexdigest()
+    digest = hashlib.sha256()
+    for name in names:
+        if (content := sample.members.get(name, b"")) is None:
+            return ""
+        digest.update(content)
+    return digest.hexdigest()
 
 
 def _image(sample: ShardSample) -> bytes:
@@ -125,10 +195,12 @@ def read_caption(data: bytes, json_field: str = "") -> str:
     return text.strip()
 
 
-def decode_sample(sample: RawSample, height: int, width: int) -> CaptionedImage | Failure:
-    """Decode the image of a sample, cropped and resized to this many pixels; return why if it cannot be decoded."""
+def decode_sample(
+    sample: RawSample, height: int, width: int, max_memory: int | None = MAX_MEMORY
+) -> CaptionedImage | Failure:
+    """Decode the image of a sample, as `decode_image` does; return why if it cannot be decoded."""
     try:
-        pixels = decode_image(sample.image, height, width)
+        pixels = decode_image(sample.image, height, width, max_memory)
     except ValueError as error:
         return Failure(sample.unit, sample.key, "image", str(error), input_sha256=sample.input_sha256)
     return CaptionedImage(sample.unit, sample.key, sample.prompt, pixels, sample.input_sha256)
@@ -142,7 +214,7 @@ def read_inputs(
     ids: Collection[tuple[str, str]],
     allow_pipe: bool = False,
 ) -> dict[tuple[str, str], CaptionedImage]:
-    """Read and decode chosen input images.
+    """Read and decode chosen input images, whatever their captions are and the memory that a job allowed for them.
 
     Args:
         units: Work units of the shards that may hold the images.
@@ -162,7 +234,7 @@ def read_inputs(
     for shard, url in dict.fromkeys((unit.shard, unit.url) for unit in units):
         keys = {key for name, key in ids if name == shard}
         for sample in _find_samples(WorkUnit(shard, url, 0, 1), caption, keys, allow_pipe):
-            image = decode_sample(sample, height, width)
+            image = decode_sample(sample, height, width, max_memory=None)
             if isinstance(image, CaptionedImage):
                 found[shard, sample.key] = image
     return found
@@ -171,7 +243,8 @@ def read_inputs(
 def _find_samples(whole_shard: WorkUnit, caption: str, keys: set[str], allow_pipe: bool) -> Iterator[RawSample]:
     """Yield the samples of these keys, and stop reading after the last one."""
     remaining = set(keys)
-    for sample in read_unit(whole_shard, caption, allow_pipe=allow_pipe) if remaining else ():
+    reading = Reading(default_caption="-", allow_pipe=allow_pipe)
+    for sample in read_unit(whole_shard, caption, reading) if remaining else ():
         if isinstance(sample, RawSample) and sample.key in remaining:
             yield sample
             remaining.discard(sample.key)

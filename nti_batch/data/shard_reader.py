@@ -10,7 +10,7 @@ import re
 import tarfile
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -39,18 +39,31 @@ _NamedMember = tuple[str, str, tarfile.TarInfo]
 
 def count_images(url: str, allow_pipe: bool = False) -> int:
     """Count the keys of a shard, as `read_keys` finds them; only the headers of a local tar are read."""
-    keys, _ = read_keys(url, allow_pipe)
+    keys, _ = read_keys(url, allow_pipe=allow_pipe)
     return len(keys)
 
 
-def read_keys(url: str, allow_pipe: bool = False) -> tuple[list[str], list[str]]:
+def read_keys(
+    url: str, caption: str = "txt", stopped: Callable[[], bool] = lambda: False, allow_pipe: bool = False
+) -> tuple[list[str], list[str]]:
     """Read the keys of a shard, each once and in order, and the errors of the shard as a whole.
+
+    Args:
+        url: Address of the shard.
+        caption: Source of the prompts; a folder has other keys for 'txt' than for 'json:FIELD'.
+        stopped: As for `ShardReader`.
+        allow_pipe: As for `ShardReader`.
 
     Raises:
         ValueError: If the shard is a shell command, and `allow_pipe` is False.
     """
-    reader = ShardReader(url, lambda key: False, {}, allow_pipe=allow_pipe)
+    reader = key_reader(url, caption, stopped, allow_pipe)
     return [sample.key for sample in reader], reader.errors
+
+
+def key_reader(url: str, caption: str, stopped: Callable[[], bool], allow_pipe: bool) -> "ShardReader":
+    """Return a reader that reads no contents; the arguments are those of `read_keys`."""
+    return ShardReader(url, lambda key: False, {}, caption.partition(":")[0], stopped, allow_pipe)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +88,10 @@ class ShardSample:
             ValueError: If the member is missing or cut.
         """
         if extension not in self.members:
-            raise ValueError(f"there is no .{extension} member beside {join_extensions(self.members)}")
+            raise ValueError(
+                f"there is no .{extension} member beside {join_extensions(self.members)}: add one, or give the caption "
+                "with --data.default_caption"
+            )
         content = self.members[extension]
         if content is None:
             raise ValueError(f"the .{extension} member is cut")
@@ -92,11 +108,15 @@ class ShardReader:
     errors: list[str]
     """Messages about the shard as a whole, for a person to read."""
 
+    note: str
+    """What else the shard holds, for a person to read; empty if nothing."""
+
     def __init__(
         self,
         url: str,
         is_wanted: Callable[[str], bool],
         size_limits: Mapping[str, int],
+        caption: str,
         stopped: Callable[[], bool] = lambda: False,
         allow_pipe: bool = False,
     ) -> None:
@@ -107,16 +127,18 @@ class ShardReader:
             is_wanted: Decides by the key whether the contents of a sample are read.
             size_limits: Extensions of the members that are read, with the largest number of bytes of each. A small
                 shard may unpack to more than memory.
-            stopped: Called while a transfer is waited for; if it returns True, the iteration ends without errors.
+            caption: Extension of the captions, 'txt' or 'json'.
+            stopped: Called before each read; if it returns True, the iteration ends without errors.
             allow_pipe: Whether the url may be a shell command; if it is one and may not, the iteration raises a
                 ValueError.
         """
         self.errors = []
+        self.note = ""
         self._url, self._is_wanted, self._size_limits, self._stopped = url, is_wanted, size_limits, stopped
-        self._allow_pipe = allow_pipe
+        self._caption, self._allow_pipe = caption, allow_pipe
         self._yielded: set[str] = set()
 
-    def __iter__(self) -> Iterator[ShardSample]:
+    def __iter__(self) -> Generator[ShardSample]:
         """Read the shard, in several attempts if its transfer breaks."""
         for delay in (*RETRY_DELAYS, None):
             attempt, last = self._attempt(), None
@@ -133,11 +155,11 @@ class ShardReader:
         if last is not None and last.key not in self._yielded:
             yield last
         attempts = f" (tried {len(RETRY_DELAYS) + 1} times)" if attempt.is_broken else ""
-        self.errors = [error + attempts for error in attempt.errors]
+        self.errors, self.note = [error + attempts for error in attempt.errors], attempt.note
 
     def _attempt(self) -> "_TarAttempt | _FolderAttempt":
         if os.path.isdir(self._url):
-            return _FolderAttempt(self._url, self._is_missing, self._size_limits)
+            return _FolderAttempt(self._url, self._is_missing, self._size_limits, self._caption)
         return _TarAttempt(self._url, self._is_missing, self._size_limits, self._stopped, self._allow_pipe)
 
     def _is_missing(self, key: str) -> bool:
@@ -152,6 +174,8 @@ def _wait(seconds: float, stopped: Callable[[], bool]) -> None:
 
 class _TarAttempt:
     """Reads a tar once, until its end or its first damage; only the last sample can be damaged."""
+
+    note = ""
 
     def __init__(
         self,
@@ -173,7 +197,7 @@ class _TarAttempt:
         source: Source | None = None
         try:
             source = Source(self._url, self._stopped, self._allow_pipe)
-            yield from self._samples(open_archive(source.stream))
+            yield from self._samples(open_archive(source.stream, self._stopped))
         except DAMAGE as damage:
             self.errors.insert(0, f"{hide_credentials(str(damage))}, after {len(self._keys)} keys")
         finally:
@@ -232,16 +256,20 @@ class _FolderAttempt:
 
     is_broken = False
 
-    def __init__(self, folder: str, is_wanted: Callable[[str], bool], size_limits: Mapping[str, int]) -> None:
+    def __init__(
+        self, folder: str, is_wanted: Callable[[str], bool], size_limits: Mapping[str, int], caption: str
+    ) -> None:
         self.errors: list[str] = []
-        self._folder, self._is_wanted, self._size_limits = folder, is_wanted, size_limits
+        self.note = ""
+        self._folder, self._is_wanted, self._size_limits, self._caption = folder, is_wanted, size_limits, caption
 
     def __iter__(self) -> Iterator[ShardSample]:
-        found, unread = list_folder(self._folder)
-        for sample in found:
+        listing = list_folder(self._folder, self._caption)
+        self.note = listing.describe_others()
+        for sample in listing.samples:
             yield self._sample(sample, self._is_wanted(sample.key))
-        self.errors += [f"{path!r} {reason}" for path, reason in unread]
-        if not found and not unread:
+        self.errors += [f"{path!r} {reason}" for path, reason in listing.unread]
+        if not listing.samples and not listing.unread:
             self.errors.append("the folder holds no images")
 
     def _sample(self, found: FolderSample, is_wanted: bool) -> ShardSample:

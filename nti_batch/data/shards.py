@@ -10,12 +10,11 @@ import glob
 import os
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 from webdataset.gopen import gopen_schemes
 from webdataset.shardlists import expand_urls
 
-from nti_batch.data.folder import is_run_folder
+from nti_batch.data.folder import is_run_folder, read_file
 from nti_batch.phrases import hide_credentials, without_credentials
 from nti_batch.records import WorkUnit
 
@@ -24,6 +23,9 @@ Shards = Mapping[str, str]
 
 FOLDER_SHARD = "images"
 """Name of a folder of images, wherever it is."""
+
+MAX_LIST_BYTES = 1 << 28
+"""Largest '@FILE'."""
 
 _COMMAND = "pipe:"
 _TAR = re.compile(r".+\.(?:tar(?:\.\w+)?|tgz)(?![\w.])", re.IGNORECASE)
@@ -109,10 +111,9 @@ def _lines(pattern: str) -> list[str]:
     if not pattern.startswith("@"):
         return [pattern]
     try:
-        lines = Path(pattern[1:]).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ValueError(f"shards '@{public_address(pattern[1:])}': the list cannot be read: {reason}") from error
+        lines = read_file(pattern[1:], MAX_LIST_BYTES).decode().splitlines()
+    except ValueError as error:
+        raise ValueError(f"shards '@{public_address(pattern[1:])}': the list cannot be read: {error}") from error
     found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if not found:
         raise ValueError(f"shards {pattern!r}: the list is empty; give one path, glob or url a line")

@@ -10,7 +10,7 @@ import hashlib
 import io
 import lzma
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -28,8 +28,19 @@ if TYPE_CHECKING:
 _MAX_MEMBER_BYTES = 1 << 33
 
 
-# tarfile reads a long name or a list of attributes into memory
-_MAX_RECORD_BYTES = 1 << 24
+# tarfile reads a long name or a list of attributes into memory, and keeps the attributes of all members
+_MAX_RECORD_BYTES = 1 << 20
+
+
+# writers fill the last block, whose size GNU tar's --blocking-factor sets, with zeros
+_MAX_END_BYTES = 1 << 24
+
+
+# xz -9, the largest level, needs 65 MiB
+_MAX_XZ_BYTES = 1 << 28
+
+
+_XZ_CHUNK = 1 << 16
 
 
 _ATTRIBUTES = (b"x", b"g", b"X")
@@ -78,7 +89,28 @@ class Header(tarfile.TarInfo):
         member: tarfile.TarInfo = super()._proc_member(archive)  # type: ignore[misc]  # as above
         if self.type in _ATTRIBUTES and self.size and not (member.pax_headers or archive.pax_headers):
             raise tarfile.ReadError(f"byte {self.offset} announces attributes, and none follow")
+        if sum(map(len, archive.pax_headers.values())) > _MAX_RECORD_BYTES:
+            raise tarfile.ReadError(f"byte {self.offset} adds attributes of all members to more than 1 MiB")
         return member
+
+    # a sparse file is never read, and its map of any length need not be
+
+    def _proc_sparse(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        is_extended: bool = self._sparse_structs[1]  # type: ignore[attr-defined]  # as above
+        while is_extended:
+            block = archive.fileobj.read(tarfile.BLOCKSIZE)
+            if len(block) < tarfile.BLOCKSIZE:
+                raise tarfile.ReadError("unexpected end of data")
+            is_extended = bool(block[504])
+        self.sparse = b""
+        self.offset_data = archive.fileobj.tell()
+        archive.offset = self.offset_data + self._block(self.size)  # type: ignore[attr-defined]
+        return self
+
+    def _proc_gnusparse_00(self, member: tarfile.TarInfo, *_: object) -> None:
+        member.sparse = b""
+
+    _proc_gnusparse_01 = _proc_gnusparse_10 = _proc_gnusparse_00
 
 
 class Archive(tarfile.TarFile):
@@ -97,28 +129,80 @@ class Archive(tarfile.TarFile):
         """Check that the archive ends here; tarfile takes a zeroed header for the end marker.
 
         Raises:
-            ReadError: If data follows the end marker, or the end marker is cut.
+            ReadError: If data follows the end marker, or the end marker is cut or has no end.
         """
         zeros = 0
-        while chunk := self.fileobj.read(1 << 20):
+        while chunk := self.fileobj.read(1 << 16):
             if chunk.strip(b"\0"):
                 raise tarfile.ReadError(f"data follows the end marker at byte {self.offset}")
             zeros += len(chunk)
+            if zeros > _MAX_END_BYTES:
+                raise tarfile.ReadError(f"more than {_MAX_END_BYTES} zeros follow the last member")
         if zeros < tarfile.BLOCKSIZE:
             raise tarfile.ReadError(f"the end marker at byte {self.offset} is cut")
 
 
-def open_archive(stream: io.BufferedReader) -> Archive:
-    """Open a tar, which may be compressed with gzip, bzip2 or xz; `fileobj` of a plain one is the stream itself."""
+class _Xz:
+    """Reads xz in bounded memory, which `lzma.LZMAFile` does not: a header may ask for 4 GiB."""
+
+    def __init__(self, stream: io.BufferedReader) -> None:
+        self._stream = stream
+        self._decompressor: lzma.LZMADecompressor | None = None
+
+    def read(self, size: int) -> bytes:
+        """Read at least one byte, unless this is the end."""
+        while True:
+            if self._decompressor is None or self._decompressor.eof:
+                # xz pads a stream with zeros
+                unused = b"" if self._decompressor is None else self._decompressor.unused_data.lstrip(b"\0")
+                if not (unused := unused or self._stream.read(_XZ_CHUNK).lstrip(b"\0")):
+                    return b""
+                self._decompressor = lzma.LZMADecompressor(lzma.FORMAT_XZ, _MAX_XZ_BYTES)
+                data = self._decompressor.decompress(unused, size)
+            else:
+                chunk = self._stream.read(_XZ_CHUNK) if self._decompressor.needs_input else b""
+                if self._decompressor.needs_input and not chunk:
+                    raise EOFError("the compressed data is cut")
+                data = self._decompressor.decompress(chunk, size)
+            if data:
+                return data
+
+
+class _Stoppable:
+    """Looks at the stop flag before each read: a small compressed file may hold any number of bytes."""
+
+    def __init__(self, file: Any, stopped: Callable[[], bool]) -> None:
+        self._file, self._stopped = file, stopped
+
+    def read(self, size: int) -> bytes:
+        """Read the next bytes.
+
+        Raises:
+            OSError: If the job is to stop.
+        """
+        if self._stopped():
+            raise OSError("the job is to stop")
+        content: bytes = self._file.read(size)
+        return content
+
+
+def open_archive(stream: io.BufferedReader, stopped: Callable[[], bool] = lambda: False) -> Archive:
+    """Open a tar, which may be compressed with gzip, bzip2 or xz; `fileobj` of a plain one is the stream itself.
+
+    Args:
+        stream: The file.
+        stopped: Called before each read of compressed data; if it returns True, the read raises an OSError.
+    """
     magic = stream.peek(10)
-    file: Any = stream
+    file: Any = None
     if magic.startswith(b"\x1f\x8b"):
         file = gzip.GzipFile(fileobj=stream)
     elif magic.startswith(b"BZh") and magic[4:10] == b"1AY&SY":
         file = bz2.BZ2File(stream)
     elif magic.startswith(b"\xfd7zXZ"):
-        file = lzma.LZMAFile(stream)  # noqa: SIM115  # its source is closed
-    can_skip = file is stream and stream.seekable()
+        file = _Xz(stream)
+    can_skip = file is None and stream.seekable()
+    file = stream if file is None else _Stoppable(file, stopped)
     return Archive.open(fileobj=file, mode="r:" if can_skip else "r|", encoding="utf-8", errors="backslashreplace")
 
 

@@ -3,16 +3,24 @@
 import io
 import os
 import select
+import stat
+import subprocess
 import time
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
-from webdataset.gopen import Pipe, gopen, rewrite_url
+from webdataset.gopen import Pipe, gopen, gopen_curl, gopen_schemes, rewrite_url
 
 from nti_batch.data.shards import is_url, refuse_pipes
 
 READ_TIMEOUT = 120.0
 """Seconds without data after which a transfer counts as broken; curl's own retries, set by WebDataset, take 60."""
+
+
+_CURL = ("curl", "--globoff", "--connect-timeout", "30", "--retry", "30", "--retry-delay", "2", "-f", "-s", "-L")
+"""WebDataset's command line without curl's own patterns: WebDataset's braces are expanded, and brackets are a name."""
 
 
 _CURL_HTTP_ERROR = 22
@@ -29,6 +37,21 @@ _CURL_ERRORS = {
 }
 
 
+def _is_path(address: str) -> bool:
+    return not is_url(address) or address.startswith("file:")
+
+
+def _path(address: str) -> str:
+    return url2pathname(urlsplit(address).path) if is_url(address) else address
+
+
+def _open_url(url: str) -> Pipe:
+    url = rewrite_url(url)
+    if gopen_schemes.get(url.partition(":")[0]) is gopen_curl:
+        return Pipe([*_CURL, url], mode="rb", bufsize=8192, ignore_status=[141, 23])
+    return gopen(url)
+
+
 class Source:
     """An open shard: a file, or the output of a command such as curl."""
 
@@ -37,20 +60,22 @@ class Source:
 
         Args:
             url: Path or url.
-            stopped: Called while data is waited for; True ends the transfer.
+            stopped: Called before each read and while data is waited for; True ends the transfer.
             allow_pipe: Whether the url may be a shell command.
 
         Raises:
             ValueError: If it is one, and may not be.
+            OSError: If the path is no regular file, or cannot be opened.
         """
         if not allow_pipe:
             # WebDataset's GOPEN_REWRITE can turn another url into a command
             refuse_pipes([url, rewrite_url(url)])
-        opened: Any = gopen(url) if is_url(url) else open(url, "rb")  # noqa: SIM115
-        self._pipe = opened if isinstance(opened, Pipe) else None
-        self._output = _Output(opened, stopped) if self._pipe else None
+        self._stopped = stopped
+        self._pipe = None if _is_path(url) else _open_url(url)
+        self._output = _Output(self._pipe, stopped) if self._pipe else None
         # Pipe's own read drops what it has just read when its command has failed
-        self.stream: io.BufferedReader = io.BufferedReader(self._output) if self._output else opened
+        raw: io.RawIOBase = self._output or _File(_path(url), stopped)
+        self.stream: io.BufferedReader = io.BufferedReader(raw)
 
     @property
     def was_refused(self) -> bool:
@@ -67,7 +92,7 @@ class Source:
     def close(self) -> str:
         """Close the shard, and return why its transfer failed; empty if it did not.
 
-        A command that is stopped early dies of its broken pipe, which is no failure.
+        A command that is stopped early is killed, which is no failure.
         """
         if self._pipe is None or self._output is None:
             self.stream.close()
@@ -76,11 +101,29 @@ class Source:
             has_ended = self._output.has_stalled or not self.stream.peek(1)
         except OSError:
             has_ended = True
+        if has_ended:
+            self._wait_for_exit(self._output)
+        else:
+            self._pipe.proc.kill()
         try:
             self._pipe.close()
         except OSError:
             return self._failure() if has_ended else ""
         return ""
+
+    def _wait_for_exit(self, output: "_Output") -> None:
+        """Wait for a command that writes no more, and kill it if it does not end."""
+        assert self._pipe is not None
+        deadline = time.monotonic() + READ_TIMEOUT
+        while True:
+            try:
+                self._pipe.proc.wait(0.5)
+                return
+            except subprocess.TimeoutExpired:
+                if self._stopped() or time.monotonic() >= deadline:
+                    output.has_stalled = True
+                    self._pipe.proc.kill()
+                    return
 
     def _failure(self) -> str:
         assert self._pipe is not None and self._output is not None
@@ -89,6 +132,26 @@ class Source:
             return f"{tool} wrote nothing for {READ_TIMEOUT:g} seconds"
         reason = _CURL_ERRORS.get(self._pipe.status, "") if self._tool == "curl" else ""
         return f"{tool} ended with exit code {self._pipe.status}" + (reason and f": {reason}")
+
+
+class _File(io.FileIO):
+    """A regular file. Others, such as a named pipe, may let their reader wait for ever."""
+
+    def __init__(self, path: str, stopped: Callable[[], bool]) -> None:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise OSError(f"{path!r} is no regular file")
+        super().__init__(path)
+        self._stopped = stopped
+
+    def readinto(self, buffer: Any) -> int:
+        """Read the next bytes.
+
+        Raises:
+            OSError: If the job is to stop.
+        """
+        if self._stopped():
+            raise OSError("the job is to stop")
+        return super().readinto(buffer)
 
 
 class _Output(io.RawIOBase):
@@ -112,8 +175,8 @@ class _Output(io.RawIOBase):
             OSError: If nothing comes for `READ_TIMEOUT` seconds, or the job is to stop.
         """
         deadline = time.monotonic() + READ_TIMEOUT
-        while not self._ready.poll(1000):
-            if self._stopped() or time.monotonic() >= deadline:
+        while (is_to_stop := self._stopped()) or not self._ready.poll(1000):
+            if is_to_stop or time.monotonic() >= deadline:
                 self.has_stalled = True
                 self._pipe.proc.kill()
                 raise OSError("the transfer has stalled")

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from nti_batch.data.image_memory import MIB
+from nti_batch.data.images import MAX_MEMORY
+from nti_batch.data.samples import Reading
 from nti_batch.data.shards import input_shards
 from nti_batch.diffusion.rounding import Storage
 from nti_batch.diffusion.settings import InversionSettings
@@ -16,6 +19,9 @@ from nti_batch.plans.plan import Redo
 from nti_batch.settings import MAX_STEPS
 
 SAMPLES = Path(__file__).parents[1] / "demo" / "samples"
+
+MIN_IMAGE_MEMORY = 128
+"""Least `max_image_memory`; half of it is working memory."""
 
 MOST_MINUTES = 1_000_000
 """Longest time limit, about two years; a timer cannot wait for centuries."""
@@ -95,6 +101,10 @@ class SharedDataFlags:
     part: str | None = None
     """'K/N' for one of N jobs, K = 0 to N - 1, that share the work units of one output folder."""
 
+    limit: int | None = None
+    """Number of images, or of edits, from the beginning of the input, for a try; the same command without it does the
+    rest."""
+
     max_failures: int | str | None = None
     """End the job if more records of a rank have failed: a count, or a percentage such as '5%', which is judged from
     the hundredth record on; null never ends it."""
@@ -108,6 +118,16 @@ class SharedDataFlags:
     redo: list[str] = field(default_factory=list)
     """Images whose committed records are computed again, each as SHARD/KEY; a folder of images is the shard
     'images'."""
+
+    def __post_init__(self) -> None:
+        """Raise a ValueError for a value out of range."""
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"data.limit is {self.limit}, allowed: at least 1; leave it out for all")
+
+    @property
+    def reading(self) -> Reading:
+        """What of the input is read, and how."""
+        return Reading(limit=self.limit, allow_pipe=self.allow_pipe)
 
     @property
     def redone(self) -> Redo:
@@ -138,11 +158,30 @@ class InvertDataFlags(SharedDataFlags):
     caption: str = "txt"
     """Place of the prompts: 'txt' or 'json:FIELD'."""
 
+    default_caption: str | None = None
+    """Caption of the images without a caption file; null makes them failed rows."""
+
+    max_image_memory: int = MAX_MEMORY // MIB
+    """Memory that decoding one image may take, in MiB; a larger image becomes a failed row."""
+
     height: int | None = None
     """Images are cropped about their centre and resized to this many pixels; null is the model's own size."""
 
     width: int | None = None
     """Width in pixels, as for `height`."""
+
+    def __post_init__(self) -> None:
+        """Raise a ValueError for a value out of range."""
+        SharedDataFlags.__post_init__(self)
+        if self.default_caption is not None and not self.default_caption.strip():
+            raise ValueError("data.default_caption is empty: give a text, or leave it out")
+        if self.max_image_memory < MIN_IMAGE_MEMORY:
+            raise ValueError(f"data.max_image_memory is {self.max_image_memory}, allowed: at least {MIN_IMAGE_MEMORY}")
+
+    @property
+    def reading(self) -> Reading:
+        """What of the input is read, and how."""
+        return Reading(self.limit, self.default_caption, MIB * self.max_image_memory, self.allow_pipe)
 
     def addresses(self) -> dict[str, str]:
         """Address of each input shard by its name.
@@ -198,6 +237,7 @@ class EditDataFlags(SharedDataFlags):
 
     def __post_init__(self) -> None:
         """Raise a ValueError for flags that contradict each other."""
+        SharedDataFlags.__post_init__(self)
         if self.edits is not None and self.edit_prompt is not None:
             raise ValueError("data.edits and data.edit_prompt are both given: leave one out")
 

@@ -27,7 +27,7 @@ TRAINER_DEFAULTS: Mapping[str, object] = {
 FULL_PRECISION = "32-true"
 MODEL_PRECISION = "set --model.precision of `nti-batch invert`, which records it and keeps the VAE in float32"
 TRAINS = "it belongs to training, and a job trains nothing"
-SHORTER_RUN = "use --dry_run, or give fewer shards"
+SHORTER_RUN = "set --data.limit to a number of images, or see what a job would do with --dry_run"
 REFUSED: Mapping[str, str] = {
     "precision": MODEL_PRECISION,
     "max_time": "set --output.stop_after to a number of minutes",

@@ -193,6 +193,10 @@ def finish(job: Job) -> int:
         print_line(f"preview: {preview}")
     if is_whole_job:
         print_lines(status.lines())
+        if plan.reading.limit is not None:
+            print_line(
+                f"data.limit is {plan.reading.limit}: the rest is not counted; run without it to compute the rest"
+            )
     if status.missing:
         logger.error("%d %s are not committed, though the job ended", status.missing, plan.run.kind.record_noun)
         return ERROR

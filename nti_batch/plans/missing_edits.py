@@ -3,9 +3,10 @@
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby, islice
 from pathlib import Path
 
-from nti_batch.data.samples import read_inputs
+from nti_batch.data.samples import ALL_READ, Reading, read_inputs
 from nti_batch.data.shards import public_address, refuse_pipes, work_units
 from nti_batch.editing.pie_bench import read_edits
 from nti_batch.editing.requests import ImageEdits, read_requests, request_id, request_sha256
@@ -68,7 +69,7 @@ class EditPlan(Plan[EditedImage, EditRow, EditRunSettings]):
         inversions: InversionRun,
         requests: Sequence[EditRequest] | None,
         redo: Redo = NOTHING_AGAIN,
-        allow_pipe: bool = False,
+        reading: Reading = ALL_READ,
     ) -> None:
         """Sort the requests into work units.
 
@@ -77,18 +78,18 @@ class EditPlan(Plan[EditedImage, EditRow, EditRunSettings]):
             inversions: The inversions to edit.
             requests: Listed edits; None edits or reconstructs every inversion.
             redo: Committed edits that count as missing.
-            allow_pipe: Whether reading an input image may run a shell command.
+            reading: How much of the list is edited, and whether reading an input image may run a shell command.
         """
-        super().__init__(run, work_units(inversions.shards, run.settings.units_per_shard), redo, allow_pipe)
+        super().__init__(run, work_units(inversions.shards, run.settings.units_per_shard), redo, reading)
         self.inversions = inversions
         self._units = {(unit.shard, unit.index): unit for unit in self.units}
-        self._listed: dict[WorkUnit, list[EditRequest]] | None = None
-        if requests is not None:
-            self._listed = {}
-            for request in requests:
-                self._listed.setdefault(self.unit_of(request.shard, request.key), []).append(request)
         self._inverted: tuple[str, dict[str, str]] = "", {}
         """The last shard whose rows were read, and the checksum of each of its inversions by key."""
+        self._listed: dict[WorkUnit, list[EditRequest]] | None = None
+        if requests is not None or reading.limit is not None:
+            self._listed = {}
+            for request in islice(self._requests_of_all() if requests is None else requests, reading.limit):
+                self._listed.setdefault(self.unit_of(request.shard, request.key), []).append(request)
 
     @classmethod
     def of_run(cls, run: EditRun, allow_pipe: bool = False) -> "EditPlan":
@@ -102,7 +103,7 @@ class EditPlan(Plan[EditedImage, EditRow, EditRunSettings]):
             ValueError: If what the run was made from is gone.
         """
         inversions = open_inversions(run.settings.inversions)
-        return cls(run, inversions, read_edit_list(run.settings, inversions), allow_pipe=allow_pipe)
+        return cls(run, inversions, read_edit_list(run.settings, inversions), reading=Reading(allow_pipe=allow_pipe))
 
     def unit_of(self, shard: str, key: str) -> WorkUnit:
         """The work unit of an image's edits."""
@@ -112,20 +113,24 @@ class EditPlan(Plan[EditedImage, EditRow, EditRunSettings]):
         """The requested edits of a work unit."""
         if self._listed is not None:
             return self._listed.get(unit, [])
+        return [self._request(unit, key) for key in self._inversions_of(unit) if unit.holds(key)]
+
+    def _requests_of_all(self) -> Iterator[EditRequest]:
+        """Yield an edit of each inversion, in the order of shards and keys."""
+        for _, (unit, *_) in groupby(self.units, key=lambda unit: unit.shard):
+            yield from (self._request(unit, key) for key in sorted(self._inversions_of(unit)))
+
+    def _request(self, unit: WorkUnit, key: str) -> EditRequest:
+        """The edit that a run without a list makes of an image."""
         settings = self.run.settings
-        name = "reconstruction" if settings.edit_prompt is None else "edit"
-        return [
-            EditRequest(
-                shard=unit.shard,
-                key=key,
-                name=name,
-                prompt=None,
-                edit_prompt=settings.edit_prompt,
-                settings=settings.edit,
-            )
-            for key in self._inversions_of(unit)
-            if unit.holds(key)
-        ]
+        return EditRequest(
+            shard=unit.shard,
+            key=key,
+            name="reconstruction" if settings.edit_prompt is None else "edit",
+            prompt=None,
+            edit_prompt=settings.edit_prompt,
+            settings=settings.edit,
+        )
 
     def _inversions_of(self, unit: WorkUnit) -> dict[str, str]:
         """Checksums of the finished inversions of a shard; consecutive work units of one shard read its rows once."""
@@ -252,7 +257,7 @@ class EditPlan(Plan[EditedImage, EditRow, EditRunSettings]):
         if not wanted:
             return {}
         settings = self.inversions.settings
-        found = read_inputs([unit], settings.caption, settings.height, settings.width, wanted, self.allow_pipe)
+        found = read_inputs([unit], settings.caption, settings.height, settings.width, wanted, self.reading.allow_pipe)
         if len(found) < len(wanted):
             logger.warning(
                 "%s: %d of %d inputs cannot be read, so their edits get no scores",

@@ -135,7 +135,7 @@ def _check_mark(plan: AnyPlan, unit: WorkUnit, rows: int) -> Iterator[Finding]:
 
 def _check_input(plan: ImagePlan, unit: WorkUnit, committed: set[str]) -> Iterator[Finding]:
     """Compare the committed keys of a shard with the keys in its input."""
-    keys, errors = read_keys(unit.url, plan.allow_pipe)
+    keys, errors = read_keys(unit.url, plan.run.settings.caption, allow_pipe=plan.reading.allow_pipe)
     for key in keys:
         if key not in committed:
             yield Finding(f"{unit.shard}/{key}", "is in the input and not committed")
@@ -219,7 +219,7 @@ def _compare_reconstructions(plan: ImagePlan, count: int) -> Iterator[Finding]:
     settings = plan.run.settings
     networks = load_model(settings.source, settings.precision, settings.fingerprint)
     ids = [(row.shard, row.key) for _, row in choose_rows(plan.run, plan.units, count)]
-    inputs = read_inputs(plan.units, settings.caption, settings.height, settings.width, ids, plan.allow_pipe)
+    inputs = read_inputs(plan.units, settings.caption, settings.height, settings.width, ids, plan.reading.allow_pipe)
     for shard, key in sorted(set(ids) - set(inputs)):
         yield Finding(f"{shard}/{key}", "is committed, and its input cannot be read")
     for stored in read_inversions(plan.run.out, inputs):

@@ -1,6 +1,5 @@
 """Shards from a server that cuts connections, stalls and refuses: each is tried again, then reported."""
 
-import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -46,7 +45,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Behave as the path says."""
-        _, behaviour, failures, _ = self.path.split("/")
+        _, behaviour, failures, name = self.path.split("/")
+        if name not in ("s.tar", "s[1-3]{a,b}.tar"):
+            self.send_error(404)
+            return
         self.server.requests[self.path] += 1
         content, fails = self.server.content, self.server.requests[self.path] <= int(failures)
         if fails and behaviour.isdecimal():
@@ -155,6 +157,12 @@ def test_neither_terminal_nor_log_nor_rows_show_the_credentials_of_a_url(
     assert not [text for text in (captured.out, captured.err, *shown) if "PASSWORD" in text or "TOKEN" in text]
 
 
+def test_brackets_and_braces_are_part_of_a_name(server: Server):
+    """By its own patterns, curl would ask for each of s1a.tar to s3b.tar."""
+    assert read_keys_and_error(server.url("cut", 0).replace("s.tar", "s[1-3]{a,b}.tar")) == (KEYS, "")
+    assert server.requests.total() == 1
+
+
 def test_a_refusal_is_final(server: Server):
     keys, error = read_keys_and_error(server.url("404", 99))
     assert keys == []
@@ -168,7 +176,7 @@ def test_a_server_that_is_always_broken_fails_the_shard(server: Server, monkeypa
     def hasty(command: list[str], **more: object) -> object:
         return Pipe(["1" if word == "30" else word for word in command], **more)
 
-    monkeypatch.setattr(sys.modules["webdataset.gopen"], "Pipe", hasty)
+    monkeypatch.setattr(transfer, "Pipe", hasty)
     monkeypatch.setattr(transfer, "READ_TIMEOUT", 60.0)
     keys, error = read_keys_and_error(server.url("500", 99))
     assert keys == []
@@ -189,7 +197,7 @@ def test_a_stop_does_not_wait_for_a_transfer_and_fails_nothing(
     monkeypatch.setattr(transfer, "READ_TIMEOUT", 3600.0)
     monkeypatch.setattr(shard_reader, "RETRY_DELAYS", (3600.0,))
     url = server.url(behaviour, 99)
-    rows = list(read_unit(WorkUnit("s", url, 0, 1), "txt", lambda: server.requests.total() > 0))
+    rows = list(read_unit(WorkUnit("s", url, 0, 1), "txt", stopped=lambda: server.requests.total() > 0))
     assert all(isinstance(row, RawSample) for row in rows)
 
 

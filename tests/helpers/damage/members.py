@@ -66,7 +66,7 @@ def formats() -> list[Case]:
         ),
     }
     cases = [between("member", name, content, rows) for name, (content, rows) in samples.items()]
-    large: dict[str, Row] = {"x": ("shard", "'x.png' has 2147483648 bytes, and at most 1073741824 are read")}
+    large: dict[str, Row] = {"x": ("shard", "'x.png' has 2147483648 bytes, and at most 536870912 are read")}
     return [
         *cases,
         after("member", "image of 2 GiB", header("x.png", 1 << 31), "unexpected end of data", large),
