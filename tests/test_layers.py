@@ -14,6 +14,8 @@ PACKAGES = [
     "files",
     "phrases",
     "exit_codes",
+    "streams",
+    "console",
     "json_object",
     "lock",
     "diffusion",

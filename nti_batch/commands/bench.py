@@ -10,10 +10,11 @@ from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from nti_batch.benchmarks.compare import Setup, compare
 from nti_batch.benchmarks.job_loop import load_images
 from nti_batch.diffusion.rounding import Storage
-from nti_batch.exit_codes import DONE, usage_error
+from nti_batch.exit_codes import DONE
 from nti_batch.jobs.flags import InvertModelFlags, shard_addresses
 from nti_batch.jobs.parser import silence_warnings
 from nti_batch.models.supported import ModelDescription
+from nti_batch.streams import usage_error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

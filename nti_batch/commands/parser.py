@@ -1,18 +1,19 @@
 """Parsers of commands from the signatures and docstrings of their functions."""
 
 import inspect
-import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
+from pathlib import Path
 from typing import Any
 
 from docstring_parser import parse
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
-from nti_batch.exit_codes import ERROR, usage_error
-from nti_batch.files import OutputError
+from nti_batch.exit_codes import ERROR
+from nti_batch.files import OutputError, refuse_url
 from nti_batch.lock import UnitInUseError
+from nti_batch.streams import print_error, usage_error
 
 
 class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
@@ -61,9 +62,12 @@ def run_function(function: Callable[..., int], argv: Sequence[str], parser: Argu
     parsed = parser.parse_args(list(argv))
     try:
         arguments: dict[str, Any] = vars(parser.instantiate(parsed))
+        for name, value in arguments.items():
+            if isinstance(value, Path):
+                refuse_url(name, value)
         return function(**arguments)
     except ValueError as error:
         return usage_error(error)
     except (OutputError, UnitInUseError) as error:
-        print(f"nti-batch: {error}", file=sys.stderr)
+        print_error(f"nti-batch: {error}")
         return ERROR

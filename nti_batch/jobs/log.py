@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from nti_batch.output.manifest_rows import member_name
 from nti_batch.records import EditedImage, EndOfUnit, Failure, Inversion, Outcome
+from nti_batch.streams import print_error
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ class TerminalHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a line."""
-        print(self.format(record), file=sys.stderr)
+        print_error(self.format(record))
 
 
 class LogFileHandler(logging.FileHandler):

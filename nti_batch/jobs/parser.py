@@ -131,9 +131,9 @@ def build_trainer(arguments: Namespace) -> Trainer:
     flags: dict[str, Any] = arguments.as_dict()
     try:
         trainer = Trainer(**flags)
-    # a TypeError is what Lightning raises for a wrong --trainer.devices
-    except (TypeError, MisconfigurationException) as error:
-        raise ValueError(f"a --trainer flag is wrong: {error}") from error
+    # a TypeError is what Lightning raises for a wrong --trainer.devices, a RuntimeError for a variable of Slurm
+    except (TypeError, RuntimeError, MisconfigurationException) as error:
+        raise ValueError(f"a --trainer flag or the environment is wrong: {error}") from error
     if trainer.precision != FULL_PRECISION:
         raise ValueError(f"a plugin sets the precision {trainer.precision!r}, allowed: 32-true; {MODEL_PRECISION}")
     return trainer

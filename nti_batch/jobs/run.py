@@ -10,8 +10,9 @@ from pathlib import Path
 from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from nti_batch.exit_codes import DONE, ERROR, SOME_FAILED, STOPPED, usage_error
+from nti_batch.exit_codes import DONE, ERROR, SOME_FAILED, STOPPED
 from nti_batch.files import OutputError
+from nti_batch.jobs.courtesy import courtesy
 from nti_batch.jobs.datamodule import JobDataModule
 from nti_batch.jobs.dry_run import DryRun
 from nti_batch.jobs.failure_limit import FailureLimit, FailureLimitCallback, TooManyFailuresError
@@ -26,8 +27,11 @@ from nti_batch.jobs.writer import RecordWriter
 from nti_batch.lock import UnitInUseError
 from nti_batch.output.serialization import StoredSize
 from nti_batch.plans.plan import AnyPlan
+from nti_batch.streams import print_outcome, usage_error
 
 logger = logging.getLogger(__name__)
+PREVIEW_SECONDS = 300.0
+"""Longest time that drawing the preview takes; on a processor, large images would take hours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,9 +158,9 @@ def predict(job: Job) -> bool:
         with job.progress:
             job.trainer.predict(job.module, data, return_predictions=False)
             job.progress.wait_for(started_ranks(job.trainer))
-    except (UnitInUseError, OutputError, TooManyFailuresError) as error:
+    except (UnitInUseError, OutputError, TooManyFailuresError, OSError) as error:
         _end_ranks(job.trainer)
-        logger.error("%s", error)
+        logger.error("%s", " ".join(str(error).split()))
         return False
     except BaseException as error:
         _end_ranks(job.trainer)
@@ -172,7 +176,7 @@ def _end_ranks(trainer: Trainer) -> None:
 
 
 def finish(job: Job) -> int:
-    """Draw the preview, print the status, and find the exit code in what is committed.
+    """Print the status, draw the preview, and find the exit code in what is committed.
 
     A rank that another program has started beside others (srun, torchrun, this program) does not report the outcome:
     an exit code other than 0 would end the others.
@@ -184,15 +188,24 @@ def finish(job: Job) -> int:
     if job.stop.requested:
         logger.warning("stopped early; run the same command again to resume %s", plan.run.out)
         return STOPPED if is_whole_job else DONE
-    if is_whole_job and job.part.count == 1:
-        status = plan.status(plan.whole_run())
-    else:
-        status = plan.status(job.part.units(plan.units, *((0, 1) if is_whole_job else (rank, ranks))))
-    if trainer.is_global_zero and job.writer.tally.done and (preview := job.draw_preview()):
-        print(f"preview: {preview}")
+    is_whole_run = is_whole_job and job.part.count == 1
+    units = job.part.units(plan.units, *((0, 1) if is_whole_job else (rank, ranks)))
+    try:
+        status = plan.status(plan.whole_run() if is_whole_run else units)
+    except (ValueError, OSError) as error:
+        logger.error("the outcome cannot be read: %s", error)
+        return ERROR
     if is_whole_job:
-        print("\n".join(status.lines()))
+        print_outcome("\n".join(status.lines()))
+    if trainer.is_global_zero and job.writer.tally.done and not job.stop.requested:
+        _preview(job)
     if status.missing:
         logger.error("%d %s are not committed, though the job ended", status.missing, plan.run.kind.record_noun)
         return ERROR
     return SOME_FAILED if is_whole_job and status.has_failures else DONE
+
+
+def _preview(job: Job) -> None:
+    with courtesy("the preview", PREVIEW_SECONDS):
+        if path := job.draw_preview():
+            print_outcome(f"preview: {path}")

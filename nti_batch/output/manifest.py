@@ -10,9 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic
 
+from nti_batch.files import open_regular, read_bounded
 from nti_batch.json_object import JsonObject
 from nti_batch.output.format_version import check_format_version, format_versions
 from nti_batch.output.manifest_rows import AnyRow
+
+MAX_MANIFEST_BYTES = 1 << 26
+"""Largest manifest that is read. A part ends long before its manifest is as large."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +42,13 @@ class Manifest(Generic[AnyRow]):
             ValueError: If the file is damaged or a newer nti_batch wrote it, naming the file.
         """
         try:
-            *lines, last, checksum = path.read_bytes().decode().splitlines(keepends=True)
+            *lines, last, checksum = read_bounded(path, MAX_MANIFEST_BYTES).decode().splitlines(keepends=True)
             footer = JsonObject(json.loads(last), path)
             check_format_version(footer)
             if checksum != json.dumps({"sha256": _sha256("".join(lines) + last.removesuffix("\n"))}) + "\n":
                 raise ValueError("its content does not have the checksum in its last line")
             return cls([row_type.from_json(json.loads(line)) for line in lines], footer.text("part_sha256"))
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path} is damaged: {error}") from error
 
     def check_part(self, part: Path) -> None:
@@ -54,9 +58,9 @@ class Manifest(Generic[AnyRow]):
             ValueError: If the tar is not the one that this manifest names; the text names the tar.
         """
         try:
-            with open(part, "rb") as file:
+            with open_regular(part) as file:
                 checksum = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise ValueError(f"{part} is damaged: {error}") from error
         if checksum != self.part_sha256:
             raise ValueError(f"{part} is damaged: it does not have the checksum in its manifest")

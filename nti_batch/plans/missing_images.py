@@ -1,7 +1,7 @@
 """The plan of an inversion run: which images of each work unit are missing."""
 
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from pathlib import Path
 
 from nti_batch.data.samples import RawSample, decode_sample, read_unit
 from nti_batch.data.shard_reader import count_images
@@ -64,7 +64,7 @@ class ImagePlan(Plan[Inversion, InversionRow, InversionRunSettings]):
     def estimate(self, units: Sequence[WorkUnit]) -> int | None:
         """Approximate number of missing images, by the headers of the first shards; None if those are remote."""
         urls = list(dict.fromkeys(unit.url for unit in units))[:COUNTED_SHARDS]
-        if not all(Path(url).exists() for url in urls):
+        if not all(os.path.exists(url) for url in urls):  # Path's own raises for a long command
             return None
         images = {url: count_images(url) for url in urls}
         counted = [unit for unit in units if unit.url in images]
