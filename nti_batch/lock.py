@@ -83,6 +83,17 @@ def lock_folder(folder: Path, name: str, argument: str) -> Iterator[None]:
         lock.release()
 
 
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold a lock for a moment, in which one process reads, changes and writes a file; others wait for their turn."""
+    with open(path, "a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            raise _no_locks(path, error) from error
+        yield
+
+
 def _open_current(path: Path, resource: str) -> IO[str]:
     """Open and lock the file that `path` names, again if its last owner has removed it in between."""
     deadline = time.monotonic() + LOCK_TIMEOUT
@@ -100,10 +111,7 @@ def _open_current(path: Path, resource: str) -> IO[str]:
             continue
         except OSError as error:
             file.close()
-            raise OutputError(
-                f"{path} cannot be locked: {error.strerror}: the file system does not support flock(2), which keeps "
-                "two jobs apart; mount it with locks (Lustre: -o flock; NFS: version 4), or write to another folder"
-            ) from error
+            raise _no_locks(path, error) from error
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
             return file
         file.close()
@@ -139,3 +147,10 @@ def _in_use(path: Path, content: str, resource: str) -> str:
     name = resource or f"{path.stem!r} in {str(path.parent.parent)!r}"
     advice = "" if resource else "; jobs that share a folder take a part each, with --data.part"
     return f"{name} is in use by another job ({owner}): wait until that job ends, or end it{advice}"
+
+
+def _no_locks(path: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"{path} cannot be locked: {error.strerror}: the file system does not support flock(2), which keeps two jobs "
+        "apart; mount it with locks (Lustre: -o flock; NFS: version 4), or write to another folder"
+    )

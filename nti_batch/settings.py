@@ -32,8 +32,8 @@ class InversionRunSettings:
     height: int
     width: int
     units_per_shard: int
-    images: str | None
-    """Fingerprint of a folder of images; None for shards."""
+    is_folder: bool
+    """Whether the input is a folder of images; otherwise it is shards."""
 
     storage: Storage
 
@@ -63,7 +63,7 @@ class InversionRunSettings:
                 "height": self.height,
                 "width": self.width,
                 "units_per_shard": self.units_per_shard,
-                "images": self.images,
+                "images": self.is_folder,
             },
             "output": {"storage": self.storage},
         }
@@ -91,7 +91,7 @@ class InversionRunSettings:
             height=data.integer("height", 1, MAX_SIDE),
             width=data.integer("width", 1, MAX_SIDE),
             units_per_shard=data.integer("units_per_shard", 1, MAX_UNITS),
-            images=data.optional_text("images"),
+            is_folder=data.boolean("images"),
             storage=cast(Storage, output.choice("storage", get_args(Storage))),
         )
         for section in (model, data, output, values):

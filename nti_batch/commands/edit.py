@@ -66,7 +66,8 @@ def build_edit_job(argv: Sequence[str], stop: StopSignals) -> Job:
     requests = read_edit_list(settings, inversions)
     check_pipes(requests or (), inversions, data.allow_pipe)
     run = OutputRun.create(EDIT, Path(flags.output.dir), settings, inversions.shards, flags.dry_run)
-    plan = EditPlan(run, inversions, requests, data.retry_failed)
+    plan = EditPlan(run, inversions, requests, data.redone)
+    plan.check_redo()
     inverted = inversions.settings
     scale = inverted.inversion.guidance_scale
     module = EditModule(source, inverted.precision, scale, model.batch_size, stop)

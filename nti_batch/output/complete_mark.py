@@ -1,0 +1,30 @@
+"""The mark of a work unit of which no image is missing."""
+
+from dataclasses import dataclass
+from typing import Self
+
+from nti_batch.json_object import Json, JsonObject
+
+
+@dataclass(frozen=True, slots=True)
+class CompleteMark:
+    """Mark of a work unit that says that no image of it is missing."""
+
+    images: int
+    """Number of its rows that count."""
+
+    input_state: str
+    """State of the input, as `input_states` gives it."""
+
+    def to_json(self) -> dict[str, Json]:
+        """The mark as the file holds it."""
+        return {"images": self.images, "input_state": self.input_state}
+
+    @classmethod
+    def from_json(cls, values: JsonObject) -> Self:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: If a key is missing, or a value has the wrong type.
+        """
+        return cls(values.integer("images", 0, 1 << 62), values.text("input_state"))
