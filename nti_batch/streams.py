@@ -39,16 +39,16 @@ def print_outcome(text: str) -> None:
 
 
 def print_error(text: str) -> None:
-    """Print a text on standard error, if it is still there."""
+    """Print what is wrong in one line on standard error, if that is still there."""
     try:
-        print(text, file=sys.stderr, flush=True)
+        print(f"nti-batch: {' '.join(text.split())}", file=sys.stderr, flush=True)
     except OSError:
         discard(sys.stderr)
 
 
 def usage_error(error: Exception) -> int:
     """Print in one line what is wrong with the settings, and return the exit code."""
-    print_error(f"nti-batch: {' '.join(str(error).split())}")
+    print_error(str(error))
     return WRONG_SETTINGS
 
 
@@ -60,5 +60,5 @@ def end_in_error(error: OSError) -> int:
         discard(sys.stdout)
     if not isinstance(error, BrokenPipeError):
         where = "" if error.filename is None else f"{error.filename}: "
-        print_error(f"nti-batch: {where}{error.strerror or error}")
+        print_error(f"{where}{error.strerror or error}")
     return ERROR

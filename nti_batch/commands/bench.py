@@ -12,7 +12,7 @@ from nti_batch.benchmarks.job_loop import load_images
 from nti_batch.diffusion.rounding import Storage
 from nti_batch.exit_codes import DONE
 from nti_batch.jobs.flags import InvertModelFlags, shard_addresses
-from nti_batch.jobs.parser import silence_warnings
+from nti_batch.jobs.parser import ConfigFile, silence_warnings
 from nti_batch.models.supported import ModelDescription
 from nti_batch.streams import usage_error
 
@@ -73,7 +73,7 @@ def bench_parser() -> ArgumentParser:
         "evaluations, quality, memory and bytes.",
         exit_on_error=False,
     )
-    parser.add_argument("--config", action="config", help="a YAML file as for invert, such as configs/fast.yaml")
+    parser.add_argument("--config", action=ConfigFile, help="a YAML file as for invert, such as configs/fast.yaml")
     parser.add_class_arguments(InvertModelFlags, "model")
     parser.add_class_arguments(BenchDataFlags, "data")
     parser.add_class_arguments(BenchOutputFlags, "output")

@@ -69,5 +69,5 @@ def run_function(function: Callable[..., int], argv: Sequence[str], parser: Argu
     except ValueError as error:
         return usage_error(error)
     except (OutputError, UnitInUseError) as error:
-        print_error(f"nti-batch: {error}")
+        print_error(str(error))
         return ERROR

@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from nti_batch.output.manifest_rows import member_name
 from nti_batch.records import EditedImage, EndOfUnit, Failure, Inversion, Outcome
-from nti_batch.streams import print_error
+from nti_batch.streams import discard
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +30,11 @@ class TerminalHandler(logging.Handler):
     """Prints to the present `sys.stderr`: a progress bar replaces it, to stay below the printed lines."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a line."""
-        print_error(self.format(record))
+        """Print a line, if standard error is still there."""
+        try:
+            print(self.format(record), file=sys.stderr)
+        except OSError:
+            discard(sys.stderr)
 
 
 class LogFileHandler(logging.FileHandler):

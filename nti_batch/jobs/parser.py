@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jsonargparse import Namespace, set_parsing_settings
+from jsonargparse import ActionConfigFile, Namespace, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
@@ -67,6 +67,22 @@ LISTS = ("--data.redo",)
 """Flags that take several words."""
 
 
+class ConfigFile(ActionConfigFile):  # type: ignore[misc]  # jsonargparse is typed in part only
+    """A flag for a YAML file, whose errors name the file."""
+
+    def __call__(self, parser: Any, cfg: Any, values: str, option_string: str | None = None) -> None:
+        """Read the file.
+
+        Raises:
+            TypeError: If it has no flags, or wrong ones; the parser turns it into an error of the command line.
+        """
+        try:
+            super().__call__(parser, cfg, values, option_string)
+        except (TypeError, ValueError) as error:
+            allowed = "allowed: a YAML file with flags, such as 'data: {shards: demo}'"
+            raise TypeError(f"--config {values!r}: {error}; {allowed}") from error
+
+
 def silence_warnings() -> None:
     """Silence Lightning's warnings that concern training."""
     # Lightning 2.6 calls jsonargparse in a way that newer versions deprecate
@@ -98,7 +114,7 @@ def job_parser(
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = LightningArgumentParser(prog=f"nti-batch {command}", description="", exit_on_error=False)
-    parser.add_argument("-c", "--config", action="config", help="a YAML file with flags; several are merged in order")
+    parser.add_argument("-c", "--config", action=ConfigFile, help="a YAML file with flags; several are merged in order")
     parser.add_argument(
         "--dry_run", action="store_true", help="print what the job would do; load no weights and write nothing"
     )

@@ -19,6 +19,7 @@ from nti_batch.jobs.failure_limit import FailureLimit, FailureLimitCallback, Too
 from nti_batch.jobs.flags import OutputFlags, SharedDataFlags
 from nti_batch.jobs.log import RecordLog, job_log, rank_prefix
 from nti_batch.jobs.meter import JobMeter, RankTallies
+from nti_batch.jobs.networks import LoadError
 from nti_batch.jobs.parser import build_trainer, silence_warnings
 from nti_batch.jobs.progress import JobProgress
 from nti_batch.jobs.ranks import JobPart, started_ranks
@@ -158,7 +159,7 @@ def predict(job: Job) -> bool:
         with job.progress:
             job.trainer.predict(job.module, data, return_predictions=False)
             job.progress.wait_for(started_ranks(job.trainer))
-    except (UnitInUseError, OutputError, TooManyFailuresError, OSError) as error:
+    except (UnitInUseError, OutputError, TooManyFailuresError, LoadError, OSError) as error:
         _end_ranks(job.trainer)
         logger.error("%s", " ".join(str(error).split()))
         return False

@@ -93,12 +93,14 @@ def read_edited_images(run: EditRun, unit: WorkUnit, only: Collection[str]) -> I
         manifest = part.read()
         rows = {row.id: row for row in manifest.rows if row.id in only and row.status == "done"}
         if rows:
-            for payload, metadata in read_members(manifest.check_tar()):
+            tar = manifest.check_tar()
+            for payload, metadata in read_members(tar):
                 if row := rows.get(EditRow.of_metadata(metadata, "").id):
                     try:
-                        yield row, decode_png(payload)
+                        pixels = decode_png(payload)
                     except ValueError as error:
-                        raise ValueError(f"{path.with_suffix('.tar')} is damaged: {row.id!r}: {error}") from error
+                        raise ValueError(f"{tar} is damaged: {row.id!r} {error}") from error
+                    yield row, pixels
 
 
 def decode_png(payload: bytes) -> Tensor:

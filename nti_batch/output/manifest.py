@@ -82,7 +82,8 @@ class Manifest(Generic[AnyRow]):
         Raises:
             ValueError: If it is not the one that this manifest names; the text names the tar.
         """
-        assert self.tar is not None
+        if self.tar is None:
+            raise ValueError("a manifest is damaged: it has finished records and names no tar")
         try:
             with open_regular(self.tar) as file:
                 checksum = hashlib.file_digest(file, "sha256").hexdigest()

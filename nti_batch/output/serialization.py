@@ -228,7 +228,7 @@ def _timesteps(metadata: Metadata) -> list[Json]:
     timesteps, pooled = metadata["timesteps"], metadata.get("pooled_dim", 0)
     if not (isinstance(timesteps, list) and timesteps and all(type(t) is int for t in timesteps)):
         raise ValueError("its timesteps are no list of integers")
-    if not (type(pooled) is int and 0 <= pooled):
+    if not (type(pooled) is int and pooled >= 0):
         raise ValueError(f"its pooled_dim is {pooled!r}")
     return timesteps
 

@@ -105,5 +105,6 @@ def _fitting(caption: str, width: int, pen: ImageDraw.ImageDraw, font: Any) -> s
     caption = " ".join(caption[:MAX_CAPTION].split()).encode(errors="replace").decode()
     if pen.textlength(caption, font) <= width:
         return caption
-    too_long = bisect.bisect(range(len(caption)), width, key=lambda n: pen.textlength(f"{caption[:n]}...", font))
+    lengths = range(len(caption))
+    too_long = bisect.bisect(lengths, width, key=lambda n: int(pen.textlength(f"{caption[:n]}...", font)))
     return f"{caption[: max(0, too_long - 1)]}..."
