@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, and files that are read only if they are small enough."""
 
 import errno
+import io
 import os
 import re
 import stat
@@ -71,7 +72,7 @@ def read_bounded(path: Path, most: int) -> bytes:
         return file.read(most)
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> io.BufferedReader:
     """Open a file that may come from somebody else for reading.
 
     Raises:

@@ -8,7 +8,11 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jsonargparse import ActionConfigFile, Namespace, set_parsing_settings
+from jsonargparse import (  # type: ignore[attr-defined]  # ActionConfigFile is exported under a condition
+    ActionConfigFile,
+    Namespace,
+    set_parsing_settings,
+)
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
@@ -67,17 +71,17 @@ LISTS = ("--data.redo",)
 """Flags that take several words."""
 
 
-class ConfigFile(ActionConfigFile):  # type: ignore[misc]  # jsonargparse is typed in part only
+class ConfigFile(ActionConfigFile):
     """A flag for a YAML file, whose errors name the file."""
 
-    def __call__(self, parser: Any, cfg: Any, values: str, option_string: str | None = None) -> None:
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         """Read the file.
 
         Raises:
             TypeError: If it has no flags, or wrong ones; the parser turns it into an error of the command line.
         """
         try:
-            super().__call__(parser, cfg, values, option_string)
+            super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
         except (TypeError, ValueError) as error:
             allowed = "allowed: a YAML file with flags, such as 'data: {shards: demo}'"
             raise TypeError(f"--config {values!r}: {error}; {allowed}") from error

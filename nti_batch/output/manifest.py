@@ -67,12 +67,15 @@ class Manifest(Generic[AnyRow]):
             check_format_version(footer)
             if checksum != json.dumps({"sha256": _sha256("".join(lines) + last.removesuffix("\n"))}) + "\n":
                 raise ValueError("its content does not have the checksum in its last line")
-            return cls(
+            manifest = cls(
                 rows=[row_type.from_json(json.loads(line)) for line in lines],
                 tar=_tar(path, footer),
                 tar_sha256=footer.text("tar_sha256"),
                 origin=Origin.from_json(footer.section("origin")),
             )
+            if manifest.tar is None and any(row.status == "done" for row in manifest.rows):
+                raise ValueError("it has finished records and names no tar")
+            return manifest
         except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path} is damaged: {error}") from error
 
@@ -82,8 +85,7 @@ class Manifest(Generic[AnyRow]):
         Raises:
             ValueError: If it is not the one that this manifest names; the text names the tar.
         """
-        if self.tar is None:
-            raise ValueError("a manifest is damaged: it has finished records and names no tar")
+        assert self.tar is not None
         try:
             with open_regular(self.tar) as file:
                 checksum = hashlib.file_digest(file, "sha256").hexdigest()

@@ -273,7 +273,7 @@ class OutputRun(Generic[AnyRecord, AnyRow, AnySettings]):
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise ValueError(f"{path} is damaged: {error}; remove it, and run the job again") from error
+            raise ValueError(f"{error}; remove it, and run the job again") from error
 
     def _complete(self, unit: WorkUnit) -> Path:
         return self.folder / f"{unit.name}.complete"
