@@ -79,7 +79,8 @@ def open_regular(path: Path) -> io.BufferedReader:
         OSError: If it cannot be opened.
         ValueError: If it is a device, or a named pipe, which would wait for a writer.
     """
-    file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")  # noqa: SIM115  # the caller closes it
+    # the caller closes it
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
     mode = os.fstat(file.fileno()).st_mode
     if not stat.S_ISREG(mode):
         file.close()

@@ -24,6 +24,10 @@ Shards = Mapping[str, str]
 FOLDER_SHARD = "images"
 """Name of a folder of images, wherever it is."""
 
+MAX_UNITS_IN_ALL = 1 << 22
+MAX_SHARD_NAME_BYTES = 216
+"""File systems take names of 255 bytes; '.65535of65536.00000.tar.salvage' comes behind the name of a shard."""
+
 _TAR_IN_COMMAND = re.compile(r"([^/\s='\"]+\.(?:tar(?:\.\w+)?|tgz))(?![\w.])", re.IGNORECASE)
 
 
@@ -184,12 +188,23 @@ def work_units(shards: Shards, units_per_shard: int) -> list[WorkUnit]:
     """Divide each shard into work units, one shard after the other.
 
     Raises:
-        ValueError: If `units_per_shard` is below 1.
+        ValueError: If `units_per_shard` is below 1, there are too many units, or a name cannot be that of files.
     """
     if units_per_shard < 1:
         raise ValueError(
             f"units_per_shard is {units_per_shard}, but a shard has at least 1; set 1 to read each shard as a whole"
         )
+    if len(shards) * units_per_shard > MAX_UNITS_IN_ALL:
+        raise ValueError(
+            f"{len(shards):,} shards have {units_per_shard:,} work units each, allowed: {MAX_UNITS_IN_ALL:,} in all; "
+            "set fewer with --data.units_per_shard"
+        )
+    for name in shards:
+        if "/" in name or len(os.fsencode(name)) > MAX_SHARD_NAME_BYTES:
+            raise ValueError(
+                f"the shard name {name!r} cannot be that of output files, allowed: {MAX_SHARD_NAME_BYTES} bytes "
+                "without '/'; rename the shard"
+            )
     return [
         WorkUnit(name, url, index, units_per_shard) for name, url in shards.items() for index in range(units_per_shard)
     ]
