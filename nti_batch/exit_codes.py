@@ -1,7 +1,5 @@
 """Exit codes of the commands."""
 
-from nti_batch.terminal import print_error
-
 DONE = 0
 """Every record is committed as done."""
 
@@ -16,9 +14,3 @@ SOME_FAILED = 3
 
 STOPPED = 75
 """A signal stopped the job early; the same command resumes it."""
-
-
-def usage_error(error: Exception) -> int:
-    """Print in one line what is wrong with the settings, and return the exit code."""
-    print_error(str(error))
-    return WRONG_SETTINGS

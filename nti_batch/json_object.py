@@ -1,9 +1,12 @@
 """Typed reading of a JSON object: each value is checked as it is read, and an error names the file and the key."""
 
+import json
+import sys
 from collections.abc import Mapping, Sequence
-from math import isfinite
 from pathlib import Path
 from typing import NoReturn
+
+from nti_batch.files import read_bounded
 
 Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
 
@@ -27,6 +30,27 @@ class JsonObject:
             raise ValueError(f"{file}: {key or 'the content'} is {_short(values)}, allowed: a JSON object")
         self._values: Mapping[str, object] = values
         self._unread = dict.fromkeys(values)
+
+    @classmethod
+    def read(cls, path: Path, most: int) -> "JsonObject":
+        """Read the object in a file.
+
+        Args:
+            path: The file.
+            most: Largest size in bytes.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it cannot be read otherwise, or holds no object; the text names it.
+        """
+        try:
+            return cls(json.loads(read_bounded(path, most)), path)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
 
     def section(self, key: str) -> "JsonObject":
         """The object at a key."""
@@ -67,7 +91,8 @@ class JsonObject:
     def number(self, key: str) -> float:
         """A finite number."""
         value = self._get(key)
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value):
+        # an integer may be too large for a float
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
             return float(value)
         self.reject(key, "a finite number")
 
@@ -97,5 +122,8 @@ class JsonObject:
 
 def _short(value: object) -> str:
     """A value as a message shows it: a damaged file may hold a megabyte."""
-    shown = repr(value)
+    try:
+        shown = repr(value)
+    except RecursionError:
+        shown = "a deeply nested value"
     return shown if len(shown) <= 80 else f"{shown[:77]}..."

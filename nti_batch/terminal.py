@@ -14,7 +14,9 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import TextIO
 
+from nti_batch.exit_codes import ERROR, WRONG_SETTINGS
 from nti_batch.phrases import hide_credentials
+from nti_batch.streams import discard
 
 
 def printable(text: str) -> str:
@@ -56,9 +58,38 @@ def print_json(value: object) -> None:
     print(json.dumps(value).replace("\x7f", "\\u007f"), flush=True)
 
 
+def print_outcome(lines: Iterable[str]) -> None:
+    """Print lines on which the exit code does not depend: standard output may be gone."""
+    try:
+        print_lines(lines)
+    except OSError:
+        discard(sys.stdout)
+
+
 def print_error(text: str) -> None:
-    """Print what is wrong, as one line of the standard error."""
-    print_line(f"nti-batch: {' '.join(text.split())}", sys.stderr)
+    """Print what is wrong, as one line of the standard error, if that is still there."""
+    try:
+        print_line(f"nti-batch: {' '.join(text.split())}", sys.stderr)
+    except OSError:
+        discard(sys.stderr)
+
+
+def usage_error(error: Exception) -> int:
+    """Print in one line what is wrong with the settings, and return the exit code."""
+    print_error(str(error))
+    return WRONG_SETTINGS
+
+
+def end_in_error(error: OSError) -> int:
+    """Report an error of the operating system, unless the reader of standard output has left; return the exit code."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        discard(sys.stdout)
+    if not isinstance(error, BrokenPipeError):
+        where = "" if error.filename is None else f"{error.filename}: "
+        print_error(f"{where}{error.strerror or error}")
+    return ERROR
 
 
 def print_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -88,8 +119,11 @@ class TerminalHandler(logging.Handler):
         self.setFormatter(LineFormatter(f"{prefix}nti-batch: %(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a line."""
-        print_line(self.format(record), sys.stderr)
+        """Print a line, if standard error is still there."""
+        try:
+            print_line(self.format(record), sys.stderr)
+        except OSError:
+            discard(sys.stderr)
 
 
 @contextmanager

@@ -13,8 +13,10 @@ PACKAGE = Path(nti_batch.__file__).parent
 PACKAGES = [
     "files",
     "phrases",
-    "terminal",
     "exit_codes",
+    "streams",
+    "terminal",
+    "console",
     "json_object",
     "lock",
     "diffusion",

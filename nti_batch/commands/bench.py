@@ -9,12 +9,12 @@ from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from nti_batch.benchmarks.compare import Setup, compare
 from nti_batch.benchmarks.job_loop import load_images
 from nti_batch.diffusion.rounding import Storage
-from nti_batch.exit_codes import DONE, usage_error
+from nti_batch.exit_codes import DONE
 from nti_batch.jobs.consent import check_consent
 from nti_batch.jobs.flags import InvertModelFlags, shard_addresses
-from nti_batch.jobs.parser import silence_warnings
+from nti_batch.jobs.parser import ConfigFile, silence_warnings
 from nti_batch.models.supported import ModelDescription
-from nti_batch.terminal import print_json, print_lines
+from nti_batch.terminal import print_json, print_lines, usage_error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,7 +83,7 @@ def bench_parser() -> ArgumentParser:
         "evaluations, quality, memory and bytes.",
         exit_on_error=False,
     )
-    parser.add_argument("--config", action="config", help="a YAML file as for invert, such as configs/fast.yaml")
+    parser.add_argument("--config", action=ConfigFile, help="a YAML file as for invert, such as configs/fast.yaml")
     parser.add_class_arguments(InvertModelFlags, "model")
     parser.add_class_arguments(BenchDataFlags, "data")
     parser.add_class_arguments(BenchOutputFlags, "output")

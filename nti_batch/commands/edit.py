@@ -4,11 +4,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from PIL import Image
+
 from nti_batch.commands.parser import function_parser, run_function
 from nti_batch.data.shards import work_units
 from nti_batch.diffusion.edit_settings import EditSettings
 from nti_batch.editing.editor import edit_image
 from nti_batch.exit_codes import DONE
+from nti_batch.files import atomic_open, check_new_file, translate_os_errors
 from nti_batch.jobs.edit_module import EditModule
 from nti_batch.jobs.flags import EditDataFlags, EditModelFlags, OutputFlags
 from nti_batch.jobs.parser import parse_flags, silence_warnings
@@ -97,13 +100,26 @@ def edit_one(
     """
     started = time.monotonic()
     silence_warnings()
+    check_new_file("--output", output)
+    file_format = _image_format(output)
     image = edit_image(find_inversion(inversions, key, shard), prompt, edit)
-    try:
-        image.save(output)
-    except OSError as error:
-        raise ValueError(f"{output} cannot be written: {error}; give another --output") from error
+    with translate_os_errors(output), atomic_open(output) as file:
+        image.save(file, file_format)
     print_line(f"{output}: {time.monotonic() - started:.1f} s")
     return DONE
+
+
+def _image_format(path: Path) -> str:
+    """Pillow's name of the format that a file name stands for.
+
+    Raises:
+        ValueError: If Pillow does not write such files.
+    """
+    known = Image.registered_extensions()
+    file_format = known.get(path.suffix.lower())
+    if file_format not in Image.SAVE:
+        raise ValueError(f"--output is {str(path)!r}, allowed: an image file, such as x.png or x.jpg")
+    return file_format
 
 
 def find_inversion(out: Path, key: str, shard: str | None) -> StoredInversion:

@@ -4,9 +4,9 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import track
 
+from nti_batch.console import ErrorConsole
 from nti_batch.data.image_list import Columns, list_images
 from nti_batch.data.pack import ShardWriter, StoppedError
 from nti_batch.data.pack_plan import ShardLimits
@@ -62,7 +62,7 @@ def pack(
 
 
 def _write(writer: ShardWriter, stop: StopSignals) -> int:
-    console = Console(stderr=True)
+    console = ErrorConsole()
     finished = track(
         writer.write(lambda: stop.requested),
         "packing shards",

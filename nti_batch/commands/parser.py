@@ -4,16 +4,17 @@ import inspect
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 from docstring_parser import parse
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
-from nti_batch.exit_codes import ERROR, usage_error
-from nti_batch.files import OutputError
+from nti_batch.exit_codes import ERROR
+from nti_batch.files import OutputError, refuse_url
 from nti_batch.jobs.consent import check_consent
 from nti_batch.lock import UnitInUseError
-from nti_batch.terminal import own_lines, print_error
+from nti_batch.terminal import own_lines, print_error, usage_error
 
 
 class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
@@ -71,6 +72,9 @@ def run_function(function: Callable[..., int], argv: Sequence[str], parser: Argu
     try:
         check_consent(argv, parsed)
         arguments: dict[str, Any] = vars(parser.instantiate(parsed))
+        for name, value in arguments.items():
+            if isinstance(value, Path):
+                refuse_url(name, value)
         return function(**arguments)
     except ValueError as error:
         return usage_error(error)

@@ -27,6 +27,10 @@ FOLDER_SHARD = "images"
 MAX_LIST_BYTES = 1 << 28
 """Largest '@FILE'."""
 
+MAX_UNITS_IN_ALL = 1 << 22
+MAX_SHARD_NAME_BYTES = 216
+"""File systems take names of 255 bytes; '.65535of65536.00000.tar.salvage' comes behind the name of a shard."""
+
 _COMMAND = "pipe:"
 _TAR = re.compile(r".+\.(?:tar(?:\.\w+)?|tgz)(?![\w.])", re.IGNORECASE)
 
@@ -218,12 +222,23 @@ def work_units(shards: Shards, units_per_shard: int) -> list[WorkUnit]:
     """Divide each shard into work units, one shard after the other.
 
     Raises:
-        ValueError: If `units_per_shard` is below 1.
+        ValueError: If `units_per_shard` is below 1, there are too many units, or a name cannot be that of files.
     """
     if units_per_shard < 1:
         raise ValueError(
             f"units_per_shard is {units_per_shard}, but a shard has at least 1; set 1 to read each shard as a whole"
         )
+    if len(shards) * units_per_shard > MAX_UNITS_IN_ALL:
+        raise ValueError(
+            f"{len(shards):,} shards have {units_per_shard:,} work units each, allowed: {MAX_UNITS_IN_ALL:,} in all; "
+            "set fewer with --data.units_per_shard"
+        )
+    for name in shards:
+        if "/" in name or len(os.fsencode(name)) > MAX_SHARD_NAME_BYTES:
+            raise ValueError(
+                f"the shard name {name!r} cannot be that of output files, allowed: {MAX_SHARD_NAME_BYTES} bytes "
+                "without '/'; rename the shard"
+            )
     return [
         WorkUnit(name, url, index, units_per_shard) for name, url in shards.items() for index in range(units_per_shard)
     ]

@@ -14,6 +14,7 @@ from nti_batch.data.samples import Reading
 from nti_batch.data.shards import input_shards
 from nti_batch.diffusion.rounding import Storage
 from nti_batch.diffusion.settings import InversionSettings
+from nti_batch.files import refuse_url
 from nti_batch.models.source import ModelSource, Precision
 from nti_batch.plans.plan import Redo
 from nti_batch.settings import MAX_STEPS
@@ -260,6 +261,7 @@ class OutputFlags:
 
     def __post_init__(self) -> None:
         """Raise a ValueError for a value out of range."""
+        refuse_url("output.dir", self.dir)
         if self.part_images < 1:
             raise ValueError(f"output.part_images is {self.part_images}, allowed: at least 1")
         if self.part_minutes < 0:
