@@ -1,8 +1,8 @@
 """Typed reading of a JSON object: each value is checked as it is read, and an error names the file and the key."""
 
 from collections.abc import Mapping, Sequence
-from math import isfinite
 from pathlib import Path
+from sys import float_info
 from typing import NoReturn
 
 Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
@@ -28,6 +28,10 @@ class JsonObject:
         self._values: Mapping[str, object] = values
         self._unread = dict.fromkeys(values)
 
+    def __contains__(self, key: str) -> bool:
+        """Whether the object has a key."""
+        return key in self._values
+
     def section(self, key: str) -> "JsonObject":
         """The object at a key."""
         return JsonObject(self._get(key), self.file, self._prefix + key)
@@ -35,6 +39,15 @@ class JsonObject:
     def value(self, key: str) -> object:
         """The value at a key, whatever its type."""
         return self._get(key)
+
+    def get(self, key: str, default: object = None) -> object:
+        """The value at a key, whatever its type, or a default if there is no such key."""
+        return self._get(key) if key in self else default
+
+    def array(self, key: str) -> list[object]:
+        """The list at a key."""
+        value = self._get(key)
+        return value if isinstance(value, list) else self.reject(key, "a list")
 
     def text(self, key: str) -> str:
         """The string at a key."""
@@ -70,7 +83,7 @@ class JsonObject:
     def number(self, key: str) -> float:
         """A finite number."""
         value = self._get(key)
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value):
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= float_info.max:
             return float(value)
         self.reject(key, "a finite number")
 

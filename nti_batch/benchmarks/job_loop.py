@@ -19,8 +19,8 @@ from nti_batch.output.serialization import pack_tensors
 from nti_batch.records import CaptionedImage
 
 
-def load_images(shards: Sequence[str], caption: str, size: int, count: int) -> list[CaptionedImage]:
-    """Load the first decodable images of some shards, square.
+def load_images(shards: Sequence[str], caption: str, size: tuple[int, int], count: int) -> list[CaptionedImage]:
+    """Load the first decodable images of some shards.
 
     Args:
         shards: Addresses of the shards.
@@ -32,7 +32,7 @@ def load_images(shards: Sequence[str], caption: str, size: int, count: int) -> l
         ValueError: If there are fewer.
     """
     samples = (sample for unit in work_units(list(shards), 1) for sample in read_unit(unit, caption, ()))
-    decoded = (decode_sample(sample, size, size) for sample in samples if isinstance(sample, RawSample))
+    decoded = (decode_sample(sample, *size) for sample in samples if isinstance(sample, RawSample))
     images = list(islice((image for image in decoded if isinstance(image, CaptionedImage)), count))
     if len(images) < count:
         raise ValueError(f"--images is {count}, and the shards hold {len(images)}: give more shards or ask for fewer")

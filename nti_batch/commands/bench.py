@@ -26,6 +26,12 @@ class BenchDataFlags:
     caption: str = "txt"
     """Place of the prompts, as for invert."""
 
+    height: int | None = None
+    """Height of the images in pixels, as for invert."""
+
+    width: int | None = None
+    """Width of the images in pixels, as for invert."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BenchOutputFlags:
@@ -53,7 +59,7 @@ def bench(argv: Sequence[str]) -> int:
             storage=flags.output.storage,
             optimize_pooled=model.optimize_pooled,
         )
-        size = ModelDescription.of(setup.source).size
+        size = ModelDescription.of(setup.source).image_size(flags.data.height, flags.data.width)
         images = load_images(shard_addresses(flags.data.shards), flags.data.caption, size, flags.images)
         comparison = compare(setup, images, flags.rounds)
     except (ValueError, ArgumentError) as error:

@@ -11,7 +11,7 @@ from nti_batch.jobs.invert_module import NEEDS_GRADIENTS, InversionModule
 from nti_batch.jobs.parser import parse_flags
 from nti_batch.jobs.run import Job, build_job, run_job
 from nti_batch.jobs.signals import StopSignals
-from nti_batch.models.supported import ModelDescription, embedding_shape
+from nti_batch.models.supported import ModelDescription
 from nti_batch.output.inversions import INVERT
 from nti_batch.output.run_folder import OutputRun
 from nti_batch.output.serialization import StoredSize, stored_size
@@ -60,8 +60,7 @@ def run_settings(
         ValueError: If the caption or the size is wrong.
     """
     caption_source(data.caption)
-    height, width = data.height or description.size, data.width or description.size
-    description.check_size(height, width)
+    height, width = description.image_size(data.height, data.width)
     return InversionRunSettings(
         source=model.source,
         precision=model.precision,
@@ -81,5 +80,5 @@ def run_settings(
 def new_size(settings: InversionRunSettings, description: ModelDescription) -> StoredSize:
     """Size of an inversion on disk before there is one."""
     latents = description.latents(settings.height, settings.width)
-    embeddings = settings.num_steps, *embedding_shape(settings.source, description.is_xl)
+    embeddings = settings.num_steps, *description.embedding_shape
     return stored_size(settings.storage, latents, embeddings, settings.inversion.method == "direct")
