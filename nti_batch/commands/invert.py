@@ -12,6 +12,7 @@ from nti_batch.jobs.parser import parse_flags
 from nti_batch.jobs.run import Job, build_job, run_job
 from nti_batch.jobs.signals import StopSignals
 from nti_batch.models.supported import ModelDescription
+from nti_batch.models.weights import check_model
 from nti_batch.output.inversions import INVERT
 from nti_batch.output.run_folder import OutputRun
 from nti_batch.output.serialization import StoredSize, stored_size
@@ -42,6 +43,7 @@ def build_invert_job(argv: Sequence[str], stop: StopSignals) -> Job:
     output: InvertOutputFlags = flags.output
     shards, description = data.addresses(), ModelDescription.of(model.source)
     settings = run_settings(model, data, output, description)
+    check_model(model.source, description)
     units = work_units(shards, data.units_per_shard)
     run = OutputRun.create(INVERT, Path(output.dir), settings, shards, flags.dry_run)
     plan = ImagePlan(run, units, data.retry_failed)

@@ -55,6 +55,11 @@ class ModelSource:
         return Path(self._home) if Path(self._home).is_dir() else None
 
     @property
+    def hub_arguments(self) -> dict[str, str | bool | None]:
+        """Further arguments of `from_pretrained`."""
+        return {"revision": self.revision, "local_files_only": self.folder is not None}
+
+    @property
     def has_local_weights(self) -> bool:
         """Whether the weights are on this machine, and not on the hub or in its cache."""
         return bool(self.checkpoint or self.folder)

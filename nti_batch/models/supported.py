@@ -8,7 +8,7 @@ from nti_batch.json_object import JsonObject
 from nti_batch.models.accepted import MODEL_INDEX, SCHEDULER, SUPPORTED, TEXT_ENCODER, UNET, VAE
 from nti_batch.models.rules import Rules, check_fields
 from nti_batch.models.source import ModelSource
-from nti_batch.models.weight_files import Part, read_headers, read_part_headers
+from nti_batch.models.weight_files import PARTS, read_headers, read_part_headers
 
 _MAX_EMBEDDING_WIDTH = 1 << 15
 _MAX_TIME_DIM = 1 << 14
@@ -181,8 +181,7 @@ def _check_scheduler(source: ModelSource) -> None:
 
 def _check_weight_files(source: ModelSource, is_xl: bool) -> None:
     """Check that a local model has sound files of weights."""
-    parts: tuple[Part, ...] = ("unet", "vae", "text_encoder", "text_encoder_2")
-    for part in parts[: 3 + is_xl]:
+    for part in PARTS[: 3 + is_xl]:
         read_part_headers(source, part)
     if source.checkpoint:
         _check_markers(source, {header.name for header in read_headers([source.checkpoint])})

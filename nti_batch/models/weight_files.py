@@ -10,6 +10,8 @@ from typing import Literal
 from nti_batch.models.source import ModelSource
 
 Part = Literal["unet", "vae", "text_encoder", "text_encoder_2"]
+PARTS: tuple[Part, ...] = ("unet", "vae", "text_encoder", "text_encoder_2")
+"""Networks of a model; only Stable Diffusion XL has the last one."""
 
 ORIGINAL_PREFIXES: dict[Part, tuple[str, ...]] = {
     "unet": ("model.diffusion_model.",),
@@ -50,6 +52,11 @@ def read_part_headers(source: ModelSource, part: Part) -> Sequence[WeightHeader]
     else:
         assert source.folder is not None
         headers = list(read_headers(weight_files(source.folder, part, source.variant)))
+    if not headers and source.checkpoint:
+        raise ValueError(
+            f"model {source.name!r} has no weights of {part}: give a file with all parts, and check that "
+            "--model.config is of its family"
+        )
     if not headers:
         raise ValueError(
             f"model {source.name!r} does not load: it has no weights of {part}. Allowed: safetensors weights, since a "

@@ -3,7 +3,8 @@
 The functions import diffusers and transformers only when they load weights.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +16,11 @@ from nti_batch.models.rules import Rules
 from nti_batch.models.source import ModelSource
 from nti_batch.models.supported import ModelDescription
 from nti_batch.models.text_encoders import TextEncoder, TextEncoderPair
-from nti_batch.models.weight_files import Part, read_part_headers
+from nti_batch.models.tokenizers import check_end_token, check_tokens, load_tokenizer, short_reason
+from nti_batch.models.weight_files import PARTS, Part, read_part_headers
 
 if TYPE_CHECKING:
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-    from transformers import CLIPTextModel, CLIPTokenizer
 
 _SCHEDULE_FIELDS = (
     "num_train_timesteps",
@@ -35,19 +36,22 @@ _SCHEDULE_FIELDS = (
 
 _RULES: dict[Part, Rules] = {"unet": UNET, "vae": VAE}
 
-_LEGACY_END = 2
-"""`eos_token_id` of old releases, with which transformers looks for the largest token instead."""
-
-_TOKENS_OF_A = 3
-"""Start, 'a', end."""
-
-LoadedNetwork = tuple[Any, Collection[str], Collection[str]]
-"""A network, the names of the weights that it lacks, and those that it does not take."""
-
 _OPEN_CLIP_PREFIXES: dict[Part, str] = {
     "text_encoder": "cond_stage_model.model.",
     "text_encoder_2": "conditioner.embedders.1.model.",
 }
+
+
+def check_model(source: ModelSource, description: ModelDescription) -> None:
+    """Check that a model will load: its tokenizers, and what the headers of its files of weights say.
+
+    Raises:
+        ValueError: If a tokenizer or a network is missing, incomplete or damaged.
+    """
+    for tokenizer in ("tokenizer", "tokenizer_2")[: 1 + description.is_xl]:
+        load_tokenizer(source, tokenizer, description.max_tokens)
+    for part in PARTS[: 3 + description.is_xl]:
+        _check_network(source, part)
 
 
 def load_network(source: ModelSource, part: Part, dtype: torch.dtype) -> Any:
@@ -57,45 +61,27 @@ def load_network(source: ModelSource, part: Part, dtype: torch.dtype) -> Any:
         ValueError: If the network is missing, incomplete or damaged, or has weights that its configuration does not
             describe.
     """
-    _check_configuration(source, part)
-    way_out = "check that --model.config is of its family" if source.checkpoint else "download or save it again"
-    try:
-        network, missing, unexpected = (_from_file if source.checkpoint else _from_folder)(source, part, dtype)
-    # a damaged file makes diffusers, transformers and torch raise almost anything
-    except Exception as error:
-        raise ValueError(f"model {source.name!r} does not load: {part}: {_reason(error)}; {way_out}") from error
-    if missing:
-        raise ValueError(
-            f"model {source.name!r} is incomplete: {part} lacks {len(missing)} weights, "
-            f"the first is {min(missing)!r}; {way_out}"
-        )
-    if unexpected and part == "unet":
-        raise ValueError(
-            f"model {source.name!r} has {len(unexpected)} weights that the configuration of its {part} does not "
-            f"describe, the first is {min(unexpected)!r}; {way_out}"
-        )
-    return network
+    _check_network(source, part)
+    with _errors_in_words(source, part):
+        return (_from_file if source.checkpoint else _from_folder)(source, part, dtype)
 
 
 def load_text_encoders(source: ModelSource, description: ModelDescription) -> TextEncoder:
     """Load the tokenizers and text encoders of a model, in float32.
 
     Raises:
-        ValueError: If a tokenizer or an encoder is missing or incomplete.
+        ValueError: If a tokenizer or an encoder is missing, incomplete or damaged, or the two do not fit.
     """
-    first = _load_tokenizer(source, "tokenizer", description), load_network(source, "text_encoder", torch.float32)
-    _check_tokens(source, *first)
+    tokenizer = load_tokenizer(source, "tokenizer", description.max_tokens)
+    encoder = load_network(source, "text_encoder", torch.float32)
+    check_tokens(source, tokenizer, encoder.config.vocab_size)
     if not description.is_xl:
-        return TextEncoder(*first)
-    second = _load_tokenizer(source, "tokenizer_2", description), load_network(source, "text_encoder_2", torch.float32)
-    _check_tokens(source, *second)
-    end = second[1].config.eos_token_id
-    if end not in (_LEGACY_END, second[0].eos_token_id):
-        raise ValueError(
-            f"model {source.name!r}: text_encoder_2/config.json has the eos_token_id {end}, and the tokenizer's end is "
-            f"{second[0].eos_token_id}: the pooled embedding would be that of another token; allowed: the tokenizer's"
-        )
-    return TextEncoderPair(*first, *second, description.zeros_for_empty_prompt)
+        return TextEncoder(tokenizer, encoder)
+    tokenizer_2 = load_tokenizer(source, "tokenizer_2", description.max_tokens)
+    encoder_2 = load_network(source, "text_encoder_2", torch.float32)
+    check_tokens(source, tokenizer_2, encoder_2.config.vocab_size)
+    check_end_token(source, tokenizer_2, encoder_2.config.eos_token_id)
+    return TextEncoderPair(tokenizer, encoder, tokenizer_2, encoder_2, description.zeros_for_empty_prompt)
 
 
 def load_scheduler(source: ModelSource) -> "DDIMScheduler":
@@ -106,78 +92,41 @@ def load_scheduler(source: ModelSource) -> "DDIMScheduler":
     return DDIMScheduler(**{key: value for key in _SCHEDULE_FIELDS if (value := config.get(key)) is not None})
 
 
-def _load_tokenizer(source: ModelSource, part: str, description: ModelDescription) -> "CLIPTokenizer":
-    """Load a tokenizer that pads and truncates to the model's number of tokens."""
-    from transformers import CLIPTokenizer
-
-    files = source.folder and {path.name for path in (source.folder / part).iterdir()}
-    if files and not ("tokenizer.json" in files or {"vocab.json", "merges.txt"} <= files):
-        # transformers would make a tokenizer that knows no word
-        raise ValueError(
-            f"model {source.location!r} has no words in {part}: allowed: tokenizer.json, or vocab.json and merges.txt; "
-            "download or save it again"
-        )
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(source.location, subfolder=part, **_hub_arguments(source))
-        tokenizer.model_max_length = description.max_tokens
-        word = tokenizer("a").input_ids
-    # as for the networks
-    except Exception as error:
-        raise ValueError(
-            f"model {source.location!r}: {part} does not load: {_reason(error)}; download or save it again"
-        ) from error
-    if len(word) != _TOKENS_OF_A or word[1] == word[2]:
-        raise ValueError(f"model {source.location!r}: {part} does not know the word 'a'; download or save it again")
-    return tokenizer
-
-
-def _check_tokens(source: ModelSource, tokenizer: "CLIPTokenizer", encoder: "CLIPTextModel") -> None:
-    """Check that the text encoder has an embedding for each token of the tokenizer."""
-    largest, size = max(tokenizer.get_vocab().values()), encoder.config.vocab_size
-    if largest >= size:
-        raise ValueError(
-            f"model {source.name!r} has a tokenizer with the token {largest}, and a text encoder whose vocab_size is "
-            f"{size}: they are not of the same model"
-        )
-
-
-def _check_configuration(source: ModelSource, part: Part) -> None:
-    """Check a configuration against the installed diffusers, and the memory that it takes against the file of weights.
+def _check_network(source: ModelSource, part: Part) -> None:
+    """Check the fields that a newer diffusers may have, and load a local network on paper: shapes, and no values.
 
     Raises:
-        ValueError: If a field that the job does not know is set, or the weights are far fewer.
+        ValueError: If the job does not know a field, or the weights do not have the shapes of the configuration.
     """
     if part in _RULES:
         config = source.read_config(part, "config.json")
-        for name, parameter in signature(_class_of(part)).parameters.items():
-            value = config.get(name, parameter.default)
+        for name, parameter in signature(_class_of(part).__init__).parameters.items():
             default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
-            if name not in _RULES[part] and value != default:
+            if name in config and name not in _RULES[part] and config.value(name) != default:
                 config.reject(name, f"{default}, since the job does not know this field; {SUPPORTED}")
-    if not source.has_local_weights:
-        return
-    stored = sum(header.count for header in read_part_headers(source, part))
+    if source.has_local_weights:
+        headers = read_part_headers(source, part)
+        with _errors_in_words(source, part), torch.device("meta"):
+            _fill(source, part, _empty_network(source, part), {h.name: torch.empty(h.shape) for h in headers})
+
+
+@contextmanager
+def _errors_in_words(source: ModelSource, part: Part) -> Iterator[None]:
+    """Raise a ValueError of one line for whatever diffusers, transformers and torch raise for a damaged model."""
     try:
-        with torch.device("meta"):
-            needed = sum(weight.numel() for weight in _empty_network(source, part).parameters())
+        yield
     except Exception as error:
+        way_out = "check that --model.config is of its family" if source.checkpoint else "download or save it again"
+        raise ValueError(f"model {source.name!r} does not load: {part} {short_reason(error)}; {way_out}") from error
+
+
+def _check_names(part: Part, missing: Collection[str], unexpected: Collection[str]) -> None:
+    if missing:
+        raise ValueError(f"lacks {len(missing)} weights, the first is {min(missing)!r}")
+    if unexpected and part == "unet":
         raise ValueError(
-            f"model {source.location!r}: {part}/config.json describes no network: {_reason(error)}; {SUPPORTED}"
-        ) from error
-    if needed > 2 * stored:
-        raise ValueError(
-            f"model {source.name!r} does not load: {part}/config.json describes {needed:,} weights, and the file has "
-            f"{stored:,}: they are not of the same model"
+            f"has {len(unexpected)} weights that its configuration does not describe, the first is {min(unexpected)!r}"
         )
-
-
-def _reason(error: Exception) -> str:
-    """One line for the error of a library."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-def _hub_arguments(source: ModelSource) -> dict[str, str | bool | None]:
-    return {"revision": source.revision, "local_files_only": source.folder is not None}
 
 
 def _class_of(part: Part) -> type[nn.Module]:
@@ -200,8 +149,8 @@ def _class_of(part: Part) -> type[nn.Module]:
     return networks[part]
 
 
-def _from_folder(source: ModelSource, part: Part, dtype: torch.dtype) -> LoadedNetwork:
-    """Load a network from a folder."""
+def _from_folder(source: ModelSource, part: Part, dtype: torch.dtype) -> nn.Module:
+    """Load a network from a folder or the hub."""
     network, info = _class_of(part).from_pretrained(  # type: ignore[attr-defined]
         source.location,
         subfolder=part,
@@ -209,13 +158,14 @@ def _from_folder(source: ModelSource, part: Part, dtype: torch.dtype) -> LoadedN
         use_safetensors=True,
         output_loading_info=True,
         **{"torch_dtype" if part in ("unet", "vae") else "dtype": dtype},
-        **_hub_arguments(source),
+        **source.hub_arguments,
     )
-    return network, info["missing_keys"], info["unexpected_keys"]
+    _check_names(part, info["missing_keys"], info["unexpected_keys"])
+    return network
 
 
-def _from_file(source: ModelSource, part: Part, dtype: torch.dtype) -> LoadedNetwork:
-    """Load a network from a single file with diffusers' converters.
+def _from_file(source: ModelSource, part: Part, dtype: torch.dtype) -> nn.Module:
+    """Load a network from a single file.
 
     diffusers' own `from_single_file` leaves missing weights at random values without an error.
     """
@@ -229,21 +179,41 @@ def _from_file(source: ModelSource, part: Part, dtype: torch.dtype) -> LoadedNet
     # which has a buffer of positions that no file holds
     with torch.device("meta" if part in ("unet", "vae") else "cpu"):
         network = _empty_network(source, part)
-    converted = _convert(dict(weights), part, network)
-    missing: list[str] = network.load_state_dict(converted, strict=False, assign=True).missing_keys
-    # a converter leaves out what the configuration does not describe
-    used = {weight.data_ptr() for weight in converted.values()}
-    return network.to(dtype), missing, [name for name, weight in weights.items() if weight.data_ptr() not in used]
+    _fill(source, part, network, weights)
+    return network.to(dtype)
+
+
+def _fill(source: ModelSource, part: Part, network: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Set the weights of a network.
+
+    Raises:
+        ValueError: If a weight is missing or left over.
+        RuntimeError: If a weight has another shape.
+    """
+    count = sum(weight.numel() for weight in weights.values())
+    converted = _convert(weights, part, network) if source.checkpoint else _rename(weights, part, network)
+    missing, unexpected = network.load_state_dict(converted, strict=False, assign=True)
+    _check_names(part, missing, unexpected)
+    # the converter leaves out what the configuration does not describe
+    if part == "unet" and (left := count - sum(weight.numel() for weight in converted.values())):
+        raise ValueError(f"has {left:,} values that its configuration does not describe")
+
+
+def _rename(weights: dict[str, Tensor], part: Part, network: nn.Module) -> dict[str, Tensor]:
+    """Rename the weights of a folder as the installed diffusers and transformers name them."""
+    if part in ("unet", "vae"):
+        return network._fix_state_dict_keys_on_load(weights)  # type: ignore[operator]
+    return _without_wrapper(weights, network)
 
 
 def _empty_network(source: ModelSource, part: Part) -> nn.Module:
     """Make a network whose weights are not set."""
     network = _class_of(part)
     if part in ("unet", "vae"):
-        config = network.load_config(source.location, subfolder=part, **_hub_arguments(source))  # type: ignore[attr-defined]
+        config = network.load_config(source.location, subfolder=part, **source.hub_arguments)  # type: ignore[attr-defined]
         return network.from_config(config)  # type: ignore[attr-defined]
     config = network.config_class.from_pretrained(  # type: ignore[attr-defined]
-        source.location, subfolder=part, **_hub_arguments(source)
+        source.location, subfolder=part, **source.hub_arguments
     )
     return network(config)
 
@@ -261,7 +231,11 @@ def _convert(weights: dict[str, Tensor], part: Part, network: nn.Module) -> dict
         converted = converters.convert_open_clip_checkpoint(network, weights, prefix=prefix)
     else:
         converted = converters.convert_ldm_clip_checkpoint(weights)
-    # older releases of transformers wrapped CLIPTextModel under this name, and files keep it
-    if not hasattr(network, "text_model"):
-        converted = {name.removeprefix("text_model."): weight for name, weight in converted.items()}
-    return converted
+    return _without_wrapper(converted, network)
+
+
+def _without_wrapper(weights: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """Undo the wrapping of CLIPTextModel in older releases of transformers, whose name the files keep."""
+    if hasattr(network, "text_model"):
+        return weights
+    return {name.removeprefix("text_model."): weight for name, weight in weights.items()}
