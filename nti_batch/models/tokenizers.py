@@ -3,25 +3,45 @@
 from typing import TYPE_CHECKING
 
 from nti_batch.models.source import ModelSource
+from nti_batch.models.supported import ModelDescription
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
+
+_VOCAB_SIZE, _END = 49408, 49407
+"""Defaults of transformers for the text encoders of CLIP."""
 
 _LEGACY_END = 2
 """`eos_token_id` of old releases, with which transformers looks for the largest token instead."""
 
 
-def load_tokenizer(source: ModelSource, part: str, max_tokens: int) -> "CLIPTokenizer":
-    """Load a tokenizer that pads and truncates to a number of tokens.
-
-    Args:
-        source: Place of the model.
-        part: Subfolder of the tokenizer.
-        max_tokens: Number of tokens of every prompt.
+def load_tokenizers(source: ModelSource, description: ModelDescription) -> list["CLIPTokenizer"]:
+    """Load the tokenizers of a model, which pad and truncate to its number of tokens.
 
     Raises:
-        ValueError: If the tokenizer is missing or damaged.
+        ValueError: If a tokenizer is missing or damaged, or does not fit its text encoder.
     """
+    tokenizers = []
+    for number in ("", "_2")[: 1 + description.is_xl]:
+        tokenizer = _load(source, f"tokenizer{number}", description.max_tokens)
+        encoder = source.read_config(f"text_encoder{number}", "config.json")
+        vocab_size, largest = encoder.get("vocab_size", _VOCAB_SIZE), max(tokenizer.get_vocab().values())
+        if not isinstance(vocab_size, int) or largest >= vocab_size:
+            raise ValueError(
+                f"{encoder.file}: vocab_size is {vocab_size}, allowed: above {largest}, the largest token of the "
+                "model's tokenizer"
+            )
+        # the pooled embedding is that of the end token
+        if number and (end := encoder.get("eos_token_id", _END)) not in (_LEGACY_END, tokenizer.eos_token_id):
+            raise ValueError(
+                f"{encoder.file}: eos_token_id is {end}, allowed: {tokenizer.eos_token_id}, with which the tokenizer "
+                f"ends a prompt, or {_LEGACY_END}"
+            )
+        tokenizers.append(tokenizer)
+    return tokenizers
+
+
+def _load(source: ModelSource, part: str, max_tokens: int) -> "CLIPTokenizer":
     from transformers import CLIPTokenizer
 
     where, way_out = f"model {source.location!r}: {part}", "download or save it again"
@@ -40,33 +60,6 @@ def load_tokenizer(source: ModelSource, part: str, max_tokens: int) -> "CLIPToke
         case [_, token, end] if token not in (end, tokenizer.unk_token_id):
             return tokenizer
     raise ValueError(f"{where} does not know the word 'a'; {way_out}")
-
-
-def check_tokens(source: ModelSource, tokenizer: "CLIPTokenizer", vocab_size: int) -> None:
-    """Check that the text encoder has an embedding for each token.
-
-    Raises:
-        ValueError: If it has fewer.
-    """
-    largest = max(tokenizer.get_vocab().values())
-    if largest >= vocab_size:
-        raise ValueError(
-            f"model {source.name!r} has a tokenizer with the token {largest}, and a text encoder with a vocab_size of "
-            f"{vocab_size}: they are not of the same model"
-        )
-
-
-def check_end_token(source: ModelSource, tokenizer: "CLIPTokenizer", end: object) -> None:
-    """Check the token whose projection is the pooled embedding.
-
-    Raises:
-        ValueError: If it is not the one that ends a prompt.
-    """
-    if end not in (_LEGACY_END, tokenizer.eos_token_id):
-        raise ValueError(
-            f"model {source.name!r}, text_encoder_2/config.json: eos_token_id is {end}, allowed: "
-            f"{tokenizer.eos_token_id}, with which the tokenizer ends a prompt, or {_LEGACY_END}"
-        )
 
 
 def short_reason(error: Exception) -> str:

@@ -16,7 +16,7 @@ from nti_batch.models.rules import Rules
 from nti_batch.models.source import ModelSource
 from nti_batch.models.supported import ModelDescription
 from nti_batch.models.text_encoders import TextEncoder, TextEncoderPair
-from nti_batch.models.tokenizers import check_end_token, check_tokens, load_tokenizer, short_reason
+from nti_batch.models.tokenizers import load_tokenizers, short_reason
 from nti_batch.models.weight_files import PARTS, Part, read_part_headers
 
 if TYPE_CHECKING:
@@ -48,8 +48,7 @@ def check_model(source: ModelSource, description: ModelDescription) -> None:
     Raises:
         ValueError: If a tokenizer or a network is missing, incomplete or damaged.
     """
-    for tokenizer in ("tokenizer", "tokenizer_2")[: 1 + description.is_xl]:
-        load_tokenizer(source, tokenizer, description.max_tokens)
+    load_tokenizers(source, description)
     for part in PARTS[: 3 + description.is_xl]:
         _check_network(source, part)
 
@@ -72,16 +71,12 @@ def load_text_encoders(source: ModelSource, description: ModelDescription) -> Te
     Raises:
         ValueError: If a tokenizer or an encoder is missing, incomplete or damaged, or the two do not fit.
     """
-    tokenizer = load_tokenizer(source, "tokenizer", description.max_tokens)
+    tokenizers = load_tokenizers(source, description)
     encoder = load_network(source, "text_encoder", torch.float32)
-    check_tokens(source, tokenizer, encoder.config.vocab_size)
     if not description.is_xl:
-        return TextEncoder(tokenizer, encoder)
-    tokenizer_2 = load_tokenizer(source, "tokenizer_2", description.max_tokens)
+        return TextEncoder(tokenizers[0], encoder)
     encoder_2 = load_network(source, "text_encoder_2", torch.float32)
-    check_tokens(source, tokenizer_2, encoder_2.config.vocab_size)
-    check_end_token(source, tokenizer_2, encoder_2.config.eos_token_id)
-    return TextEncoderPair(tokenizer, encoder, tokenizer_2, encoder_2, description.zeros_for_empty_prompt)
+    return TextEncoderPair(tokenizers[0], encoder, tokenizers[1], encoder_2, description.zeros_for_empty_prompt)
 
 
 def load_scheduler(source: ModelSource) -> "DDIMScheduler":

@@ -1,6 +1,5 @@
 """The frozen networks against diffusers and transformers themselves, and the models that are refused."""
 
-import json
 import shutil
 import socket
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from helpers.models import edit_json
 from safetensors.torch import load_file, save_file
 
 from nti_batch.diffusion.ddim import ddim_step
@@ -28,10 +28,6 @@ def offline(monkeypatch: pytest.MonkeyPatch):
 
 def load(folder: Path, precision: Precision = "float32") -> StableDiffusion:
     return StableDiffusion.load(ModelSource(str(folder)), precision)
-
-
-def edit_json(path: Path, **changes: object) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def test_a_folder_loads_without_network_and_frozen(tiny_model: Path, offline: None):
