@@ -1,9 +1,9 @@
 """Typed reading of a JSON object: each value is checked as it is read, and an error names the file and the key."""
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from sys import float_info
 from typing import NoReturn
 
 from nti_batch.files import read_bounded
@@ -52,6 +52,10 @@ class JsonObject:
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is damaged: {error}") from error
 
+    def __contains__(self, key: str) -> bool:
+        """Whether the object has a key."""
+        return key in self._values
+
     def section(self, key: str) -> "JsonObject":
         """The object at a key."""
         return JsonObject(self._get(key), self.file, self._prefix + key)
@@ -59,6 +63,15 @@ class JsonObject:
     def value(self, key: str) -> object:
         """The value at a key, whatever its type."""
         return self._get(key)
+
+    def get(self, key: str, default: object = None) -> object:
+        """The value at a key, whatever its type, or a default if there is no such key."""
+        return self._get(key) if key in self else default
+
+    def array(self, key: str) -> list[object]:
+        """The list at a key."""
+        value = self._get(key)
+        return value if isinstance(value, list) else self.reject(key, "a list")
 
     def text(self, key: str) -> str:
         """The string at a key."""
@@ -92,7 +105,7 @@ class JsonObject:
         """A finite number."""
         value = self._get(key)
         # an integer may be too large for a float
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= float_info.max:
             return float(value)
         self.reject(key, "a finite number")
 

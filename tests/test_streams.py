@@ -49,10 +49,7 @@ def test_an_error_that_cannot_be_printed_keeps_its_exit_code(state: str, tmp_pat
 
 def test_a_character_that_the_terminal_lacks_is_escaped(tmp_path: Path):
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "OMP_NUM_THREADS": "1"}
-    command = [
-        sys.executable,
-        "-c",
-        "import nti_batch.streams, nti_batch.terminal as t; nti_batch.streams.open_streams(); t.print_outcome(['é'])",
-    ]
+    script = "from nti_batch import streams, terminal; streams.open_streams(); terminal.print_outcome(['é'])"
+    command = [sys.executable, "-c", script]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "\\xe9\n"

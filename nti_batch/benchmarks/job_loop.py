@@ -19,8 +19,10 @@ from nti_batch.output.serialization import pack_tensors
 from nti_batch.records import CaptionedImage
 
 
-def load_images(shards: Shards, caption: str, size: int, count: int, allow_pipe: bool = False) -> list[CaptionedImage]:
-    """Load the first decodable images of some shards, square.
+def load_images(
+    shards: Shards, caption: str, size: tuple[int, int], count: int, allow_pipe: bool = False
+) -> list[CaptionedImage]:
+    """Load the first decodable images of some shards.
 
     Args:
         shards: Address of each shard by its name.
@@ -34,7 +36,7 @@ def load_images(shards: Shards, caption: str, size: int, count: int, allow_pipe:
     """
     units = work_units(shards, 1)
     samples = (sample for unit in units for sample in read_unit(unit, caption, Reading(allow_pipe=allow_pipe)))
-    decoded = (decode_sample(sample, size, size) for sample in samples if isinstance(sample, RawSample))
+    decoded = (decode_sample(sample, *size) for sample in samples if isinstance(sample, RawSample))
     images = list(islice((image for image in decoded if isinstance(image, CaptionedImage)), count))
     if len(images) < count:
         raise ValueError(f"--images is {count}, and the shards hold {len(images)}: give more shards or ask for fewer")

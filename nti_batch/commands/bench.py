@@ -27,6 +27,12 @@ class BenchDataFlags:
     caption: str = "txt"
     """Place of the prompts, as for invert."""
 
+    height: int | None = None
+    """Height of the images in pixels, as for invert."""
+
+    width: int | None = None
+    """Width of the images in pixels, as for invert."""
+
     allow_pipe: bool = False
     """Allow shards that are the output of a shell command, as for invert; only this flag itself is consent."""
 
@@ -59,8 +65,8 @@ def bench(argv: Sequence[str]) -> int:
             storage=flags.output.storage,
             optimize_pooled=model.optimize_pooled,
         )
-        size = ModelDescription.of(setup.source).size
         data: BenchDataFlags = flags.data
+        size = ModelDescription.of(setup.source).image_size(data.height, data.width)
         shards = shard_addresses(data.shards, allow_pipe=data.allow_pipe)
         images = load_images(shards, data.caption, size, flags.images, data.allow_pipe)
         comparison = compare(setup, images, flags.rounds)

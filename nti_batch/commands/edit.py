@@ -20,6 +20,7 @@ from nti_batch.jobs.run import Job, build_job, run_job
 from nti_batch.jobs.signals import StopSignals
 from nti_batch.models.fingerprint import check_fingerprint
 from nti_batch.models.supported import ModelDescription
+from nti_batch.models.weights import check_model
 from nti_batch.output.edits import EDIT
 from nti_batch.output.inversions import open_inversions, read_inversions
 from nti_batch.output.run_folder import OutputRun
@@ -55,7 +56,7 @@ def build_edit_job(argv: Sequence[str], stop: StopSignals) -> Job:
     data: EditDataFlags = flags.data
     inversions = open_inversions(data.inversions)
     source = model.source(inversions.settings.source)
-    ModelDescription.of(source)
+    check_model(source, ModelDescription.of(source))
     check_fingerprint(source, inversions.settings.fingerprint)
     settings = EditRunSettings(
         model_name=model.name,

@@ -11,7 +11,8 @@ from nti_batch.jobs.parser import parse_flags
 from nti_batch.jobs.run import Job, build_job, run_job
 from nti_batch.jobs.signals import StopSignals
 from nti_batch.models.fingerprint import model_fingerprint
-from nti_batch.models.supported import ModelDescription, embedding_shape
+from nti_batch.models.supported import ModelDescription
+from nti_batch.models.weights import check_model
 from nti_batch.output.inversions import INVERT
 from nti_batch.output.run_folder import OutputRun
 from nti_batch.output.serialization import StoredSize, stored_size
@@ -42,6 +43,7 @@ def build_invert_job(argv: Sequence[str], stop: StopSignals) -> Job:
     output: InvertOutputFlags = flags.output
     shards, description = data.addresses(), ModelDescription.of(model.source)
     settings = run_settings(model, data, output, description)
+    check_model(model.source, description)
     units = work_units(shards, data.units_per_shard)
     run = OutputRun.create(INVERT, Path(output.dir), settings, shards, flags.dry_run)
     if not data.allow_pipe:
@@ -64,8 +66,7 @@ def run_settings(
         ValueError: If the caption or the size is wrong.
     """
     caption_source(data.caption)
-    height, width = data.height or description.size, data.width or description.size
-    description.check_size(height, width)
+    height, width = description.image_size(data.height, data.width)
     return InversionRunSettings(
         source=model.source,
         fingerprint=model_fingerprint(model.source),
@@ -85,5 +86,5 @@ def run_settings(
 def new_size(settings: InversionRunSettings, description: ModelDescription) -> StoredSize:
     """Size of an inversion on disk before there is one."""
     latents = description.latents(settings.height, settings.width)
-    embeddings = settings.num_steps, *embedding_shape(settings.source, description.is_xl)
+    embeddings = settings.num_steps, *description.embedding_shape
     return stored_size(settings.storage, latents, embeddings, settings.inversion.method == "direct")
