@@ -9,7 +9,7 @@ from nti_batch.commands.flags import PipeFlags
 from nti_batch.exit_codes import DONE
 from nti_batch.output.edits import open_edits
 from nti_batch.plans.missing_edits import EditPlan
-from nti_batch.report.scores import score_run, tables
+from nti_batch.report.scores import notes, score_run, tables
 from nti_batch.scores.learned import LearnedScores
 
 
@@ -28,8 +28,7 @@ def score(out: Path, json: bool = False, weights: Path | None = None, data: Pipe
     found = list(score_run(plan, learned))
     if json:
         print(jsonlib.dumps([edit.to_json() for edit in found]))
-    elif found:
-        print("\n".join([*tables(plan, found), learned.missing]))
     else:
-        print("no edit has a mask and an input image to compare with")
+        text = [*tables(plan, found), learned.missing] if found else ["no edit has scores"]
+        print("\n".join([*text, *notes(plan, found)]))
     return DONE
