@@ -36,8 +36,8 @@ class InversionSettings:
     solver: Solver = "adam"
     """The rule that updates an embedding.
 
-    'adam' compares the loss with the threshold, then updates by Adam; 'authors' updates first, as the authors' code, for
-    at most 100 steps; 'polyak' is the preconditioned Polyak step.
+    'adam' compares the loss with the threshold, then updates by Adam; 'authors' updates first, as the authors' code
+    does, and takes at most 100 steps; 'polyak' is the preconditioned Polyak step.
     """
 
     null_init: NullInit = "empty"

@@ -100,10 +100,9 @@ def notes(plan: EditPlan, scored: Sequence[ScoredEdit]) -> list[str]:
 
 
 def _why_unscored(request: EditRequest, is_done: bool) -> str:
-    if not request.mask:
-        return "without a mask"
-    if request.edit_prompt is None:
-        return "without a prompt"
+    needed = {"a mask": request.mask, "a prompt": request.edit_prompt}
+    if missing := [name for name, value in needed.items() if value is None]:
+        return f"without {' and '.join(missing)}"
     return "whose input image cannot be read" if is_done else "that are not done"
 
 
