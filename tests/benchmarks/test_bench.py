@@ -34,7 +34,7 @@ from nti_batch.models.stable_diffusion import StableDiffusion
 from nti_batch.output.serialization import StoredInversion
 
 NEVER = InversionSettings(num_inner_steps=2, early_stop_epsilon=0, early_stop_growth=0)
-AUTHORS_LOOP = InversionSettings(solver="authors", early_stop_epsilon=1e-3, early_stop_growth=1e-3)
+AUTHORS_LOOP = InversionSettings(solver="authors", early_stop_epsilon=0.15, early_stop_growth=0.3)
 
 
 @pytest.fixture(scope="module")
