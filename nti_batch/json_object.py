@@ -46,12 +46,9 @@ class JsonObject:
         value = self._get(key)
         return value if value is None or isinstance(value, str) else self.reject(key, "a string or null")
 
-    def texts(self, key: str) -> list[str]:
-        """The list of strings at a key."""
-        value = self._get(key)
-        if isinstance(value, list) and all(isinstance(item, str) for item in value):
-            return value
-        self.reject(key, "a list of strings")
+    def all_texts(self) -> dict[str, str]:
+        """All values, which must be strings, by their keys."""
+        return {key: self.text(key) for key in self._values}
 
     def choice(self, key: str, allowed: Sequence[str]) -> str:
         """One of some strings."""

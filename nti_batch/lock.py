@@ -5,7 +5,8 @@ import json
 import os
 import socket
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
@@ -49,6 +50,14 @@ class UnitLock:
         with suppress(OSError):  # the file stays on a file system that has become read-only
             self.path.unlink()
         self._file.close()
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold a lock for a moment, in which one process reads, changes and writes a file; others wait for their turn."""
+    with open(path, "a", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _open_current(path: Path, resource: str) -> IO[str]:

@@ -6,6 +6,7 @@ EditRequest     ->  EditedImage or Failure
 EndOfUnit follows the last record of a work unit.
 """
 
+import zlib
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -16,13 +17,16 @@ from nti_batch.diffusion.edit_settings import EditSettings
 
 @dataclass(frozen=True, slots=True, order=True)
 class WorkUnit:
-    """Slice `index` of `count` of an input shard: the images whose position in the tar is `index` modulo `count`."""
+    """Slice `index` of `count` of an input shard: the images for which crc32(key) modulo `count` is `index`.
+
+    An image stays in its unit when others are added to the shard or removed from it.
+    """
 
     shard: str
-    """Name of the shard: the file name of the tar without its ending. It names rows and output files."""
+    """Name of the shard, its identity: the file name of the tar without its ending. It names rows and output files."""
 
     url: str
-    """Address of the shard: a path, or any address that `webdataset.gopen` opens."""
+    """Present address of the shard: a path, or any address that `webdataset.gopen` opens."""
 
     index: int
     count: int
@@ -31,6 +35,15 @@ class WorkUnit:
     def name(self) -> str:
         """Stem of the unit's output files, the same whatever the number of ranks."""
         return f"{self.shard}.{self.index}of{self.count}"
+
+    @staticmethod
+    def index_of(key: str, count: int) -> int:
+        """Index of the work unit of a key, if its shard has `count` units."""
+        return zlib.crc32(key.encode()) % count
+
+    def holds(self, key: str) -> bool:
+        """Whether the image of a key of the shard belongs to this unit."""
+        return self.index_of(key, self.count) == self.index
 
 
 class Record(Protocol):
@@ -66,6 +79,9 @@ class CaptionedImage:
     pixels: Tensor
     """RGB, uint8, [3, height, width]."""
 
+    input_sha256: str
+    """SHA-256 of the bytes of the image file, followed by those of the caption file."""
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
@@ -83,6 +99,9 @@ class Failure:
 
     name: str = ""
     """Name of the edit; empty for an inversion."""
+
+    input_sha256: str = ""
+    """As in `CaptionedImage` or `EditedImage`; empty if the input could not be read."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -136,6 +155,9 @@ class Inversion:
     seconds: float
     """Seconds from admission to the last timestep; images in flight share a device."""
 
+    input_sha256: str
+    """As in `CaptionedImage`."""
+
     pooled_dim: int = 0
     """Width of the pooled embedding, the last row of every embedding; 0 for families without one."""
 
@@ -150,11 +172,20 @@ class Inversion:
 
 @dataclass(frozen=True, slots=True)
 class EndOfUnit:
-    """End of a work unit that had `committed` records before this run, which read `read` more."""
+    """End of a work unit, all of whose input this job has read."""
 
     unit: WorkUnit
-    committed: int
+    records: int
+    """Number of the unit's records with a row, once those that this job read are written."""
+
     read: int
+    """Number of records that this job read."""
+
+    input_state: str | None = None
+    """State of the input that all these records belong to; None if the input must be read again by the next job."""
+
+    is_recovered: bool = False
+    """Whether the shard, which an earlier job found damaged, has now been read to its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +233,9 @@ class EditedImage:
 
     request_sha256: str
     """Checksum of the request, which shows whether a name now stands for another edit."""
+
+    input_sha256: str
+    """SHA-256 of the tensors of the inversion, which shows whether it has been computed again."""
 
     pixels: Tensor
     """RGB, uint8, [3, height, width], on the CPU."""

@@ -24,6 +24,9 @@ class InversionRunSettings:
     """Settings of a run of `nti-batch invert`."""
 
     source: ModelSource
+    fingerprint: str | None
+    """Fingerprint of the model's files; None if it is not known."""
+
     precision: Precision
     num_steps: int
     optimize_pooled: bool
@@ -32,8 +35,8 @@ class InversionRunSettings:
     height: int
     width: int
     units_per_shard: int
-    images: str | None
-    """Fingerprint of a folder of images; None for shards."""
+    is_folder: bool
+    """Whether the input is a folder of images; otherwise it is shards."""
 
     storage: Storage
 
@@ -46,6 +49,7 @@ class InversionRunSettings:
                 "revision": self.source.revision,
                 "variant": self.source.variant,
                 "config": self.source.config,
+                "fingerprint": self.fingerprint,
                 "precision": self.precision,
                 "num_steps": self.num_steps,
                 "optimize_pooled": self.optimize_pooled,
@@ -63,7 +67,7 @@ class InversionRunSettings:
                 "height": self.height,
                 "width": self.width,
                 "units_per_shard": self.units_per_shard,
-                "images": self.images,
+                "images": self.is_folder,
             },
             "output": {"storage": self.storage},
         }
@@ -83,6 +87,7 @@ class InversionRunSettings:
                 variant=model.optional_text("variant"),
                 config=model.optional_text("config"),
             ),
+            fingerprint=model.optional_text("fingerprint"),
             precision=cast(Precision, model.choice("precision", get_args(Precision))),
             num_steps=model.integer("num_steps", 1, MAX_STEPS),
             optimize_pooled=model.boolean("optimize_pooled"),
@@ -91,7 +96,7 @@ class InversionRunSettings:
             height=data.integer("height", 1, MAX_SIDE),
             width=data.integer("width", 1, MAX_SIDE),
             units_per_shard=data.integer("units_per_shard", 1, MAX_UNITS),
-            images=data.optional_text("images"),
+            is_folder=data.boolean("images"),
             storage=cast(Storage, output.choice("storage", get_args(Storage))),
         )
         for section in (model, data, output, values):

@@ -22,6 +22,7 @@ INVERSION_JSON = {
         "revision": None,
         "variant": None,
         "config": None,
+        "fingerprint": "sha256:0",
         "precision": "float32",
         "num_steps": 2,
         "optimize_pooled": False,
@@ -34,7 +35,7 @@ INVERSION_JSON = {
         "early_stop_epsilon": 1e-5,
         "early_stop_growth": 2e-5,
     },
-    "data": {"caption": "txt", "height": 8, "width": 16, "units_per_shard": 3, "images": None},
+    "data": {"caption": "txt", "height": 8, "width": 16, "units_per_shard": 3, "images": False},
     "output": {"storage": "float32"},
 }
 """Keys that files have: renaming a field of a dataclass must not change them."""
@@ -121,13 +122,17 @@ FAULTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         "settings is [1], allowed: a JSON object",
     ),
     "shards that are no texts": (
-        lambda content: content.__setitem__("shards", [1]),
-        "shards is [1], allowed: a list of strings",
+        lambda content: content.__setitem__("shards", {"a": 1}),
+        "shards.a is 1, allowed: a string",
     ),
     "no format version": (lambda content: content.pop("format_version"), "the key format_version is missing"),
     "a newer format": (
-        lambda content: content.__setitem__("format_version", 2),
-        "has the format version 2, and this nti_batch reads versions up to 1: update nti_batch",
+        lambda content: content.__setitem__("format_version", 3),
+        "has the format version 3, and this nti_batch reads versions up to 2: update nti_batch",
+    ),
+    "the trial format": (
+        lambda content: content.__setitem__("format_version", 1),
+        "format_version is 1, allowed: an integer from 2",
     ),
     "another command": (
         lambda content: content.__setitem__("command", "paint"),

@@ -84,7 +84,7 @@ def main() -> None:
     arguments = parser.parse_args()
     images = list(islice(read_inversions(arguments.inversions), arguments.images))
     settings = open_inversions(arguments.inversions).settings
-    networks = load_model(settings.source, settings.precision)
+    networks = load_model(settings.source, settings.precision, settings.fingerprint)
     job, loop = [], []
     for _ in range(arguments.rounds):
         job.append(job_per_hour(arguments.inversions, images, arguments.edits, arguments.batch_size))

@@ -7,7 +7,7 @@ import torch
 
 from nti_batch.benchmarks.loop_result import Inverted
 from nti_batch.data.samples import RawSample, decode_sample, read_unit
-from nti_batch.data.shards import work_units
+from nti_batch.data.shards import Shards, work_units
 from nti_batch.diffusion.guidance import Predictor
 from nti_batch.diffusion.null_text import InversionState
 from nti_batch.diffusion.pool import InversionPool
@@ -19,11 +19,11 @@ from nti_batch.output.serialization import pack_tensors
 from nti_batch.records import CaptionedImage
 
 
-def load_images(shards: Sequence[str], caption: str, size: int, count: int) -> list[CaptionedImage]:
+def load_images(shards: Shards, caption: str, size: int, count: int) -> list[CaptionedImage]:
     """Load the first decodable images of some shards, square.
 
     Args:
-        shards: Addresses of the shards.
+        shards: Address of each shard by its name.
         caption: Place of the prompts, as for `nti-batch invert`.
         size: Height and width in pixels.
         count: Number of images.
@@ -31,7 +31,7 @@ def load_images(shards: Sequence[str], caption: str, size: int, count: int) -> l
     Raises:
         ValueError: If there are fewer.
     """
-    samples = (sample for unit in work_units(list(shards), 1) for sample in read_unit(unit, caption, ()))
+    samples = (sample for unit in work_units(shards, 1) for sample in read_unit(unit, caption))
     decoded = (decode_sample(sample, size, size) for sample in samples if isinstance(sample, RawSample))
     images = list(islice((image for image in decoded if isinstance(image, CaptionedImage)), count))
     if len(images) < count:

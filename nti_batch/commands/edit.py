@@ -14,6 +14,7 @@ from nti_batch.jobs.parser import parse_flags, silence_warnings
 from nti_batch.jobs.ranks import JobPart
 from nti_batch.jobs.run import Job, build_job, run_job
 from nti_batch.jobs.signals import StopSignals
+from nti_batch.models.fingerprint import check_fingerprint
 from nti_batch.models.supported import ModelDescription
 from nti_batch.output.edits import EDIT
 from nti_batch.output.inversions import open_inversions, read_inversions
@@ -51,6 +52,7 @@ def build_edit_job(argv: Sequence[str], stop: StopSignals) -> Job:
     inversions = open_inversions(data.inversions)
     source = model.source(inversions.settings.source)
     ModelDescription.of(source)
+    check_fingerprint(source, inversions.settings.fingerprint)
     settings = EditRunSettings(
         model_name=model.name,
         model_config=model.config,
@@ -63,7 +65,8 @@ def build_edit_job(argv: Sequence[str], stop: StopSignals) -> Job:
     requests = read_edit_list(settings, inversions)
     check_pipes(requests or (), inversions, data.allow_pipe)
     run = OutputRun.create(EDIT, Path(flags.output.dir), settings, inversions.shards, flags.dry_run)
-    plan = EditPlan(run, inversions, requests, data.retry_failed)
+    plan = EditPlan(run, inversions, requests, data.redone)
+    plan.check_redo()
     inverted = inversions.settings
     scale = inverted.inversion.guidance_scale
     module = EditModule(source, inverted.precision, scale, model.batch_size, stop)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nti_batch.exit_codes import DONE
+from nti_batch.models.driver import nvidia_driver
 
 PACKAGES = (
     "nti-batch",
@@ -87,20 +88,12 @@ def _devices() -> list[str]:
         return [f"torch does not load ({error})"]
     if torch.cuda.is_available():
         names = [_cuda_device(torch.cuda.get_device_properties(index)) for index in range(torch.cuda.device_count())]
-        return [*names, f"CUDA {torch.version.cuda}", f"driver {_nvidia_driver()}"]
+        return [*names, f"CUDA {torch.version.cuda}", f"driver {nvidia_driver() or 'unknown'}"]
     return ["MPS" if torch.backends.mps.is_available() else "CPU alone"]
 
 
 def _cuda_device(properties: Any) -> str:  # torch gives its class no public name
     return f"{properties.name} ({properties.total_memory / 2**30:.0f} GiB)"
-
-
-def _nvidia_driver() -> str:
-    try:
-        number = re.search(r"\d+\.\d+(\.\d+)?", Path("/proc/driver/nvidia/version").read_text())
-    except OSError:
-        number = None
-    return number[0] if number else "unknown"
 
 
 def _file_locks() -> str:

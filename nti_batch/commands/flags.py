@@ -23,8 +23,8 @@ class InputFlags(PipeFlags):
     images: str | None = None
     """The folder of images, if it is elsewhere than the run read it."""
 
-    def addresses(self) -> list[str] | None:
-        """Addresses of the input shards; None for those that the run recorded.
+    def addresses(self) -> dict[str, str] | None:
+        """Addresses of the input shards by their names; None for those that the run recorded.
 
         Raises:
             ValueError: If both flags are given, or nothing is found.

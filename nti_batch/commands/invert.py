@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from nti_batch.data.folder import fingerprint, list_folder
 from nti_batch.data.samples import caption_source
 from nti_batch.data.shards import work_units
 from nti_batch.jobs.flags import InvertDataFlags, InvertModelFlags, InvertOutputFlags
@@ -11,6 +10,7 @@ from nti_batch.jobs.invert_module import NEEDS_GRADIENTS, InversionModule
 from nti_batch.jobs.parser import parse_flags
 from nti_batch.jobs.run import Job, build_job, run_job
 from nti_batch.jobs.signals import StopSignals
+from nti_batch.models.fingerprint import model_fingerprint
 from nti_batch.models.supported import ModelDescription, embedding_shape
 from nti_batch.output.inversions import INVERT
 from nti_batch.output.run_folder import OutputRun
@@ -44,7 +44,8 @@ def build_invert_job(argv: Sequence[str], stop: StopSignals) -> Job:
     settings = run_settings(model, data, output, description)
     units = work_units(shards, data.units_per_shard)
     run = OutputRun.create(INVERT, Path(output.dir), settings, shards, flags.dry_run)
-    plan = ImagePlan(run, units, data.retry_failed)
+    plan = ImagePlan(run, units, data.redone)
+    plan.check_redo()
     module = InversionModule(settings, model.batch_size, stop, model.compile)
     return build_job(
         flags, plan, module, stop, lambda: draw_preview(plan, module.networks), new_size(settings, description)
@@ -64,6 +65,7 @@ def run_settings(
     description.check_size(height, width)
     return InversionRunSettings(
         source=model.source,
+        fingerprint=model_fingerprint(model.source),
         precision=model.precision,
         num_steps=model.num_steps,
         optimize_pooled=model.optimize_pooled,
@@ -72,8 +74,7 @@ def run_settings(
         height=height,
         width=width,
         units_per_shard=data.units_per_shard,
-        # work units are slices by position: one image more, and others would be inverted twice or never
-        images=None if data.images is None else fingerprint(list_folder(data.images)[0]),
+        is_folder=data.images is not None,
         storage=output.storage,
     )
 

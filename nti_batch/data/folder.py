@@ -1,13 +1,12 @@
 """A folder of images with captions beside them: `cats/tom.jpg` and `cats/tom.txt` are the sample `cats/tom`.
 
-Subfolders are read as well; links to folders are not followed. Names that begin with a dot, and `__MACOSX`, are left
-out. A file whose extension is neither an image's nor `.txt` nor `.json` belongs to no sample.
+Subfolders are read as well; links to folders are not followed. Names that begin with a dot, `__MACOSX`, and the output
+folders of jobs are left out. A file whose extension is neither an image's nor `.txt` nor `.json` belongs to no sample.
 """
 
-import hashlib
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "jfif", "jpe", "png", "webp", "avif", "jp2", "bmp", "tif", "tiff", "gif")
@@ -55,7 +54,7 @@ def list_folder(folder: str) -> tuple[list[FolderSample], list[tuple[str, str]]]
         unread.append((os.path.relpath(error.filename, folder), f"cannot be read: {error.strerror}"))
 
     for parent, subfolders, names in os.walk(folder, onerror=add_unread):
-        subfolders[:] = [name for name in subfolders if not _is_hidden(name)]
+        subfolders[:] = [name for name in subfolders if not (_is_hidden(name) or is_run_folder(f"{parent}/{name}"))]
         prefix = os.path.relpath(parent, folder) + os.sep if parent != folder else ""
         links = (prefix + name for name in subfolders if os.path.islink(os.path.join(parent, name)))
         unread += [(path, "is a link to a folder, which is not followed") for path in links]
@@ -66,6 +65,11 @@ def list_folder(folder: str) -> tuple[list[FolderSample], list[tuple[str, str]]]
     return [s for s in samples if {extension_of(path) for path in s.files} != {"json"}], sorted(unread)
 
 
+def is_run_folder(folder: str) -> bool:
+    """Return whether a folder is the output of a job, which is never taken for input."""
+    return os.path.isfile(f"{folder}/run.json") and any(os.path.isdir(f"{folder}/{n}") for n in ("inversions", "edits"))
+
+
 def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
@@ -73,12 +77,6 @@ def _is_hidden(name: str) -> bool:
 def _key(path: str) -> str:
     """Path without the extension, in UTF-8, which the name of a file need not be."""
     return os.fsencode(os.path.splitext(path)[0]).decode(errors="backslashreplace")
-
-
-def fingerprint(samples: Sequence[FolderSample]) -> str:
-    """Count and hash the keys; another fingerprint shows that samples were added, removed or renamed."""
-    digest = hashlib.sha256("\0".join(sample.key for sample in samples).encode())
-    return f"{len(samples)} samples, sha256 {digest.hexdigest()[:16]}"
 
 
 def read_file(path: str, max_bytes: int) -> bytes:

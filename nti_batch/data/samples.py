@@ -1,7 +1,8 @@
 """Samples of a work unit, with captions and, if asked for, decoded images."""
 
+import hashlib
 import json
-from collections.abc import Callable, Collection, Container, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from nti_batch.data.folder import IMAGE_EXTENSIONS, MAX_CAPTION_BYTES, MAX_IMAGE_BYTES, join_extensions
@@ -23,6 +24,9 @@ class RawSample:
     image: bytes
     """Content of the image file."""
 
+    input_sha256: str
+    """As in `CaptionedImage`."""
+
 
 def caption_source(caption: str) -> tuple[str, str]:
     """Split the setting 'txt' or 'json:FIELD' into the member's extension and the field, which is empty for a text.
@@ -37,35 +41,30 @@ def caption_source(caption: str) -> tuple[str, str]:
 
 
 def read_unit(
-    unit: WorkUnit, caption: str, skip: Container[str], stopped: Callable[[], bool] = lambda: False
+    unit: WorkUnit, caption: str, stopped: Callable[[], bool] = lambda: False
 ) -> Iterator[RawSample | Failure]:
-    """Yield a sample or a failure for each key of a work unit that is not in `skip`, in the order of the shard.
+    """Yield a sample or a failure for each key of a work unit, in the order of the shard.
 
-    A shard's samples are dealt to its units by ordinal. If something is wrong with the shard as a whole, a last
-    failure with an empty key says so. Each unit yields it, since a transfer may break for one unit alone.
+    If something is wrong with the shard as a whole, a last failure with an empty key says so. Each unit yields it,
+    since a transfer may break for one unit alone.
 
     Args:
         unit: The work unit to read.
         caption: Source of the prompts: 'txt' or 'json:FIELD'.
-        skip: Keys to leave out; the empty key stands for the shard as a whole.
         stopped: Called while a transfer is waited for; if it returns True, the iteration ends without a failure.
     """
     extension, json_field = caption_source(caption)
-
-    def is_wanted(ordinal: int, key: str) -> bool:
-        return ordinal % unit.count == unit.index and key not in skip
-
     size_limits = {**dict.fromkeys(IMAGE_EXTENSIONS, MAX_IMAGE_BYTES), extension: MAX_CAPTION_BYTES}
-    reader = ShardReader(unit.url, is_wanted, size_limits, stopped)
+    reader = ShardReader(unit.url, unit.holds, size_limits, stopped)
     for sample in reader:
         if sample.is_wanted:
             yield _captioned(unit, sample, extension, json_field)
-    if reader.errors and "" not in skip:
+    if reader.errors:
         yield Failure(unit, "", "shard", and_more(reader.errors, _MAX_ERRORS_SHOWN))
 
 
 def _captioned(unit: WorkUnit, sample: ShardSample, extension: str, json_field: str) -> RawSample | Failure:
-    stage = "shard"
+    stage, input_sha256 = "shard", _input_sha256(sample, extension)
     try:
         if sample.error:
             raise ValueError(sample.error)
@@ -75,9 +74,16 @@ def _captioned(unit: WorkUnit, sample: ShardSample, extension: str, json_field: 
         prompt = read_caption(sample.content(extension), json_field)
     except (ValueError, RecursionError) as error:
         if sample.damage is None:
-            return Failure(unit, sample.key, stage, str(error))
+            return Failure(unit, sample.key, stage, str(error), input_sha256=input_sha256)
         return Failure(unit, sample.key, "shard", f"{error}: the shard is damaged here ({sample.damage})")
-    return RawSample(unit, sample.key, prompt, image)
+    return RawSample(unit, sample.key, prompt, image, input_sha256)
+
+
+def _input_sha256(sample: ShardSample, extension: str) -> str:
+    """SHA-256 of the image files, then of the caption file, as far as there are any; empty if one was not read."""
+    names = [*(name for name in sample.members if name in IMAGE_EXTENSIONS), extension]
+    contents = [sample.members[name] for name in names if name in sample.members]
+    return "" if None in contents else hashlib.sha256(b"".join(filter(None, contents))).hexdigest()
 
 
 def _image(sample: ShardSample) -> bytes:
@@ -120,8 +126,8 @@ def decode_sample(sample: RawSample, height: int, width: int) -> CaptionedImage 
     try:
         pixels = decode_image(sample.image, height, width)
     except ValueError as error:
-        return Failure(sample.unit, sample.key, "image", str(error))
-    return CaptionedImage(sample.unit, sample.key, sample.prompt, pixels)
+        return Failure(sample.unit, sample.key, "image", str(error), input_sha256=sample.input_sha256)
+    return CaptionedImage(sample.unit, sample.key, sample.prompt, pixels, sample.input_sha256)
 
 
 def read_inputs(
@@ -152,7 +158,7 @@ def read_inputs(
 def _find_samples(whole_shard: WorkUnit, caption: str, keys: set[str]) -> Iterator[RawSample]:
     """Yield the samples of these keys, and stop reading after the last one."""
     remaining = set(keys)
-    for sample in read_unit(whole_shard, caption, ()) if remaining else ():
+    for sample in read_unit(whole_shard, caption) if remaining else ():
         if isinstance(sample, RawSample) and sample.key in remaining:
             yield sample
             remaining.discard(sample.key)

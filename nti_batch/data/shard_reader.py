@@ -44,7 +44,7 @@ def count_images(url: str) -> int:
 
 def read_keys(url: str) -> tuple[list[str], list[str]]:
     """Read the keys of a shard, each once and in order, and the errors of the shard as a whole."""
-    reader = ShardReader(url, lambda ordinal, key: False, {})
+    reader = ShardReader(url, lambda key: False, {})
     return [sample.key for sample in reader], reader.errors
 
 
@@ -90,7 +90,7 @@ class ShardReader:
     def __init__(
         self,
         url: str,
-        is_wanted: Callable[[int, str], bool],
+        is_wanted: Callable[[str], bool],
         size_limits: Mapping[str, int],
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -98,7 +98,7 @@ class ShardReader:
 
         Args:
             url: Address of the shard: a path, or a url that WebDataset opens.
-            is_wanted: Decides by ordinal and key whether the contents of a sample are read.
+            is_wanted: Decides by the key whether the contents of a sample are read.
             size_limits: Extensions of the members that are read, with the largest number of bytes of each. A small
                 shard may unpack to more than memory.
             stopped: Called while a transfer is waited for; if it returns True, the iteration ends without errors.
@@ -131,8 +131,8 @@ class ShardReader:
             return _FolderAttempt(self._url, self._is_missing, self._size_limits)
         return _TarAttempt(self._url, self._is_missing, self._size_limits, self._stopped)
 
-    def _is_missing(self, ordinal: int, key: str) -> bool:
-        return key not in self._yielded and self._is_wanted(ordinal, key)
+    def _is_missing(self, key: str) -> bool:
+        return key not in self._yielded and self._is_wanted(key)
 
 
 def _wait(seconds: float, stopped: Callable[[], bool]) -> None:
@@ -147,7 +147,7 @@ class _TarAttempt:
     def __init__(
         self,
         url: str,
-        is_wanted: Callable[[int, str], bool],
+        is_wanted: Callable[[str], bool],
         size_limits: Mapping[str, int],
         stopped: Callable[[], bool],
     ) -> None:
@@ -173,10 +173,10 @@ class _TarAttempt:
             self.errors.append("the shard holds no samples")
 
     def _samples(self, archive: Archive) -> Iterator[ShardSample]:
-        for ordinal, (key, members) in enumerate(groupby(self._named_members(archive), itemgetter(0))):
+        for key, members in groupby(self._named_members(archive), itemgetter(0)):
             is_first = key not in self._keys
             self._keys.add(key)
-            sample = self._sample(archive, key, members, self._is_wanted(ordinal, key))
+            sample = self._sample(archive, key, members, self._is_wanted(key))
             if is_first:
                 yield sample
             else:
@@ -221,14 +221,14 @@ class _FolderAttempt:
 
     is_broken = False
 
-    def __init__(self, folder: str, is_wanted: Callable[[int, str], bool], size_limits: Mapping[str, int]) -> None:
+    def __init__(self, folder: str, is_wanted: Callable[[str], bool], size_limits: Mapping[str, int]) -> None:
         self.errors: list[str] = []
         self._folder, self._is_wanted, self._size_limits = folder, is_wanted, size_limits
 
     def __iter__(self) -> Iterator[ShardSample]:
         found, unread = list_folder(self._folder)
-        for ordinal, sample in enumerate(found):
-            yield self._sample(sample, self._is_wanted(ordinal, sample.key))
+        for sample in found:
+            yield self._sample(sample, self._is_wanted(sample.key))
         self.errors += [f"{path!r} {reason}" for path, reason in unread]
         if not found and not unread:
             self.errors.append("the folder holds no images")

@@ -1,24 +1,34 @@
-"""Expands the settings of the input into the addresses of shards, and shards into work units.
+"""Expands the settings of the input into shards, and shards into work units.
 
 A shard is a tar, or a folder of images, whose keys are paths without extensions. Patterns and urls are WebDataset's.
+
+The name of a shard is its identity: a tar has its file name, and a folder of images is always called `images`. The
+address of a shard may change.
 """
 
 import glob
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from webdataset.shardlists import expand_urls
 
+from nti_batch.data.folder import is_run_folder
 from nti_batch.data.transfer import is_url
 from nti_batch.records import WorkUnit
+
+Shards = Mapping[str, str]
+"""Address of each input shard by its name."""
+
+FOLDER_SHARD = "images"
+"""Name of a folder of images, wherever it is."""
 
 _TAR_IN_COMMAND = re.compile(r"([^/\s='\"]+\.(?:tar(?:\.\w+)?|tgz))(?![\w.])", re.IGNORECASE)
 
 
-def input_shards(shards: str | None, images: str | None, allow_pipe: bool = False) -> list[str]:
-    """Return the address of each shard of the input.
+def input_shards(shards: str | None, images: str | None, allow_pipe: bool = False) -> dict[str, str]:
+    """Return the name and the address of each shard of the input.
 
     Args:
         shards: Patterns of tars, as for `expand_shards`.
@@ -26,12 +36,12 @@ def input_shards(shards: str | None, images: str | None, allow_pipe: bool = Fals
         allow_pipe: Whether 'pipe:COMMAND' may be among the shards.
 
     Raises:
-        ValueError: If both or none are given, or nothing is found.
+        ValueError: If both or none are given, nothing is found, or two shards have one name.
     """
     if shards is not None and images is None:
-        return expand_shards(shards, allow_pipe)
+        return name_shards(expand_shards(shards, allow_pipe))
     if images is not None and shards is None:
-        return [folder_shard(images)]
+        return {FOLDER_SHARD: check_folder(images)}
     raise ValueError(
         f"data.shards is {shards!r} and data.images is {images!r}: give one of them, tars with --data.shards or a "
         "folder of images with --data.images"
@@ -55,8 +65,8 @@ def expand_shards(patterns: str, allow_pipe: bool = False) -> list[str]:
     return shards
 
 
-def folder_shard(folder: str) -> str:
-    """Return the address of a folder of images, which is read as one shard.
+def check_folder(folder: str) -> str:
+    """Return the absolute path of a folder of images, which is read as one shard.
 
     Raises:
         ValueError: If there is no such folder.
@@ -66,7 +76,6 @@ def folder_shard(folder: str) -> str:
             f"images: {folder!r} is no folder, seen from {os.getcwd()!r}; give one with images and captions in it, "
             "or tars with --data.shards"
         )
-    # results are named after the folder, and '.' is no name
     return os.path.abspath(folder)
 
 
@@ -111,7 +120,7 @@ def _matches(pattern: str) -> list[str]:
     if "://" in pattern:
         raise ValueError(f"shard {pattern!r} has an unknown scheme; use 'pipe:COMMAND', which writes it to its stdout")
     # a name may hold brackets itself
-    found = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
+    found = [pattern] if os.path.exists(pattern) else _files_of_others(glob.glob(pattern, recursive=True))
     files = [path for path in found if not os.path.isdir(path)]
     if not files:
         raise ValueError(
@@ -120,6 +129,39 @@ def _matches(pattern: str) -> list[str]:
             "or a folder of images with --data.images"
         )
     return files
+
+
+def _files_of_others(paths: Iterable[str]) -> list[str]:
+    """Return the paths, sorted, without those in the output folder of a job."""
+    return [path for path in sorted(paths) if not is_run_folder(os.path.dirname(os.path.dirname(path)) or ".")]
+
+
+def absolute_address(address: str) -> str:
+    """Return an address that is the same from every working folder."""
+    return address if is_url(address) else os.path.abspath(address)
+
+
+def public_address(address: str) -> str:
+    """Return an address without the user, the query and the fragment of its urls, which may hold secrets."""
+    return re.sub(r"(\w://)[^/@\s]*@|[?#][^\s'\"]*", r"\1", address) if is_url(address) else address
+
+
+def name_shards(addresses: Iterable[str]) -> dict[str, str]:
+    """Return each address by the name of its shard.
+
+    Raises:
+        ValueError: If two shards have one name.
+    """
+    shards: dict[str, str] = {}
+    for address in addresses:
+        name = shard_name(address)
+        if name in shards:
+            raise ValueError(
+                f"shards {shards[name]!r} and {address!r} are both called {name!r}, so their results would mix; "
+                "rename one, or run them into different output folders"
+            )
+        shards[name] = address
+    return shards
 
 
 def shard_name(url: str) -> str:
@@ -138,25 +180,16 @@ def shard_name(url: str) -> str:
     return name
 
 
-def work_units(urls: list[str], units_per_shard: int) -> list[WorkUnit]:
-    """Cut each shard into work units, one shard after the other.
+def work_units(shards: Shards, units_per_shard: int) -> list[WorkUnit]:
+    """Divide each shard into work units, one shard after the other.
 
     Raises:
-        ValueError: If `units_per_shard` is below 1, or two shards have one name.
+        ValueError: If `units_per_shard` is below 1.
     """
     if units_per_shard < 1:
         raise ValueError(
             f"units_per_shard is {units_per_shard}, but a shard has at least 1; set 1 to read each shard as a whole"
         )
-    url_of: dict[str, str] = {}
-    for url in urls:
-        name = shard_name(url)
-        if name in url_of:
-            raise ValueError(
-                f"shards {url_of[name]!r} and {url!r} are both called {name!r}, so their results would mix; "
-                "rename one, or run them into different output folders"
-            )
-        url_of[name] = url
     return [
-        WorkUnit(name, url, index, units_per_shard) for name, url in url_of.items() for index in range(units_per_shard)
+        WorkUnit(name, url, index, units_per_shard) for name, url in shards.items() for index in range(units_per_shard)
     ]

@@ -97,7 +97,7 @@ def edits_of(scene: Scene, kinds: Sequence[Kind], rng: random.Random) -> list[Sc
 def invert(networks: StableDiffusion, scenes: Sequence[Scene], settings: InversionSettings) -> list[StoredInversion]:
     """Invert drawn scenes with the loop of the job."""
     images = [
-        CaptionedImage(WorkUnit("scenes", "", 0, 1), str(i), scene.caption, to_bytes(draw(scene)))
+        CaptionedImage(WorkUnit("scenes", "", 0, 1), str(i), scene.caption, to_bytes(draw(scene)), "")
         for i, scene in enumerate(scenes)
     ]
     schedule = networks.schedule(NUM_STEPS)

@@ -132,7 +132,8 @@ def edit_image(
         ValueError: If a word is not in its prompt, the prompts cannot be aligned, or the edited image is not finite.
     """
     if networks is None:
-        networks = load_model(inversion.settings.source, inversion.settings.precision)
+        run = inversion.settings
+        networks = load_model(run.source, run.precision, run.fingerprint)
     edits = [] if prompt is None else [ControlledEdit.of(networks, inversion.prompt, prompt, settings)]
     (results,) = edit_images(networks, [(inversion, edits)], inversion.settings.inversion.guidance_scale)
     if not results[-1].isfinite().all():

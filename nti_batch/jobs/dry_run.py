@@ -69,7 +69,7 @@ class DryRun:
         folder = existing_ancestor(plan.run.folder)
         return cls(
             record_noun=plan.run.kind.record_noun,
-            shards=len({unit.url for unit in units}),
+            shards=len({unit.shard for unit in units}),
             units=tuple(len(part.units(plan.units, rank, ranks)) for rank in range(ranks)),
             done=rows["done"],
             failed=rows["failed"],
@@ -116,8 +116,8 @@ class DryRun:
 
 def _stored_bytes(plan: AnyPlan, unit: WorkUnit) -> int:
     """Size of the committed parts of a work unit."""
-    parts = (manifest.with_suffix(".tar") for manifest in plan.run.manifests(unit))
-    return sum(part.stat().st_size for part in parts if part.exists())
+    tars = (part.read().tar for part in plan.run.parts(unit))
+    return sum(tar.stat().st_size for tar in tars if tar and tar.exists())
 
 
 def _bytes(count: float) -> str:

@@ -102,7 +102,7 @@ class EditModule(LightningModule):
             try:
                 valid.append(self._check(image, request))
             except ValueError as error:
-                outcomes.append(Failure(image.unit, request.key, "edit", str(error), request.name))
+                outcomes.append(_failure(image, request, str(error)))
         rebuilt, edited = [v for v in valid if v.edit is None], [v for v in valid if v.edit is not None]
         size = self.batch_size - 1
         groups = [_Group(image, [], edited[i : i + size]) for i in range(0, len(edited), size)]
@@ -149,11 +149,16 @@ class EditModule(LightningModule):
         ]
 
 
+def _failure(image: ImageEdits, request: EditRequest, error: str) -> Failure:
+    input_sha256 = str(image.stored.metadata["sha256"])
+    return Failure(image.unit, request.key, "edit", error, request.name, input_sha256)
+
+
 def _outcome(image: ImageEdits, valid: _ValidRequest, result: Tensor, seconds: float) -> Outcome:
     """Round an edited image to bytes, and compare its part outside the mask with the input."""
     request = valid.request
     if not result.isfinite().all():
-        return Failure(image.unit, request.key, "edit", "the edited image is not finite", request.name)
+        return _failure(image, request, "the edited image is not finite")
     pixels = to_bytes(result)
     scores: list[float | None] = [None, None, None]
     if image.original and valid.outside is not None and valid.outside.any():
@@ -165,6 +170,7 @@ def _outcome(image: ImageEdits, valid: _ValidRequest, result: Tensor, seconds: f
         name=request.name,
         edit_prompt=request.edit_prompt,
         request_sha256=request_sha256(request),
+        input_sha256=str(image.stored.metadata["sha256"]),
         pixels=pixels,
         psnr_unedited=scores[0],
         ssim_unedited=scores[1],

@@ -4,7 +4,7 @@ A class lists the flags of one section, with their defaults and checks. The inve
 stand in `diffusion.settings`, those of edits in `diffusion.edit_settings`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +12,7 @@ from nti_batch.data.shards import input_shards
 from nti_batch.diffusion.rounding import Storage
 from nti_batch.diffusion.settings import InversionSettings
 from nti_batch.models.source import ModelSource, Precision
+from nti_batch.plans.plan import Redo
 from nti_batch.settings import MAX_STEPS
 
 SAMPLES = Path(__file__).parents[1] / "demo" / "samples"
@@ -102,6 +103,26 @@ class SharedDataFlags:
     retry_failed: bool = False
     """Compute records again that earlier jobs committed as failed."""
 
+    redo_changed: bool = False
+    """Compute records again whose input has changed since they were committed; without it the job only names them."""
+
+    redo: list[str] = field(default_factory=list)
+    """Images whose committed records are computed again, each as SHARD/KEY; a folder of images is the shard
+    'images'."""
+
+    @property
+    def redone(self) -> Redo:
+        """Committed records that are computed again.
+
+        Raises:
+            ValueError: If an image is not given as SHARD/KEY.
+        """
+        ids = [name.partition("/") for name in self.redo]
+        for shard, _, key in ids:
+            if not (shard and key):
+                raise ValueError(f"data.redo is {shard!r}, allowed: SHARD/KEY, for example '00000/cat'")
+        return Redo(self.retry_failed, self.redo_changed, frozenset((shard, key) for shard, _, key in ids))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InvertDataFlags(SharedDataFlags):
@@ -112,8 +133,8 @@ class InvertDataFlags(SharedDataFlags):
     for the samples of the package."""
 
     images: str | None = None
-    """A folder of images with captions beside them, instead of shards. It is read as one shard, and must keep its
-    images until the run is finished."""
+    """A folder of images with captions beside them, instead of shards. It is read as one shard with the name 'images'.
+    Images may be added later, and the folder may move."""
 
     caption: str = "txt"
     """Place of the prompts: 'txt' or 'json:FIELD'."""
@@ -124,8 +145,8 @@ class InvertDataFlags(SharedDataFlags):
     width: int | None = None
     """Width in pixels, as for `height`."""
 
-    def addresses(self) -> list[str]:
-        """Address of each input shard.
+    def addresses(self) -> dict[str, str]:
+        """Address of each input shard by its name.
 
         Raises:
             ValueError: If both or neither of `shards` and `images` are given, or nothing is found.
@@ -133,8 +154,8 @@ class InvertDataFlags(SharedDataFlags):
         return shard_addresses(self.shards, self.images, self.allow_pipe)
 
 
-def shard_addresses(shards: str | None, images: str | None = None, allow_pipe: bool = False) -> list[str]:
-    """Address of each input shard, as the flags of the same names give them."""
+def shard_addresses(shards: str | None, images: str | None = None, allow_pipe: bool = False) -> dict[str, str]:
+    """Address of each input shard by its name, as the flags of the same names give them."""
     return input_shards(str(SAMPLES / "*.tar") if shards == "demo" else shards, images, allow_pipe)
 
 

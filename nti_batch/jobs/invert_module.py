@@ -114,12 +114,12 @@ class InversionModule(LightningModule):
         in_flight = self._in_flight.pop(key)
         image = in_flight.image
         if state.error:
-            return Failure(image.unit, image.key, "inversion", state.error)
+            return Failure(image.unit, image.key, "inversion", state.error, input_sha256=image.input_sha256)
         images = self.networks.decode_latents(torch.stack([state.current_latents, state.trajectory[0]]))
         reached, round_trip = psnr(images, (image.pixels.to(images.device) / 255)[None]).tolist()
         if not (isfinite(reached) and isfinite(round_trip)):
             error = f"the PSNR is {reached}, and {round_trip} for the VAE's round trip: an image is not finite"
-            return Failure(image.unit, image.key, "reconstruction", error)
+            return Failure(image.unit, image.key, "reconstruction", error, input_sha256=image.input_sha256)
         return Inversion(
             unit=image.unit,
             key=image.key,
@@ -139,5 +139,6 @@ class InversionModule(LightningModule):
             forwards=state.forwards,
             backwards=state.backwards,
             seconds=time.monotonic() - in_flight.admitted,
+            input_sha256=image.input_sha256,
             pooled_dim=self.networks.text.pooled_dim,
         )

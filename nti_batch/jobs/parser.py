@@ -1,6 +1,7 @@
 """The command line of the jobs: Lightning's Trainer flags, and one section of typed flags for each part of the job."""
 
 import inspect
+import json
 import logging
 import os
 import warnings
@@ -62,6 +63,9 @@ REFUSED: Mapping[str, str] = {
 }
 """Trainer flags that do nothing in a prediction job or break it, and what to do instead."""
 
+LISTS = ("--data.redo",)
+"""Flags that take several words."""
+
 
 def silence_warnings() -> None:
     """Silence Lightning's warnings that concern training."""
@@ -117,9 +121,23 @@ def parse_flags(
         ArgumentError: Likewise, from the parser.
     """
     parser = job_parser(command, sections, trainer_defaults)
-    flags: Namespace = parser.instantiate(parser.parse_args(list(argv)))
+    flags: Namespace = parser.instantiate(parser.parse_args(_with_lists(argv)))
     _refuse_useless(flags.trainer)
     return flags
+
+
+def _with_lists(argv: Sequence[str]) -> list[str]:
+    """The arguments, with the words behind a flag of `LISTS` as one list in JSON, which jsonargparse reads."""
+    arguments: list[str] = []
+    words: list[str] | None = None
+    for argument in argv:
+        if words is not None and not argument.startswith("-"):
+            words.append(argument)
+            arguments[-1] = f"{arguments[-1].partition('=')[0]}={json.dumps(words)}"
+        else:
+            words = [] if argument in LISTS else None
+            arguments.append(argument)
+    return arguments
 
 
 def build_trainer(arguments: Namespace) -> Trainer:

@@ -45,26 +45,21 @@ class JobPart:
 
 
 def claim_units(plan: AnyPlan, units: Sequence[WorkUnit]) -> Iterator[tuple[WorkUnit, list[Row]]]:
-    """Lock one work unit after the other, and commit what a killed job finished in it.
+    """Claim one work unit after the other.
 
     Args:
         plan: The work of the run.
         units: Work units of this rank.
 
     Returns:
-        Units with missing records, each with its committed rows; `RecordWriter` releases a unit when it is finished.
+        Units with missing records, each with its rows that count; `RecordWriter` releases a unit when it is finished.
 
     Raises:
         UnitInUseError: If another process holds a unit.
     """
-    run = plan.run
     for unit in units:
         if plan.is_waiting(unit):
-            run.lock(unit)
-            run.salvage(unit)
-            if plan.retry_failed:
-                run.forget_failures(unit)
-            yield unit, run.rows(unit)
+            yield unit, plan.run.claim(unit)
 
 
 def read_units(

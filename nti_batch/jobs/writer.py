@@ -11,6 +11,8 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 
 from nti_batch.files import OutputError
 from nti_batch.jobs.tally import Tally
+from nti_batch.output.complete_mark import CompleteMark
+from nti_batch.output.origin import Origin, origin_of
 from nti_batch.output.part import PartWriter
 from nti_batch.output.run_folder import OutputRun
 from nti_batch.records import EditedImage, EndOfUnit, Failure, Inversion, Outcome, WorkUnit
@@ -42,6 +44,12 @@ class RecordWriter(BasePredictionWriter):
         """Records of the work units that are not finished."""
 
         self._ends: dict[WorkUnit, EndOfUnit] = {}
+        self._origin: Origin | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Note what makes the parts."""
+        super().setup(trainer, pl_module, stage)
+        self._origin = origin_of(trainer.strategy.root_device)
 
     def write_on_batch_end(
         self,
@@ -82,7 +90,8 @@ class RecordWriter(BasePredictionWriter):
 
     def _part(self, unit: WorkUnit) -> PartWriter[Any, Any, Any]:
         if unit not in self._parts:
-            self._parts[unit] = self.run.new_part(unit)
+            assert self._origin is not None
+            self._parts[unit] = self.run.new_part(unit, self._origin)
         return self._parts[unit]
 
     def _commit(self, unit: WorkUnit) -> None:
@@ -91,8 +100,13 @@ class RecordWriter(BasePredictionWriter):
 
     def _finish(self, unit: WorkUnit) -> None:
         """Commit the rest of a work unit and release it."""
+        end = self._ends.pop(unit)
+        self._written.pop(unit, None)
+        if end.is_recovered:
+            self._part(unit).add_recovery(unit)
         self._commit(unit)
-        self.run.finish(unit, self._ends.pop(unit).committed + self._written.pop(unit, 0))
+        if end.input_state is not None:
+            self.run.mark_complete(unit, CompleteMark(end.records, end.input_state))
         self.run.release(unit)
 
     def commit_all(self) -> None:

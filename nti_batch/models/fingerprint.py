@@ -33,6 +33,28 @@ def model_fingerprint(source: ModelSource) -> str | None:
     return f"commit:{commit}" if commit else None
 
 
+def check_fingerprint(source: ModelSource, expected: str | None) -> None:
+    """Check that a model is the one that a run was made with.
+
+    Args:
+        source: Present place of the model.
+        expected: Its fingerprint in the run. A commit and a checksum of files cannot be compared, and pass.
+
+    Raises:
+        ValueError: If it is another model, or there is none.
+    """
+    found = model_fingerprint(source)
+    if found and expected and _kind(found) == _kind(expected) and found != expected:
+        raise ValueError(
+            f"model {source.name!r} is another one than the run was made with: its fingerprint is {found}, and the "
+            f"run's is {expected}; give the run's model, or make a new run with this one"
+        )
+
+
+def _kind(fingerprint: str) -> str:
+    return fingerprint.partition(":")[0]
+
+
 def _configuration(source: ModelSource) -> dict[str, str]:
     """What a single file takes from elsewhere: its JSON files and tokenizers."""
     if not source.config:

@@ -11,12 +11,12 @@ from torch.utils.data import Dataset
 
 from nti_batch.data.image_locations import ImagePlace, locate_images
 from nti_batch.data.images import decode_image
-from nti_batch.data.shards import expand_shards, work_units
+from nti_batch.data.shards import expand_shards, name_shards
 from nti_batch.data.tar import MemberPlace, locate_members
 from nti_batch.output.inversions import INVERT, open_inversions
-from nti_batch.output.manifest import Manifest
 from nti_batch.output.manifest_rows import InversionRow
 from nti_batch.output.serialization import StoredInversion, decode_inversion
+from nti_batch.output.stored_part import StoredPart
 
 _MAX_CACHED_PARTS = 1024
 """Parts whose places are remembered; to read the headers of a part again takes milliseconds."""
@@ -58,22 +58,22 @@ class InversionDataset(Dataset[StoredInversion]):
         self.run = open_inversions(out)
         self._urls: dict[str, str] | None = None
         if pixels:
-            urls = self.run.shards if shards is None else expand_shards(shards)
-            self._urls = {unit.shard: unit.url for unit in work_units(urls, 1)}
+            self._urls = self.run.shards if shards is None else name_shards(expand_shards(shards))
         elif shards is not None:
             raise ValueError(f"shards is {shards!r}, and no pixels are asked for: add pixels=True")
         self.ids = []
-        self._manifests: list[Path] = []
+        self._of_index: list[StoredPart[InversionRow]] = []
+        """Part of the items before each entry of `_ends`."""
+
         self._ends: list[int] = []
         """Index behind the last item of each part."""
 
-        for path in self.run.all_manifests():
-            rows = Manifest.read(path, InversionRow).rows
-            self.ids += [(row.shard, row.key) for row in rows if row.status == "done"]
-            self._manifests.append(path)
+        for part in self.run.all_parts():
+            self.ids += [(row.shard, row.key) for row in part.read().rows if row.status == "done"]
+            self._of_index.append(part)
             self._ends.append(len(self.ids))
         self._index = {id: index for index, id in enumerate(self.ids)}
-        self._parts: dict[Path, dict[_Id, _RecordPlace]] = {}
+        self._parts: dict[Path, tuple[Path, dict[_Id, _RecordPlace]]] = {}
         self._images: dict[str, dict[str, ImagePlace]] = {}
 
     def __len__(self) -> int:
@@ -101,17 +101,19 @@ class InversionDataset(Dataset[StoredInversion]):
         else:
             shard, key = index
             raise ValueError(f"{str(self.run.out)!r} has no inversion of the key {key!r} in shard {shard!r}")
-        manifest, (shard, key) = self._manifests[bisect.bisect(self._ends, index)], self.ids[index]
-        part, (payload, metadata) = manifest.with_suffix(".tar"), self._places(manifest)[shard, key]
-        stored = decode_inversion(payload.read(part), json.loads(metadata.read(part)))
+        part, (shard, key) = self._of_index[bisect.bisect(self._ends, index)], self.ids[index]
+        tar, places = self._places(part)
+        payload, metadata = places[shard, key]
+        stored = decode_inversion(payload.read(tar), json.loads(metadata.read(tar)))
         return stored if self._urls is None else dataclasses.replace(stored, pixels=self._pixels(shard, key))
 
-    def _places(self, manifest_path: Path) -> dict[_Id, _RecordPlace]:
-        if manifest_path not in self._parts:
+    def _places(self, part: StoredPart[InversionRow]) -> tuple[Path, dict[_Id, _RecordPlace]]:
+        """Tar of a part, and the places of its inversions."""
+        if part.path not in self._parts:
             if len(self._parts) >= _MAX_CACHED_PARTS:
                 self._parts.pop(next(iter(self._parts)))
-            self._parts[manifest_path] = _locate_records(manifest_path)
-        return self._parts[manifest_path]
+            self._parts[part.path] = _locate_records(part)
+        return self._parts[part.path]
 
     def _pixels(self, shard: str, key: str) -> Tensor:
         """Read the input image of an inversion, uint8 [3, height, width]."""
@@ -131,16 +133,17 @@ class InversionDataset(Dataset[StoredInversion]):
             raise ValueError(f"shard {url!r} is damaged at the key {key!r}, which was inverted: {error}") from error
 
 
-def _locate_records(manifest_path: Path) -> dict[_Id, _RecordPlace]:
-    """Return the places of each inversion of a part, with the checksums in its manifest.
+def _locate_records(part: StoredPart[InversionRow]) -> tuple[Path, dict[_Id, _RecordPlace]]:
+    """Return the tar of a part and the places of each of its inversions, with the checksums in its manifest.
 
     Raises:
         ValueError: If the manifest or the part is damaged; the text names the file.
     """
-    manifest, part = Manifest.read(manifest_path, InversionRow), manifest_path.with_suffix(".tar")
-    places, done = locate_members(part), [row for row in manifest.rows if row.status == "done"]
+    manifest = part.read()
+    assert manifest.tar is not None
+    places, done = locate_members(manifest.tar), [row for row in manifest.rows if row.status == "done"]
     try:
-        return {
+        return manifest.tar, {
             (row.shard, row.key): (
                 dataclasses.replace(places[f"{row.id}{INVERT.suffix}"], sha256=row.sha256),
                 dataclasses.replace(places[f"{row.id}.json"], sha256=row.json_sha256),
@@ -148,4 +151,4 @@ def _locate_records(manifest_path: Path) -> dict[_Id, _RecordPlace]:
             for row in done
         }
     except KeyError as error:
-        raise ValueError(f"{part} is damaged: it lacks {error}, which its manifest names") from error
+        raise ValueError(f"{manifest.tar} is damaged: it lacks {error}, which its manifest names") from error

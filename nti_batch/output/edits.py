@@ -16,7 +16,6 @@ from torch import Tensor
 
 from nti_batch.data.images import to_image
 from nti_batch.output.format_version import format_versions
-from nti_batch.output.manifest import Manifest
 from nti_batch.output.manifest_rows import EditRow, Metadata
 from nti_batch.output.part import read_members
 from nti_batch.output.run_folder import OutputRun
@@ -36,6 +35,7 @@ def encode_edit(edit: EditedImage, settings: EditRunSettings) -> tuple[bytes, Me
         "name": edit.name,
         "edit_prompt": edit.edit_prompt,
         "request_sha256": edit.request_sha256,
+        "input_sha256": edit.input_sha256,
         "psnr_unedited": edit.psnr_unedited,
         "ssim_unedited": edit.ssim_unedited,
         "mse_unedited": edit.mse_unedited,
@@ -85,12 +85,11 @@ def read_edited_images(run: EditRun, unit: WorkUnit, only: Collection[str]) -> I
     Raises:
         ValueError: If a part is not the one that its manifest names; the text names the file.
     """
-    for path in run.manifests(unit):
-        manifest = Manifest.read(path, EditRow)
+    for part in run.parts(unit):
+        manifest = part.read()
         rows = {row.id: row for row in manifest.rows if row.id in only and row.status == "done"}
         if rows:
-            manifest.check_part(path.with_suffix(".tar"))
-            for payload, metadata in read_members(path.with_suffix(".tar")):
+            for payload, metadata in read_members(manifest.check_tar()):
                 if row := rows.get(EditRow.of_metadata(metadata, "").id):
                     pixels = np.array(Image.open(io.BytesIO(payload)))
                     yield row, torch.from_numpy(pixels).permute(2, 0, 1)

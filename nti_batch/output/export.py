@@ -21,9 +21,9 @@ from torch import Tensor
 from nti_batch.files import atomic_write, translate_os_errors
 from nti_batch.json_object import Json
 from nti_batch.output.inversions import InversionRun, read_part
-from nti_batch.output.manifest import Manifest
 from nti_batch.output.manifest_rows import InversionRow, member_name
 from nti_batch.output.serialization import StoredInversion
+from nti_batch.output.stored_part import StoredPart
 
 _MAX_NAME_BYTES = 200
 """Bytes of a file name without extensions; file systems take 255 in all."""
@@ -83,7 +83,7 @@ def choose_ids(
     """
     if shards is None and keys is None:
         return None
-    rows = (row for path in run.all_manifests() for row in Manifest.read(path, InversionRow).rows if row.key)
+    rows = (row for part in run.all_parts() for row in part.read().rows if row.key)
     chosen = {
         (row.shard, row.key)
         for row in rows
@@ -115,13 +115,13 @@ def export_run(run: InversionRun, folder: Path, only: Collection[tuple[str, str]
             f"{str(run.out)!r} was inverted with --model.method=direct, whose embeddings do not rebuild an image: "
             "export a run of another method, or read its pivot with `nti_batch.read_inversions`"
         )
-    parts = (_export_part(manifest, folder, only) for manifest in run.all_manifests())
+    parts = (_export_part(part, folder, only) for part in run.all_parts())
     return sum(parts, Exported())
 
 
-def _export_part(manifest: Path, folder: Path, only: Collection[tuple[str, str]] | None) -> Exported:
+def _export_part(part: StoredPart[InversionRow], folder: Path, only: Collection[tuple[str, str]] | None) -> Exported:
     try:
-        rows = Manifest.read(manifest, InversionRow).rows
+        rows = part.read().rows
     except ValueError as error:
         return Exported(damage=(str(error),))
     chosen = [row for row in rows if only is None or (row.shard, row.key) in only]
@@ -129,7 +129,7 @@ def _export_part(manifest: Path, folder: Path, only: Collection[tuple[str, str]]
     missing = {(row.shard, row.key) for row in done if not _is_exported(folder, row)}
     written, damage = 0, list[str]()
     try:
-        for inversion in read_part(manifest, missing):
+        for inversion in read_part(part, missing):
             _write(folder, inversion)
             written += 1
     except ValueError as error:

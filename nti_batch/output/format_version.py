@@ -1,9 +1,9 @@
-"""Version of the output files. A run or part of a newer version is refused."""
+"""Version of the output files. A run or part of a newer version is refused, and so is one of the trial version 1."""
 
 import nti_batch
 from nti_batch.json_object import Json, JsonObject
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def format_versions() -> dict[str, Json]:
@@ -17,7 +17,7 @@ def check_format_version(values: JsonObject) -> None:
     Raises:
         ValueError: If the file has no format version, or a newer one.
     """
-    found = values.integer("format_version", 1, 1 << 30)
+    found = values.integer("format_version", 2, 1 << 30)
     values.text("nti_batch")
     if found > FORMAT_VERSION:
         raise ValueError(

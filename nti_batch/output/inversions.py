@@ -6,12 +6,12 @@ OUT/inversions/<shard>.<k>of<n>.<part>.tar      members <key>.safetensors and <k
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from nti_batch.output.manifest import Manifest
 from nti_batch.output.manifest_rows import InversionRow
 from nti_batch.output.part import read_members
 from nti_batch.output.run_folder import OutputRun
 from nti_batch.output.run_kind import RunKind
 from nti_batch.output.serialization import StoredInversion, decode_inversion, encode_inversion
+from nti_batch.output.stored_part import StoredPart
 from nti_batch.records import Inversion
 from nti_batch.settings import InversionRunSettings
 
@@ -48,18 +48,20 @@ def read_inversions(out: str | Path, only: Collection[tuple[str, str]] | None = 
     Raises:
         ValueError: If the folder is no run, or a part is not the one that its manifest names; the text names the file.
     """
-    for path in open_inversions(out).all_manifests():
-        yield from read_part(path, only)
+    for part in open_inversions(out).all_parts():
+        yield from read_part(part, only)
 
 
-def read_part(manifest_path: Path, only: Collection[tuple[str, str]] | None = None) -> Iterator[StoredInversion]:
+def read_part(
+    part: StoredPart[InversionRow], only: Collection[tuple[str, str]] | None = None
+) -> Iterator[StoredInversion]:
     """Read the inversions of one part, as `read_inversions` does."""
-    manifest, part = Manifest.read(manifest_path, InversionRow), manifest_path.with_suffix(".tar")
-    done = (row for row in manifest.rows if row.status == "done")
-    if not any(only is None or (row.shard, row.key) in only for row in done):
+    manifest = part.read()
+    done = {(row.shard, row.key) for row in manifest.rows if row.status == "done"}
+    wanted = done if only is None else {id for id in done if id in only}
+    if not wanted:
         return
     # the whole part, before any of it is returned
-    manifest.check_part(part)
-    for payload, metadata in read_members(part):
-        if only is None or (metadata["shard"], metadata["key"]) in only:
+    for payload, metadata in read_members(manifest.check_tar()):
+        if (metadata["shard"], metadata["key"]) in wanted:
             yield decode_inversion(payload, metadata)

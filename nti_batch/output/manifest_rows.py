@@ -7,11 +7,11 @@ import time
 import urllib.parse
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 from nti_batch.json_object import Json
-from nti_batch.records import Failure
+from nti_batch.records import Failure, WorkUnit
 
 Metadata = dict[str, Json]
 """Content of the `.json` member of a record."""
@@ -40,6 +40,8 @@ _COMMON: Mapping[str, Column] = {
     "finished": Column("finished", (int, float)),
     "sha256": Column("sha256", _TEXT),
     "json_sha256": Column("json_sha256", _TEXT),
+    "input_sha256": Column("input_sha256", _TEXT),
+    "generation": Column("generation", (int,)),
 }
 
 
@@ -66,7 +68,9 @@ class Row(ABC):
     key: str
     """Empty for an error of the shard as a whole."""
 
-    status: Literal["done", "failed"]
+    status: Literal["done", "failed", "recovered"]
+    """'recovered' is said of a shard alone, which an earlier row calls damaged and which has now been read whole."""
+
     stage: str = ""
     error: str = ""
     seconds: float | None = None
@@ -78,6 +82,12 @@ class Row(ABC):
 
     json_sha256: str = ""
     """Checksum of the `.json`."""
+
+    input_sha256: str = ""
+    """Checksum of what the record was computed from; empty if that could not be read."""
+
+    generation: int = 0
+    """Number of earlier rows of the record. Of the rows of a record, the one of the highest generation counts."""
 
     @property
     @abstractmethod
@@ -140,6 +150,11 @@ class Row(ABC):
         return cls(**cls._of_failure(failure))
 
     @classmethod
+    def of_recovery(cls, unit: WorkUnit) -> Self:
+        """The row of a damaged shard that has now been read whole."""
+        return replace(cls.of_failure(Failure(unit, "", "", "")), status="recovered")
+
+    @classmethod
     def _of_failure(cls, failure: Failure) -> dict[str, Any]:
         return {
             "shard": failure.unit.shard,
@@ -148,6 +163,7 @@ class Row(ABC):
             "stage": failure.stage,
             "error": failure.error,
             "finished": time.time(),
+            "input_sha256": failure.input_sha256,
         }
 
 

@@ -6,7 +6,8 @@ import json
 import os
 import tarfile
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Generic
 
@@ -14,8 +15,9 @@ from nti_batch.data.tar import Header
 from nti_batch.files import atomic_write, sync_folder, translate_os_errors
 from nti_batch.output.manifest import Manifest
 from nti_batch.output.manifest_rows import AnyRow, Metadata, member_name
+from nti_batch.output.origin import Origin
 from nti_batch.output.run_kind import AnyRecord, AnySettings, RunKind
-from nti_batch.records import Failure
+from nti_batch.records import Failure, WorkUnit
 
 DAMAGE = (tarfile.TarError, OSError, KeyError, TypeError, ValueError, RecursionError)
 """Errors that reading a damaged part can raise."""
@@ -24,18 +26,27 @@ DAMAGE = (tarfile.TarError, OSError, KeyError, TypeError, ValueError, RecursionE
 class PartWriter(Generic[AnyRecord, AnyRow, AnySettings]):
     """One output part of a work unit, from its first record to its commit."""
 
-    def __init__(self, kind: RunKind[AnyRecord, AnyRow, AnySettings], settings: AnySettings, part: Path) -> None:
+    def __init__(
+        self,
+        kind: RunKind[AnyRecord, AnyRow, AnySettings],
+        settings: AnySettings,
+        part: Path,
+        origin: Origin,
+        generations: Mapping[str, int],
+    ) -> None:
         """Write nothing yet: the first record makes the file.
 
         Args:
             kind: Kind of the run.
             settings: Settings of the run.
             part: Path of the finished tar.
+            origin: What makes the part.
+            generations: Generation of the next row of each record that has rows; 0 for others.
         """
-        self.kind, self.part = kind, part
+        self.kind, self.part, self.origin = kind, part, origin
         self.started = time.monotonic()
         self.rows: list[AnyRow] = []
-        self._settings = settings
+        self._settings, self._generations = settings, generations
         self._checksum = hashlib.sha256()
         self._unfinished = part.with_name(part.name + ".tmp")
         self._file: io.FileIO | None = None
@@ -46,7 +57,9 @@ class PartWriter(Generic[AnyRecord, AnyRow, AnySettings]):
         Raises:
             OutputError: If they cannot be written; the part then holds what it held before.
         """
-        self.add_encoded(*self.kind.encode(record, self._settings))
+        payload, metadata = self.kind.encode(record, self._settings)
+        generation = self._generations.get(member_name(record.key, record.name), 0)
+        self.add_encoded(payload, {**metadata, "generation": generation, "origin": self.origin.to_json()})
 
     def add_encoded(self, payload: bytes, metadata: Metadata) -> None:
         """Append a record in its stored form, as `add` does."""
@@ -61,7 +74,14 @@ class PartWriter(Generic[AnyRecord, AnyRow, AnySettings]):
 
     def add_failure(self, failure: Failure) -> None:
         """Append the row of a failed record, which has no members."""
-        self.rows.append(self.kind.row_type.of_failure(failure))
+        self._add_row(self.kind.row_type.of_failure(failure))
+
+    def add_recovery(self, unit: WorkUnit) -> None:
+        """Append the row of a damaged shard that has now been read whole."""
+        self._add_row(self.kind.row_type.of_recovery(unit))
+
+    def _add_row(self, row: AnyRow) -> None:
+        self.rows.append(replace(row, generation=self._generations.get(row.id, 0)))
 
     def commit(self) -> None:
         """Finish the tar and write the manifest that names its records.
@@ -79,8 +99,8 @@ class PartWriter(Generic[AnyRecord, AnyRow, AnySettings]):
                     os.fsync(self._file.fileno())
                 os.replace(self._unfinished, self.part)
                 sync_folder(self.part.parent)
-            part_sha256 = self._checksum.hexdigest() if self._file else ""
-            atomic_write(self.part.with_suffix(".jsonl"), Manifest(self.rows, part_sha256).text())
+            tar, checksum = (self.part, self._checksum.hexdigest()) if self._file else (None, "")
+            atomic_write(self.part.with_suffix(".jsonl"), Manifest(self.rows, tar, checksum, self.origin).text())
 
     def close(self) -> None:
         """Leave the part uncommitted: a later job salvages it."""

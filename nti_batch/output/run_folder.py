@@ -1,39 +1,43 @@
 """An output folder: its `run.json`, and which records of each work unit are committed.
 
-    OUT/run.json                                settings that change results, and the input shards
+    OUT/run.json                                settings that change results, and the address of each input shard
     OUT/<folder>/<shard>.<k>of<n>.<part>.tar    two members for each record: <name>.<suffix> and <name>.json
     OUT/<folder>/<shard>.<k>of<n>.<part>.jsonl  the manifest: a row for each record, done or failed
-    OUT/<folder>/<shard>.<k>of<n>.complete      number of rows, once no image of the work unit is missing
+    OUT/<folder>/<shard>.<k>of<n>.complete      state of the input of which no image is missing
     OUT/<folder>/<shard>.<k>of<n>.lock          the process that works on the unit
     OUT/log/                                    log files and numbers of each rank
 
-A record is committed when a manifest names it. A part grows as `.tar.tmp`. Its commit syncs and renames the tar, then
-writes the manifest beside it in the same way: a manifest never names what is not on disk. A later job salvages what a
-killed job left behind record by record, since each carries its checksum.
+A record is committed when a manifest names it. No committed part is ever rewritten: a record that is computed again has
+another row, of a higher generation, in a later part.
+
+A part grows as `.tar.tmp`. Its commit syncs and renames the tar, then writes the manifest beside it in the same way: a
+manifest never names what is not on disk. A later job salvages what a killed job left behind record by record, since
+each carries its checksum.
 """
 
 import itertools
 import json
 import logging
 import os
-import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Generic, Self
 
+from nti_batch.data.shards import Shards, absolute_address, public_address
 from nti_batch.files import atomic_write, check_writable, translate_os_errors
 from nti_batch.json_object import Json, JsonObject
-from nti_batch.lock import UnitLock
-from nti_batch.output.format_version import check_format_version, format_versions
-from nti_batch.output.manifest import Manifest
+from nti_batch.lock import UnitLock, exclusive
+from nti_batch.output.complete_mark import CompleteMark
+from nti_batch.output.format_version import format_versions
 from nti_batch.output.manifest_rows import AnyRow
+from nti_batch.output.origin import Origin
 from nti_batch.output.part import PartWriter, read_members
+from nti_batch.output.run_file import RUN_FILE, read_run_file, refuse_other_settings
 from nti_batch.output.run_kind import AnyRecord, AnySettings, RunKind
+from nti_batch.output.stored_part import Located, StoredPart, stored_parts
 from nti_batch.records import WorkUnit
-from nti_batch.settings import flatten
 
 logger = logging.getLogger(__name__)
-RUN_FILE = "run.json"
 
 
 class OutputRun(Generic[AnyRecord, AnyRow, AnySettings]):
@@ -44,7 +48,7 @@ class OutputRun(Generic[AnyRecord, AnyRow, AnySettings]):
         kind: RunKind[AnyRecord, AnyRow, AnySettings],
         out: Path,
         settings: AnySettings,
-        shards: Sequence[str],
+        shards: Shards,
     ) -> None:
         """Take what `run.json` holds; `create` and `open` make such an object.
 
@@ -52,11 +56,13 @@ class OutputRun(Generic[AnyRecord, AnyRow, AnySettings]):
             kind: Kind of the run.
             out: The output folder.
             settings: Settings that change results.
-            shards: Addresses of all input shards that the run was given.
+            shards: Last known addresses of all input shards that the run was given, without passwords and tokens.
         """
-        self.kind, self.out, self.settings, self.shards = kind, out, settings, list(shards)
+        self.kind, self.out, self.settings, self.shards = kind, out, settings, dict(shards)
         self.folder = out / kind.folder
         self._locks: dict[WorkUnit, UnitLock] = {}
+        self._generations: dict[WorkUnit, dict[str, int]] = {}
+        """Generation of the next row of each record with rows, for the claimed work units."""
 
     @classmethod
     def create(
@@ -64,38 +70,46 @@ class OutputRun(Generic[AnyRecord, AnyRow, AnySettings]):
         kind: RunKind[AnyRecord, AnyRow, AnySettings],
         out: Path,
         settings: AnySettings,
-        shards: Sequence[str],
+        shards: Shards,
         dry_run: bool = False,
     ) -> Self:
-        """Start a run, or resume it with the same settings; shards may be added.
+        """Start a run, or resume it with the same settings; shards may be added, or have moved.
 
         Args:
             kind: Kind of the run.
             out: The output folder.
             settings: Settings that change results.
-            shards: Addresses of the input shards.
+            shards: Present addresses of the input shards.
             dry_run: Write nothing, and raise what a real start would raise.
 
         Raises:
             ValueError: If the folder cannot be written, or holds a run with other settings.
         """
-        run = cls(kind, out, settings, shards)
+        given = {name: public_address(absolute_address(url)) for name, url in shards.items()}
         try:
-            if (out / RUN_FILE).exists():
-                known = cls.open(kind, out)
-                _refuse_other_settings(out, known.settings.to_json(), settings.to_json())
-                run = cls(kind, out, settings, list(dict.fromkeys([*known.shards, *shards])))
-                if run.shards == known.shards:
-                    return run
             if dry_run:
-                check_writable(run.folder)
-            else:
+                check_writable(out / kind.folder)
+                return cls._merged(kind, out, settings, given)
+            out.mkdir(parents=True, exist_ok=True)
+            with exclusive(out / f"{RUN_FILE}.lock"):
+                run = cls._merged(kind, out, settings, given)
                 run._write()
         except OSError as error:
             raise ValueError(
                 f"output folder {str(out)!r} cannot be written: {error.strerror}; give another --output.dir"
             ) from error
         return run
+
+    @classmethod
+    def _merged(
+        cls, kind: RunKind[AnyRecord, AnyRow, AnySettings], out: Path, settings: AnySettings, shards: Shards
+    ) -> Self:
+        """The run with the shards that it knows and those that are given."""
+        if not (out / RUN_FILE).exists():
+            return cls(kind, out, settings, shards)
+        known = cls.open(kind, out)
+        refuse_other_settings(out, known.settings.to_json(), settings.to_json())
+        return cls(kind, out, settings, {**known.shards, **shards})
 
     @classmethod
     def open(cls, kind: RunKind[AnyRecord, AnyRow, AnySettings], out: Path) -> Self:
@@ -106,7 +120,7 @@ class OutputRun(Generic[AnyRecord, AnyRow, AnySettings]):
         """
         content = read_run_file(out, kind.command)
         command = content.choice("command", ("invert", "edit"))
-        settings, shards = content.section("settings"), content.texts("shards")
+        settings, shards = content.section("settings"), content.section("shards").all_texts()
         if command != kind.command:
             raise ValueError(
                 f"{str(out)!r} is a run of `nti-batch {command}`: give the --output.dir of `nti-batch {kind.command}`"
@@ -120,16 +134,17 @@ class OutputRun(Generic[AnyRecord, AnyRow, AnySettings]):
         return cls(kind, out, kind.read_settings(settings), shards)
 
     def _write(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        content = {
-            **format_versions(),
+        """Write `run.json`, unless it already says the same."""
+        self.folder.mkdir(exist_ok=True)
+        content: dict[str, Json] = {
             "command": self.kind.command,
             "settings": self.settings.to_json(),
-            "shards": self.shards,
+            "shards": dict(self.shards),
         }
-        # every rank writes this file; each other file belongs to one process
-        suffix = f".{socket.gethostname()}.{os.getpid()}.tmp"
-        atomic_write(self.out / RUN_FILE, json.dumps(content, indent=2) + "\n", suffix)
+        path = self.out / RUN_FILE
+        known = json.loads(path.read_bytes()) if path.exists() else {}
+        if any(known.get(key) != value for key, value in content.items()):
+            atomic_write(path, json.dumps({**format_versions(), **content}, indent=2) + "\n")
 
     def _part(self, unit: WorkUnit, number: int) -> Path:
         return self.folder / f"{unit.name}.{number:05d}.tar"
@@ -139,25 +154,40 @@ class OutputRun(Generic[AnyRecord, AnyRow, AnySettings]):
         numbered = (self._part(unit, number).with_suffix(".jsonl") for number in itertools.count())
         return list(itertools.takewhile(Path.exists, numbered))
 
-    def located_rows(self, unit: WorkUnit) -> Iterator[tuple[Path, AnyRow]]:
-        """Committed rows of a work unit, each with its manifest; one manifest at a time is in memory."""
-        for path in self.manifests(unit):
-            yield from ((path, row) for row in Manifest.read(path, self.kind.row_type).rows)
+    def parts(self, unit: WorkUnit) -> list[StoredPart[AnyRow]]:
+        """Committed parts of a work unit."""
+        return stored_parts(self.manifests(unit), self.kind.row_type)
+
+    def all_parts(self) -> Iterator[StoredPart[AnyRow]]:
+        """Committed parts of the run, in the order of their names."""
+        manifests = sorted(self.folder.glob("*.jsonl"))
+        for _, of_unit in itertools.groupby(manifests, key=lambda path: path.stem.rpartition(".")[0]):
+            yield from stored_parts(of_unit, self.kind.row_type)
+
+    def located_rows(self, unit: WorkUnit) -> Iterator[Located[AnyRow]]:
+        """Rows of a work unit that count, each with its part; one manifest at a time is in memory."""
+        for part in self.parts(unit):
+            yield from ((part, row) for row in part.read().rows)
 
     def rows(self, unit: WorkUnit) -> list[AnyRow]:
-        """Committed rows of a work unit."""
+        """Rows of a work unit that count: one for each record."""
         return [row for _, row in self.located_rows(unit)]
 
-    def all_manifests(self) -> list[Path]:
-        """Manifests of the run, in the order of their names."""
-        return sorted(self.folder.glob("*.jsonl"))
+    def new_part(self, unit: WorkUnit, origin: Origin) -> PartWriter[AnyRecord, AnyRow, AnySettings]:
+        """Start the next part of a work unit.
 
-    def new_part(self, unit: WorkUnit) -> PartWriter[AnyRecord, AnyRow, AnySettings]:
-        """Start the next part of a work unit."""
-        return PartWriter(self.kind, self.settings, self._part(unit, len(self.manifests(unit))))
+        Args:
+            unit: The work unit.
+            origin: What makes the part.
+        """
+        part = self._part(unit, len(self.manifests(unit)))
+        return PartWriter(self.kind, self.settings, part, origin, self._generations.get(unit, {}))
 
-    def lock(self, unit: WorkUnit) -> None:
-        """Claim a work unit until `release` or the end of this process.
+    def claim(self, unit: WorkUnit) -> list[AnyRow]:
+        """Claim a work unit until `release` or the end of this process, and commit what a killed job finished in it.
+
+        Returns:
+            The unit's rows that count.
 
         Raises:
             UnitInUseError: If another process holds it.
@@ -165,9 +195,14 @@ class OutputRun(Generic[AnyRecord, AnyRow, AnySettings]):
         path = self.folder / f"{unit.name}.lock"
         with translate_os_errors(path):
             self._locks[unit] = UnitLock(path)
+        self.salvage(unit)
+        rows = self.rows(unit)
+        self._generations[unit] = {row.id: row.generation + 1 for row in rows}
+        return rows
 
     def release(self, unit: WorkUnit) -> None:
         """Release a claimed work unit, whose open part must be committed."""
+        self._generations.pop(unit, None)
         self._locks.pop(unit).release()
 
     def release_all(self) -> None:
@@ -193,17 +228,20 @@ class OutputRun(Generic[AnyRecord, AnyRow, AnySettings]):
         return saved
 
     def _commit_members(self, left: Path, unit: WorkUnit) -> int:
-        committed = {row.id for row in self.rows(unit)}
-        part = self.new_part(unit)
+        committed = {row.id: row.generation for row in self.rows(unit)}
+        part: PartWriter[AnyRecord, AnyRow, AnySettings] | None = None
         try:
             for payload, metadata in read_members(left):
-                record_id = self.kind.row_type.of_metadata(metadata, "").id
-                if record_id not in committed:
+                row = self.kind.row_type.of_metadata(metadata, "")
+                if row.generation > committed.get(row.id, -1):
+                    part = part or self.new_part(unit, Origin.from_json(JsonObject(metadata, left).section("origin")))
                     part.add_encoded(payload, metadata)
-                    committed.add(record_id)
+                    committed[row.id] = row.generation
         except ValueError:
             # the killed job stopped writing here; all records before this place are whole
-            logger.info("%s is cut; %d records were salvaged", left, len(part.rows))
+            logger.info("%s is cut; %d records were salvaged", left, len(part.rows) if part else 0)
+        if part is None:
+            return 0
         part.commit()
         return len(part.rows)
 
@@ -211,85 +249,28 @@ class OutputRun(Generic[AnyRecord, AnyRow, AnySettings]):
         """Whether a record of the unit, or its shard, is committed as failed."""
         return any(row.status == "failed" for row in self.rows(unit))
 
-    def forget_failures(self, unit: WorkUnit) -> None:
-        """Remove the rows of failed records from the manifests, so that these records are missing again."""
-        with translate_os_errors(self.folder):
-            self._complete(unit).unlink(missing_ok=True)
-            for path in self.manifests(unit):
-                manifest = Manifest.read(path, self.kind.row_type)
-                done = [row for row in manifest.rows if row.status == "done"]
-                if len(done) < len(manifest.rows):
-                    atomic_write(path, Manifest(done, manifest.part_sha256).text())
+    def mark_complete(self, unit: WorkUnit, mark: CompleteMark) -> None:
+        """Mark a work unit as complete, so that its input need not be read again in this state."""
+        path = self._complete(unit)
+        with translate_os_errors(path):
+            atomic_write(path, json.dumps(mark.to_json()) + "\n")
 
-    def finish(self, unit: WorkUnit, records: int) -> None:
-        """Mark a work unit of a closed kind as complete, so that its input need not be read again.
-
-        Args:
-            unit: Work unit without missing records.
-            records: Number of its rows.
-        """
-        if self.kind.is_closed:
-            path = self._complete(unit)
-            with translate_os_errors(path):
-                atomic_write(path, json.dumps({"images": records}) + "\n")
-
-    def is_complete(self, unit: WorkUnit) -> bool:
-        """Whether the unit is marked as complete."""
-        return self._complete(unit).exists()
-
-    def rows_when_complete(self, unit: WorkUnit) -> int:
-        """Number of rows that `finish` recorded.
+    def complete_mark(self, unit: WorkUnit) -> CompleteMark | None:
+        """The mark of a complete work unit; None if nothing marks it.
 
         Raises:
             ValueError: If the mark is damaged.
         """
         path = self._complete(unit)
         try:
-            return JsonObject(json.loads(path.read_bytes()), path).integer("images", 0, 1 << 62)
-        except ValueError as error:
-            raise ValueError(f"{path} is damaged: {error}") from error
+            return CompleteMark.from_json(JsonObject(json.loads(path.read_bytes()), path))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, RecursionError) as error:
+            raise ValueError(f"{path} is damaged: {error}; remove it, and run the job again") from error
 
     def _complete(self, unit: WorkUnit) -> Path:
         return self.folder / f"{unit.name}.complete"
 
 
 AnyRun = OutputRun[Any, Any, Any]
-
-
-def read_run_file(out: Path, command: str = "invert") -> JsonObject:
-    """Content of `run.json`, checked for its version.
-
-    Args:
-        out: The output folder.
-        command: Command whose run is expected, for the error message.
-
-    Raises:
-        ValueError: If the folder has no `run.json`, or it is damaged or of a newer version.
-    """
-    path = out / RUN_FILE
-    try:
-        content = JsonObject(json.loads(path.read_bytes()), path)
-    except FileNotFoundError as error:
-        raise ValueError(
-            f"{str(out)!r} is no run of `nti-batch {command}`: it has no {RUN_FILE!r}; give the --output.dir of one"
-        ) from error
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    check_format_version(content)
-    return content
-
-
-def _refuse_other_settings(out: Path, known: dict[str, Json], asked: dict[str, Json]) -> None:
-    there, now = flatten(known), flatten(asked)
-    differences = [
-        f"{flag}: {json.dumps(there[flag])} there, {json.dumps(now[flag])} now"
-        for flag in there
-        if there[flag] != now[flag]
-    ]
-    if differences:
-        raise ValueError(
-            f"{str(out)!r} holds a run with other settings ({'; '.join(differences)}): "
-            "ask for the same settings, or give another --output.dir"
-        )

@@ -144,6 +144,7 @@ def encode_inversion(inversion: Inversion, settings: InversionRunSettings) -> tu
         "backwards": inversion.backwards,
         "seconds": inversion.seconds,
         "pooled_dim": inversion.pooled_dim,
+        "input_sha256": inversion.input_sha256,
         "settings": settings.to_json(),
         "finished": time.time(),
         "sha256": hashlib.sha256(payload).hexdigest(),

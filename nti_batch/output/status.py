@@ -111,7 +111,8 @@ class RowCounts:
     def add(self, row: Row) -> None:
         """Count a row."""
         if not row.key:
-            self.damaged_shards.add(row.shard)
+            if row.status == "failed":
+                self.damaged_shards.add(row.shard)
         elif row.status == "failed":
             self.failures[row.stage] += 1
         else:

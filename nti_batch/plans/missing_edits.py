@@ -1,7 +1,6 @@
 """The plan of an edit run: which edits of each work unit are missing."""
 
 import logging
-import zlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,8 +11,9 @@ from nti_batch.editing.pie_bench import read_edits
 from nti_batch.editing.requests import ImageEdits, read_requests, request_id, request_sha256
 from nti_batch.output.edits import EditRun
 from nti_batch.output.inversions import InversionRun, open_inversions, read_part
-from nti_batch.output.manifest_rows import EditRow, Row
-from nti_batch.plans.plan import Plan, never
+from nti_batch.output.manifest_rows import EditRow, InversionRow, Row
+from nti_batch.output.stored_part import StoredPart
+from nti_batch.plans.plan import NOTHING_AGAIN, Plan, Redo, never
 from nti_batch.records import CaptionedImage, EditedImage, EditRequest, EndOfUnit, Failure, WorkUnit
 from nti_batch.settings import EditRunSettings
 
@@ -33,7 +33,7 @@ def read_edit_list(settings: EditRunSettings, inversions: InversionRun) -> list[
     """
     if settings.edits is None:
         return None
-    path, shards = Path(settings.edits), [unit.shard for unit in work_units(inversions.shards, 1)]
+    path, shards = Path(settings.edits), list(inversions.shards)
     if not path.is_dir():
         requests = read_requests(path, shards, settings.edit)
     elif len(shards) == 1:
@@ -53,7 +53,7 @@ def check_pipes(requests: Iterable[EditRequest], inversions: InversionRun, allow
         ValueError: If a shard is a command, and that is not allowed.
     """
     if any(request.mask for request in requests) and not allow_pipe:
-        refuse_pipes(inversions.shards)
+        refuse_pipes(inversions.shards.values())
 
 
 class EditPlan(Plan[EditedImage, EditRow, EditRunSettings]):
@@ -67,7 +67,7 @@ class EditPlan(Plan[EditedImage, EditRow, EditRunSettings]):
         run: EditRun,
         inversions: InversionRun,
         requests: Sequence[EditRequest] | None,
-        retry_failed: bool = False,
+        redo: Redo = NOTHING_AGAIN,
     ) -> None:
         """Sort the requests into work units.
 
@@ -75,9 +75,9 @@ class EditPlan(Plan[EditedImage, EditRow, EditRunSettings]):
             run: The output folder.
             inversions: The inversions to edit.
             requests: Listed edits; None edits or reconstructs every inversion.
-            retry_failed: Whether edits that are committed as failed count as missing.
+            redo: Committed edits that count as missing.
         """
-        super().__init__(run, work_units(inversions.shards, run.settings.units_per_shard), retry_failed)
+        super().__init__(run, work_units(inversions.shards, run.settings.units_per_shard), redo)
         self.inversions = inversions
         self._units = {(unit.shard, unit.index): unit for unit in self.units}
         self._listed: dict[WorkUnit, list[EditRequest]] | None = None
@@ -85,8 +85,8 @@ class EditPlan(Plan[EditedImage, EditRow, EditRunSettings]):
             self._listed = {}
             for request in requests:
                 self._listed.setdefault(self.unit_of(request.shard, request.key), []).append(request)
-        self._shard_keys: tuple[str, list[str]] = "", []
-        """The last shard whose rows were read, and the keys of its inversions."""
+        self._inverted: tuple[str, dict[str, str]] = "", {}
+        """The last shard whose rows were read, and the checksum of each of its inversions by key."""
 
     @classmethod
     def of_run(cls, run: EditRun) -> "EditPlan":
@@ -104,7 +104,7 @@ class EditPlan(Plan[EditedImage, EditRow, EditRunSettings]):
 
     def unit_of(self, shard: str, key: str) -> WorkUnit:
         """The work unit of an image's edits."""
-        return self._units[shard, zlib.crc32(key.encode()) % self.run.settings.units_per_shard]
+        return self._units[shard, WorkUnit.index_of(key, self.run.settings.units_per_shard)]
 
     def requests_of(self, unit: WorkUnit) -> list[EditRequest]:
         """The requested edits of a work unit."""
@@ -121,36 +121,50 @@ class EditPlan(Plan[EditedImage, EditRow, EditRunSettings]):
                 edit_prompt=settings.edit_prompt,
                 settings=settings.edit,
             )
-            for key in self._inverted_keys(unit)
-            if self.unit_of(unit.shard, key) == unit
+            for key in self._inversions_of(unit)
+            if unit.holds(key)
         ]
 
-    def _inverted_keys(self, unit: WorkUnit) -> list[str]:
-        """Keys of the finished inversions of a shard; consecutive work units of one shard read its rows once."""
-        if self._shard_keys[0] != unit.shard:
+    def _inversions_of(self, unit: WorkUnit) -> dict[str, str]:
+        """Checksums of the finished inversions of a shard; consecutive work units of one shard read its rows once."""
+        if self._inverted[0] != unit.shard:
             rows = (row for inverted in self._inverted_units(unit) for row in self.inversions.rows(inverted))
-            self._shard_keys = unit.shard, [row.key for row in rows if row.status == "done"]
-        return self._shard_keys[1]
+            self._inverted = unit.shard, {row.key: row.sha256 for row in rows if row.status == "done"}
+        return self._inverted[1]
 
     def _inverted_units(self, unit: WorkUnit) -> list[WorkUnit]:
         """Work units of the inversions of a shard."""
-        return work_units([unit.url], self.inversions.settings.units_per_shard)
+        return work_units({unit.shard: unit.url}, self.inversions.settings.units_per_shard)
 
     def is_waiting(self, unit: WorkUnit) -> bool:
-        """Whether an edit of the unit is missing."""
+        """Whether an edit of the unit is missing, is to be computed again, or has a changed inversion to report."""
         rows = self.run.rows(unit)
-        return bool(self.missing(unit, rows)) or (self.retry_failed and any(row.status == "failed" for row in rows))
+        return bool(self._requested(unit, rows)) or bool(self._changed(unit, rows))
 
     def missing(self, unit: WorkUnit, rows: Iterable[Row]) -> list[EditRequest]:
         """Requested edits of a work unit without a row."""
         return self._without(unit, {row.id for row in rows})
+
+    def _requested(self, unit: WorkUnit, rows: Sequence[Row]) -> list[EditRequest]:
+        """Requested edits of a work unit that are missing or computed again."""
+        changed = self._changed(unit, rows) if self.redo.changed else {}
+        return self._without(unit, {row.id for row in rows if not self.redo.covers(row)} - changed.keys())
+
+    def _changed(self, unit: WorkUnit, rows: Sequence[Row]) -> dict[str, str]:
+        """Name of each committed edit whose inversion has been computed again since, by its id."""
+        now = self._inversions_of(unit) if any(row.input_sha256 for row in rows) else {}
+        return {
+            row.id: f"{row.key}: {row.id}"
+            for row in rows
+            if row.input_sha256 and now.get(row.key, row.input_sha256) != row.input_sha256
+        }
 
     def _without(self, unit: WorkUnit, committed: Collection[str]) -> list[EditRequest]:
         return [request for request in self.requests_of(unit) if request_id(request) not in committed]
 
     def estimate(self, units: Sequence[WorkUnit]) -> int:
         """Number of missing edits of work units."""
-        return sum(len(self.missing(unit, self.run.rows(unit))) for unit in units)
+        return sum(len(self._requested(unit, self.run.rows(unit))) for unit in units)
 
     def whole_run(self) -> Sequence[WorkUnit]:
         """Work units of all shards of the inversions."""
@@ -170,36 +184,40 @@ class EditPlan(Plan[EditedImage, EditRow, EditRunSettings]):
             asked = {request_id(request): request for request in self.requests_of(unit)}
             for row in self.run.rows(unit) if asked else ():
                 request = asked.get(row.id)
-                if row.status == "done" and request and request_sha256(request) != row.request_sha256:
+                is_kept = row.status == "done" and not self.redo.covers(row)
+                if is_kept and request and request_sha256(request) != row.request_sha256:
                     raise ValueError(
                         f"edit {row.name!r} of {row.shard}/{row.key} was made with other words, settings or another "
-                        f"mask in {str(self.run.out)!r}: give it another name, or give another --output.dir"
+                        f"mask in {str(self.run.out)!r}: give it another name, give another --output.dir, or make the "
+                        f"edits of the image again with --data.redo {row.shard}/{row.key}"
                     )
 
     def read(
         self, unit: WorkUnit, rows: Sequence[Row], stop_requested: Callable[[], bool] = never
     ) -> Iterator[ImageEdits | Failure | EndOfUnit]:
         """Inversions with their missing edits, and failures for edits without an inversion."""
-        requests = self.missing(unit, rows)
+        requests, changed = self._requested(unit, rows), self._changed(unit, rows)
+        self.report_changed(unit, list(changed.values()))
         waiting: defaultdict[ImageId, list[EditRequest]] = defaultdict(list)
         for request in requests:
             waiting[request.shard, request.key].append(request)
         originals = self.read_originals(unit, requests)
         errors: list[str] = []
-        for manifest in self._inverted_manifests(unit):
+        for part in self._inverted_parts(unit):
             try:
-                for stored in read_part(manifest, waiting):
+                for stored in read_part(part, waiting):
                     image = (stored.shard, stored.key)
                     yield ImageEdits(unit, stored, tuple(waiting.pop(image)), originals.get(image))
             except ValueError as error:
                 errors.append(str(error))
         yield from self._failures(unit, waiting, errors)
-        yield EndOfUnit(unit, len(rows), len(requests))
+        committed = {row.id for row in rows} | {request_id(request) for request in requests}
+        yield EndOfUnit(unit, len(committed), len(requests))
 
-    def _inverted_manifests(self, unit: WorkUnit) -> Iterator[Path]:
-        """Manifests of the inversions of a shard."""
+    def _inverted_parts(self, unit: WorkUnit) -> Iterator[StoredPart[InversionRow]]:
+        """Parts of the inversions of a shard."""
         for inverted in self._inverted_units(unit):
-            yield from self.inversions.manifests(inverted)
+            yield from self.inversions.parts(inverted)
 
     def _failures(
         self, unit: WorkUnit, waiting: Mapping[ImageId, Sequence[EditRequest]], errors: Sequence[str]

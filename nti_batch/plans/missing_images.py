@@ -1,17 +1,20 @@
 """The plan of an inversion run: which images of each work unit are missing."""
 
+import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from nti_batch.data.input_state import input_states
 from nti_batch.data.samples import RawSample, decode_sample, read_unit
-from nti_batch.data.shard_reader import count_images
-from nti_batch.data.shards import refuse_pipes, work_units
+from nti_batch.data.shard_reader import read_keys
+from nti_batch.data.shards import Shards, refuse_pipes, work_units
 from nti_batch.output.inversions import InversionRun
-from nti_batch.output.manifest_rows import InversionRow, Row
-from nti_batch.plans.plan import Plan, never
+from nti_batch.output.manifest_rows import InversionRow, Row, member_name
+from nti_batch.plans.plan import NOTHING_AGAIN, Plan, Redo, never
 from nti_batch.records import CaptionedImage, EndOfUnit, Failure, Inversion, WorkUnit
 from nti_batch.settings import InversionRunSettings
 
+logger = logging.getLogger(__name__)
 COUNTED_SHARDS = 16
 """Shards whose headers are read for an estimate."""
 
@@ -19,76 +22,110 @@ COUNTED_SHARDS = 16
 class ImagePlan(Plan[Inversion, InversionRow, InversionRunSettings]):
     """The images of an inversion run."""
 
+    def __init__(self, run: InversionRun, units: Sequence[WorkUnit], redo: Redo = NOTHING_AGAIN) -> None:
+        """Take the run and its work units, as `Plan` does."""
+        super().__init__(run, units, redo)
+        self._states: tuple[str, list[str]] = "", []
+        """The shard that was looked at last, and the state of the input of each of its work units."""
+
     @classmethod
-    def of_run(
-        cls,
-        run: InversionRun,
-        shards: Sequence[str] | None = None,
-        allow_pipe: bool = False,
-        retry_failed: bool = False,
-    ) -> "ImagePlan":
+    def of_run(cls, run: InversionRun, shards: Shards | None = None, allow_pipe: bool = False) -> "ImagePlan":
         """The plan of a whole run.
 
         Args:
             run: The output folder.
-            shards: Addresses of the input shards; None for those that the run recorded.
+            shards: Present addresses of the input shards; None for those that the run recorded.
             allow_pipe: Whether reading a shard may run a shell command.
-            retry_failed: Whether images that are committed as failed count as missing.
 
         Raises:
             ValueError: If reading a shard would run a command and that is not allowed.
         """
-        urls = list(run.shards if shards is None else shards)
+        present = run.shards if shards is None else shards
         if not allow_pipe:
-            refuse_pipes(urls)
-        return cls(run, work_units(urls, run.settings.units_per_shard), retry_failed)
+            refuse_pipes(present.values())
+        return cls(run, work_units(present, run.settings.units_per_shard))
 
     def is_waiting(self, unit: WorkUnit) -> bool:
-        """Whether an image of the unit is missing."""
-        return not self.run.is_complete(unit) or (self.retry_failed and self.run.has_failures(unit))
+        """Whether an image of the unit is missing, or is to be computed again."""
+        if not self._is_complete(unit) or (self.redo.changed and not self._input_state(unit)):
+            return True
+        return (bool(self.redo.ids) or self.redo.failed) and any(self.redo.covers(row) for row in self.run.rows(unit))
+
+    def _is_complete(self, unit: WorkUnit) -> bool:
+        """Whether the unit is marked as complete for the present state of its input."""
+        mark = self.run.complete_mark(unit)
+        return mark is not None and mark.input_state == self._input_state(unit)
+
+    def _input_state(self, unit: WorkUnit) -> str:
+        if self._states[0] != unit.shard:
+            self._states = unit.shard, input_states(unit.url, unit.count)
+        return self._states[1][unit.index]
 
     def read(
         self, unit: WorkUnit, rows: Sequence[Row], stop_requested: Callable[[], bool] = never
     ) -> Iterator[CaptionedImage | Failure | EndOfUnit]:
         """The missing images of a work unit, decoded."""
-        settings, committed, read = self.run.settings, {row.key for row in rows}, 0
-        for sample in read_unit(unit, settings.caption, committed, stop_requested):
-            if sample.key not in committed:
-                read += 1
-                if isinstance(sample, RawSample):
-                    yield decode_sample(sample, settings.height, settings.width)
-                else:
-                    yield sample
-        yield EndOfUnit(unit, len(committed), read)
+        settings, known, state = self.run.settings, {row.key: row for row in rows}, self._input_state(unit)
+        changed: list[str] = []
+        found, read = set[str](), set[str]()
+        for sample in read_unit(unit, settings.caption, stop_requested):
+            row = known.get(sample.key)
+            found.add(sample.key)
+            if row and _has_changed(row, sample):
+                changed.append(sample.key)
+            if row is None or self._is_redone(row, sample):
+                read.add(sample.key)
+                yield self._decoded(sample)
+        self.report_changed(unit, changed)
+        if "" not in found and (gone := known.keys() - found - {""}):
+            logger.warning(
+                "%s: %d committed images are no longer in the input, such as %r", unit.shard, len(gone), min(gone)
+            )
+        yield EndOfUnit(
+            unit,
+            records=len(known.keys() | read),
+            read=len(read),
+            input_state=state if self.redo.changed or not changed else None,
+            is_recovered="" not in found and "" in known and known[""].status == "failed",
+        )
+
+    def _decoded(self, sample: RawSample | Failure) -> CaptionedImage | Failure:
+        settings = self.run.settings
+        return decode_sample(sample, settings.height, settings.width) if isinstance(sample, RawSample) else sample
+
+    def _is_redone(self, row: Row, sample: RawSample | Failure) -> bool:
+        """Whether a committed record is computed again; the row of a damaged shard counts until it is recovered."""
+        return row.status == "recovered" or self.redo.covers(row) or (self.redo.changed and _has_changed(row, sample))
 
     def estimate(self, units: Sequence[WorkUnit]) -> int | None:
         """Approximate number of missing images, by the headers of the first shards; None if those are remote."""
         urls = list(dict.fromkeys(unit.url for unit in units))[:COUNTED_SHARDS]
         if not all(Path(url).exists() for url in urls):
             return None
-        images = {url: count_images(url) for url in urls}
-        counted = [unit for unit in units if unit.url in images]
-        total = sum(_share(unit, images[unit.url]) - self._count_kept(unit) for unit in counted)
-        return round(max(0, total) * len(units) / max(1, len(counted)))
+        keys = {url: read_keys(url)[0] for url in urls}
+        counted = [unit for unit in units if unit.url in keys]
+        total = sum(self._count_left(unit, keys[unit.url]) for unit in counted)
+        return round(total * len(units) / max(1, len(counted)))
 
-    def _count_kept(self, unit: WorkUnit) -> int:
-        """Number of committed images that are not inverted again."""
-        rows = (row for row in self.run.rows(unit) if row.key)
-        return sum(1 for row in rows if row.status == "done" or not self.retry_failed)
+    def _count_left(self, unit: WorkUnit, keys: Sequence[str]) -> int:
+        """Number of images of a work unit without a row, or that are computed again."""
+        kept = {row.key for row in self.run.rows(unit) if not self.redo.covers(row)}
+        return sum(1 for key in keys if unit.holds(key) and key not in kept)
 
     def whole_run(self) -> Sequence[WorkUnit]:
         """Work units of all shards that the run was ever given."""
-        return work_units(self.run.shards, self.run.settings.units_per_shard)
+        present = {unit.shard: unit.url for unit in self.units}
+        return work_units(self.run.shards | present, self.run.settings.units_per_shard)
 
     def count_missing(self, committed: Mapping[WorkUnit, Collection[str]]) -> int:
         """Number of missing images of a shard, by the headers of its tar unless all its units are complete."""
-        waiting = [unit for unit in committed if not self.run.is_complete(unit)]
+        waiting = [unit for unit in committed if not self._is_complete(unit)]
         if not waiting:
             return 0
-        images = count_images(waiting[0].url)
-        return max(0, sum(_share(unit, images) - len(committed[unit]) for unit in waiting))
+        keys = read_keys(waiting[0].url)[0]
+        return sum(1 for unit in waiting for key in keys if unit.holds(key) and member_name(key) not in committed[unit])
 
 
-def _share(unit: WorkUnit, images: int) -> int:
-    """Number of a shard's images that belong to a work unit."""
-    return len(range(unit.index, images, unit.count))
+def _has_changed(row: Row, sample: RawSample | Failure) -> bool:
+    """Whether a sample has other bytes than the record was computed from; False if either is unknown."""
+    return "" not in (row.input_sha256, sample.input_sha256) and row.input_sha256 != sample.input_sha256

@@ -1,16 +1,16 @@
 """Opens the plan of an existing run of either kind."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
+from nti_batch.data.shards import Shards
 from nti_batch.output.edits import open_edits
 from nti_batch.output.inversions import open_inversions
-from nti_batch.output.run_folder import read_run_file
+from nti_batch.output.run_file import read_run_file
 from nti_batch.plans.missing_edits import EditPlan
 from nti_batch.plans.missing_images import ImagePlan
 
 
-def open_plan(out: Path, shards: Sequence[str] | None = None, allow_pipe: bool = False) -> ImagePlan | EditPlan:
+def open_plan(out: Path, shards: Shards | None = None, allow_pipe: bool = False) -> ImagePlan | EditPlan:
     """The plan of a run, from its recorded settings.
 
     Args:

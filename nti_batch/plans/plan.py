@@ -1,19 +1,26 @@
 """What the plans of both kinds of run have in common."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 from typing import Any, Generic
 
 from nti_batch.output.manifest_rows import AnyRow, Row
 from nti_batch.output.run_folder import OutputRun
 from nti_batch.output.run_kind import AnyRecord, AnySettings
 from nti_batch.output.status import RowCounts, RunStatus
+from nti_batch.output.stored_part import StoredPart
+from nti_batch.phrases import and_more
 from nti_batch.records import WorkUnit
 
+logger = logging.getLogger(__name__)
+CHANGED_SHOWN = 100
+"""Records whose input has changed that a warning names."""
 
-def ignore_row(path: Path, row: Row) -> None:
+
+def ignore_row(part: StoredPart[Any], row: Row) -> None:
     """Do nothing with a row."""
 
 
@@ -22,20 +29,39 @@ def never() -> bool:
     return False
 
 
+@dataclass(frozen=True, slots=True)
+class Redo:
+    """Committed records that are computed again."""
+
+    failed: bool = False
+    """Whether those that have failed are."""
+
+    changed: bool = False
+    """Whether those are whose input has changed."""
+
+    ids: frozenset[tuple[str, str]] = frozenset()
+    """Shard and key of each image whose records are."""
+
+    def covers(self, row: Row) -> bool:
+        """Whether the record of a row is computed again, whatever its input."""
+        return (self.failed and row.status == "failed") or (row.shard, row.key) in self.ids
+
+
+NOTHING_AGAIN = Redo()
+
+
 class Plan(ABC, Generic[AnyRecord, AnyRow, AnySettings]):
     """The work of a run."""
 
-    def __init__(
-        self, run: OutputRun[AnyRecord, AnyRow, AnySettings], units: Sequence[WorkUnit], retry_failed: bool
-    ) -> None:
+    def __init__(self, run: OutputRun[AnyRecord, AnyRow, AnySettings], units: Sequence[WorkUnit], redo: Redo) -> None:
         """Take the run and its work units.
 
         Args:
             run: The output folder.
             units: Work units, those of a shard one after the other.
-            retry_failed: Whether records that are committed as failed count as missing.
+            redo: Committed records that count as missing.
         """
-        self.run, self.units, self.retry_failed = run, list(units), retry_failed
+        self.run, self.units, self.redo = run, list(units), redo
 
     @abstractmethod
     def is_waiting(self, unit: WorkUnit) -> bool:
@@ -67,24 +93,52 @@ class Plan(ABC, Generic[AnyRecord, AnyRow, AnySettings]):
             committed: Ids of the committed records of each of the shard's work units.
         """
 
-    def status(self, units: Sequence[WorkUnit], on_row: Callable[[Path, AnyRow], None] = ignore_row) -> RunStatus:
+    def check_redo(self) -> None:
+        """Check that the images to compute again are committed.
+
+        Raises:
+            ValueError: If one of them is not.
+        """
+        unknown = set(self.redo.ids)
+        for unit in self.units:
+            if any(shard == unit.shard and unit.holds(key) for shard, key in self.redo.ids):
+                unknown -= {(row.shard, row.key) for row in self.run.rows(unit)}
+        if unknown:
+            raise ValueError(
+                f"data.redo names {' and '.join(f'{shard}/{key}' for shard, key in sorted(unknown))}, and "
+                f"{str(self.run.out)!r} has no such record: write SHARD/KEY as `nti-batch verify` does"
+            )
+
+    def report_changed(self, unit: WorkUnit, names: Sequence[str]) -> None:
+        """Warn of committed records whose input has changed, unless they are computed again."""
+        if names and not self.redo.changed:
+            logger.warning(
+                "%s: the input of %s has changed since it was committed: add --data.redo_changed=true to compute it "
+                "again",
+                unit.shard,
+                and_more(names, CHANGED_SHOWN),
+            )
+
+    def status(
+        self, units: Sequence[WorkUnit], on_row: Callable[[StoredPart[AnyRow], AnyRow], None] = ignore_row
+    ) -> RunStatus:
         """How far work units are. The rows of one manifest and the ids of one shard are in memory at a time.
 
         Args:
             units: Work units, those of a shard one after the other.
-            on_row: Called with each manifest and row.
+            on_row: Called with each row and its part.
 
         Raises:
             ValueError: If a manifest is damaged, or an unfinished shard cannot be read.
         """
         counts, missing = RowCounts(), 0
-        for _, of_shard in groupby(units, key=lambda unit: unit.url):
+        for _, of_shard in groupby(units, key=lambda unit: unit.shard):
             committed: dict[WorkUnit, set[str]] = {}
             for unit in of_shard:
                 committed[unit] = set()
-                for path, row in self.run.located_rows(unit):
+                for part, row in self.run.located_rows(unit):
                     counts.add(row)
-                    on_row(path, row)
+                    on_row(part, row)
                     if row.key:
                         committed[unit].add(row.id)
             missing += self.count_missing(committed)

@@ -1,12 +1,12 @@
 """What the page shows of a run of edits."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from nti_batch.output.manifest_rows import EditRow
 from nti_batch.output.status import RunStatus
+from nti_batch.output.stored_part import Located
 from nti_batch.plans.missing_edits import EditPlan
 from nti_batch.report.charts import Chart, histogram_chart, throughput_chart
 from nti_batch.report.page import Fact
@@ -41,7 +41,7 @@ def charts(plan: EditPlan, numbers: RunNumbers[EditRow], notes: list[str]) -> li
     return drawn
 
 
-def groups(numbers: RunNumbers[EditRow], count: int) -> Mapping[str, Sequence[tuple[Path, EditRow]]]:
+def groups(numbers: RunNumbers[EditRow], count: int) -> Mapping[str, Sequence[Located[EditRow]]]:
     """Rows to show under their headings: the worst, the median and the best of those with scores, or a sample."""
     values = numbers["psnr_unedited"]
     scored = np.flatnonzero(np.isfinite(values))

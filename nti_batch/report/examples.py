@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from nti_batch.output.edits import read_edited_images
 from nti_batch.output.inversions import read_inversions, read_part
 from nti_batch.output.manifest_rows import EditRow, Row
 from nti_batch.output.serialization import StoredInversion
+from nti_batch.output.stored_part import Located, StoredPart
 from nti_batch.plans.missing_edits import EditPlan
 from nti_batch.plans.missing_images import ImagePlan
 
@@ -34,7 +35,7 @@ class Example:
 
 def examples_of(
     plan: ImagePlan | EditPlan,
-    located: Sequence[tuple[Path, Row]],
+    located: Sequence[Located[Any]],
     networks: StableDiffusion | None,
     notes: list[str],
     with_ddim: bool = False,
@@ -43,7 +44,7 @@ def examples_of(
 
     Args:
         plan: Work of the run.
-        located: Finished rows, each with its manifest.
+        located: Finished rows, each with its part.
         networks: The model of the run; None shows what needs no model.
         notes: Receives what cannot be shown, and why.
         with_ddim: Whether to reconstruct inversions by plain DDIM, too.
@@ -55,7 +56,7 @@ def examples_of(
 
 def _inversion_examples(
     plan: ImagePlan,
-    located: Sequence[tuple[Path, Row]],
+    located: Sequence[Located[Any]],
     networks: StableDiffusion | None,
     notes: list[str],
     with_ddim: bool,
@@ -78,15 +79,15 @@ def _inversion_examples(
     ]
 
 
-def _read_stored(located: Iterable[tuple[Path, Row]], notes: list[str]) -> dict[ImageId, StoredInversion]:
+def _read_stored(located: Iterable[Located[Any]], notes: list[str]) -> dict[ImageId, StoredInversion]:
     """The inversions of rows, by their ids."""
-    ids: dict[Path, list[ImageId]] = {}
-    for path, row in located:
-        ids.setdefault(path, []).append((row.shard, row.key))
+    ids: dict[StoredPart[Any], list[ImageId]] = {}
+    for part, row in located:
+        ids.setdefault(part, []).append((row.shard, row.key))
     stored: dict[ImageId, StoredInversion] = {}
-    for path, wanted in ids.items():
+    for part, wanted in ids.items():
         try:
-            stored |= {(inversion.shard, inversion.key): inversion for inversion in read_part(path, wanted)}
+            stored |= {(inversion.shard, inversion.key): inversion for inversion in read_part(part, wanted)}
         except ValueError as error:
             notes.append(str(error))
     return stored
@@ -111,7 +112,7 @@ def _reconstructions(
 
 
 def _edit_examples(
-    plan: EditPlan, located: Sequence[tuple[Path, Row]], networks: StableDiffusion | None, notes: list[str]
+    plan: EditPlan, located: Sequence[Located[Any]], networks: StableDiffusion | None, notes: list[str]
 ) -> list[Example]:
     rows = [row for _, row in located if isinstance(row, EditRow)]
     stored = _read_sources(plan, {(row.shard, row.key) for row in rows}, notes)

@@ -72,9 +72,9 @@ def _check_shard(plan: ImagePlan | EditPlan, units: Sequence[WorkUnit]) -> Itera
         committed[unit] = []
         for path in plan.run.manifests(unit):
             yield from _check_manifest(plan, unit, path, committed[unit])
-        yield from _check_mark(plan, unit, len(committed[unit]))
-    counts = Counter(row.id for rows in committed.values() for row in rows if row.key)
-    yield from (Finding(f"{units[0].shard}/{name}", "is committed twice") for name, n in counts.items() if n > 1)
+        yield from _check_mark(plan, unit, len({row.id for row in committed[unit]}))
+    counts = Counter((row.id, row.generation) for rows in committed.values() for row in rows if row.key)
+    yield from (Finding(f"{units[0].shard}/{name}", "is committed twice") for (name, _), n in counts.items() if n > 1)
     if isinstance(plan, ImagePlan):
         yield from _check_input(units[0], {row.key for rows in committed.values() for row in rows})
     else:
@@ -89,18 +89,21 @@ def _check_manifest(plan: AnyPlan, unit: WorkUnit, path: Path, rows: list[Row]) 
         yield Finding(str(path), str(error))
         return
     rows += manifest.rows
-    yield from _check_part(manifest, path.with_suffix(".tar"), _record_check(plan))
+    yield from _check_part(manifest, _record_check(plan))
     for row in manifest.rows:
         if row.shard != unit.shard:
             yield Finding(f"{row.shard}/{row.id}", f"is in a manifest of shard {unit.shard!r}")
+        elif row.key and not unit.holds(row.key):
+            yield Finding(f"{row.shard}/{row.id}", f"does not belong to the work unit {unit.name!r}")
 
 
-def _check_part(manifest: Manifest[Any], part: Path, check: CheckRecord) -> Iterator[Finding]:
-    done = {row.id: row for row in manifest.rows if row.status == "done"}
-    if not done:
+def _check_part(manifest: Manifest[Any], check: CheckRecord) -> Iterator[Finding]:
+    done, part = {row.id: row for row in manifest.rows if row.status == "done"}, manifest.tar
+    if part is None:
+        yield from (Finding(f"{row.shard}/{row.id}", "is done, and its manifest names no tar") for row in done.values())
         return
     try:
-        manifest.check_part(part)
+        manifest.check_tar()
     except ValueError as error:
         yield Finding(str(part), str(error))
     row_type = type(manifest.rows[0])
@@ -122,7 +125,8 @@ def _check_part(manifest: Manifest[Any], part: Path, check: CheckRecord) -> Iter
 def _check_mark(plan: AnyPlan, unit: WorkUnit, rows: int) -> Iterator[Finding]:
     """Compare the mark of a complete work unit with its number of rows."""
     try:
-        if plan.run.is_complete(unit) and plan.run.rows_when_complete(unit) != rows:
+        mark = plan.run.complete_mark(unit)
+        if mark and mark.images != rows:
             yield Finding(unit.name, f"is marked complete, and its manifests hold {rows} images")
     except ValueError as error:
         yield Finding(unit.name, str(error))
@@ -212,7 +216,7 @@ def _is_uncommitted(path: Path) -> bool:
 def _compare_reconstructions(plan: ImagePlan, count: int) -> Iterator[Finding]:
     """Reconstruct some inversions and compare with their recorded PSNR."""
     settings = plan.run.settings
-    networks = load_model(settings.source, settings.precision)
+    networks = load_model(settings.source, settings.precision, settings.fingerprint)
     ids = [(row.shard, row.key) for _, row in choose_rows(plan.run, plan.units, count)]
     inputs = read_inputs(plan.units, settings.caption, settings.height, settings.width, ids)
     for shard, key in sorted(set(ids) - set(inputs)):

@@ -1,10 +1,10 @@
 """What the page shows of a run of inversions."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from nti_batch.output.manifest_rows import InversionRow
 from nti_batch.output.status import RunStatus
+from nti_batch.output.stored_part import Located
 from nti_batch.phrases import and_more
 from nti_batch.plans.missing_images import ImagePlan
 from nti_batch.report.charts import Chart, histogram_chart, throughput_chart, timestep_chart
@@ -67,7 +67,7 @@ def charts(plan: ImagePlan, numbers: RunNumbers[InversionRow], notes: list[str])
     return drawn
 
 
-def groups(numbers: RunNumbers[InversionRow], count: int) -> Mapping[str, Sequence[tuple[Path, InversionRow]]]:
+def groups(numbers: RunNumbers[InversionRow], count: int) -> Mapping[str, Sequence[Located[InversionRow]]]:
     """Rows to show under their headings: at most `count` of the worst, the median and the best."""
     return {
         f"The {name}, by the PSNR relative to the VAE bound": numbers.find(entries)

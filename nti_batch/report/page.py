@@ -97,8 +97,8 @@ class Page:
 
 def settings_of(run: OutputRun[Any, Any, Any]) -> list[tuple[str, str]]:
     """Settings and shards of a run, as rows of a table."""
-    shards = run.shards
-    summary = f"{len(shards):,}, from {shards[0]} to {shards[-1]}"
+    addresses = list(run.shards.values())
+    summary = f"{len(addresses):,}, from {addresses[0]} to {addresses[-1]}" if addresses else "none"
     settings = flatten(run.settings.to_json()) | {"shards": summary}
     return [(name, value if isinstance(value, str) else json.dumps(value)) for name, value in settings.items()]
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from nti_batch.data.images import to_bytes, to_image
 from nti_batch.models.stable_diffusion import StableDiffusion
-from nti_batch.output.manifest_rows import Row
 from nti_batch.output.run_folder import AnyRun
+from nti_batch.output.stored_part import Located
 from nti_batch.plans.missing_edits import EditPlan
 from nti_batch.plans.missing_images import ImagePlan
 from nti_batch.records import WorkUnit
@@ -23,8 +23,8 @@ MARGIN = 12
 LABEL = 18
 
 
-def choose_rows(run: AnyRun, units: Sequence[WorkUnit], count: int) -> list[tuple[Path, Row]]:
-    """At most `count` finished rows with their manifests, evenly over the work units; few manifests are read."""
+def choose_rows(run: AnyRun, units: Sequence[WorkUnit], count: int) -> list[Located[Any]]:
+    """At most `count` finished rows with their parts, evenly over the work units; few manifests are read."""
     stride = max(1, len(units) // count)
     evenly = (unit for first in range(stride) for unit in units[first::stride])
     done = ([found for found in run.located_rows(unit) if found[1].status == "done"] for unit in evenly)

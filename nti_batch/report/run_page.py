@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from nti_batch.models.load import load_model
 from nti_batch.models.stable_diffusion import StableDiffusion
 from nti_batch.output.status import RunStatus
+from nti_batch.output.stored_part import Located
 from nti_batch.phrases import format_duration
 from nti_batch.plans.missing_edits import EditPlan
 from nti_batch.plans.missing_images import ImagePlan
@@ -29,7 +29,7 @@ class View:
     describe: Callable[[Any], str]
     facts: Callable[[RunStatus], list[Fact]]
     charts: Callable[[Any, RunNumbers[Any], list[str]], list[Chart]]
-    groups: Callable[[RunNumbers[Any], int], Mapping[str, Sequence[tuple[Path, Any]]]]
+    groups: Callable[[RunNumbers[Any], int], Mapping[str, Sequence[Located[Any]]]]
     scores: Callable[[Any], str]
 
 
@@ -57,7 +57,7 @@ def run_page(plan: ImagePlan | EditPlan, images: int) -> Page:
     """
     view = INVERSIONS if isinstance(plan, ImagePlan) else EDITS
     notes, numbers = list[str](), RunNumbers(plan.run.kind.row_type, view.columns)
-    status = plan.status(plan.units, numbers.add)
+    status = plan.status(plan.units, numbers.add)  # type: ignore[arg-type]  # the kind of row is the plan's
     return Page(
         title=f"{view.title}: {plan.run.out.resolve().name}",
         description=view.describe(plan),
@@ -111,7 +111,7 @@ def _load_networks(plan: ImagePlan | EditPlan, notes: list[str]) -> StableDiffus
     """The model of a run; None, with a note, if it cannot be loaded."""
     settings = plan.run.settings if isinstance(plan, ImagePlan) else plan.inversions.settings
     try:
-        return load_model(settings.source, settings.precision)
+        return load_model(settings.source, settings.precision, settings.fingerprint)
     except ValueError as error:
         notes.append(f"No image could be reconstructed: {error}")
         return None

@@ -6,15 +6,14 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import ceil, nan, sqrt
-from pathlib import Path
-from typing import Generic
+from typing import Any, Generic
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nti_batch.output.manifest import Manifest
 from nti_batch.output.manifest_rows import AnyRow, Row, member_name
 from nti_batch.output.part import DAMAGE, read_metadata
+from nti_batch.output.stored_part import Located, StoredPart
 
 Numbers = NDArray[np.float64]
 
@@ -84,17 +83,18 @@ class RunNumbers(Generic[AnyRow]):
         self.row_type = row_type
         self.reasons = Reasons()
         self._columns = {name: array("d") for name in ("finished", "seconds", *columns)}
-        self._manifests: list[Path] = []
+        self._parts: list[StoredPart[AnyRow]] = []
         self._firsts: list[int] = []
-        """Entry of the first finished record of each manifest."""
+        """Entry of the first finished record of each part."""
 
-    def add(self, manifest: Path, row: AnyRow) -> None:
-        """Add a row of a manifest."""
+    def add(self, part: StoredPart[AnyRow], row: AnyRow) -> None:
+        """Add a row of a part."""
         if row.status == "failed":
             self.reasons.add(row)
+        if row.status != "done":
             return
-        if not self._manifests or self._manifests[-1] != manifest:
-            self._manifests.append(manifest)
+        if not self._parts or self._parts[-1] != part:
+            self._parts.append(part)
             self._firsts.append(len(self))
         for name, column in self._columns.items():
             value = getattr(row, name)
@@ -108,14 +108,14 @@ class RunNumbers(Generic[AnyRow]):
         """Return a column by its name, [records]."""
         return np.array(self._columns[name])
 
-    def find(self, entries: Iterable[int]) -> list[tuple[Path, AnyRow]]:
+    def find(self, entries: Iterable[int]) -> list[Located[AnyRow]]:
         """Read the rows of some entries.
 
         Args:
             entries: Entries of the columns.
 
         Returns:
-            The rows in the same order, each with its manifest.
+            The rows in the same order, each with its part.
 
         Raises:
             ValueError: If a manifest is damaged.
@@ -123,10 +123,9 @@ class RunNumbers(Generic[AnyRow]):
         rows = []
         for entry in entries:
             number = bisect_right(self._firsts, entry) - 1
-            path = self._manifests[number]
-            # another process may remove failed rows, but never rows of finished records
-            done = [row for row in Manifest.read(path, self.row_type).rows if row.status == "done"]
-            rows.append((path, done[entry - self._firsts[number]]))
+            part = self._parts[number]
+            done = [row for row in part.read().rows if row.status == "done"]
+            rows.append((part, done[entry - self._firsts[number]]))
         return rows
 
     def sample(self, count: int) -> list[int]:
@@ -242,25 +241,27 @@ class Sample:
     """Error of each part that cannot be read."""
 
 
-def read_sample(rows: Iterable[tuple[Path, Row]], num_steps: int) -> Sample:
+def read_sample(rows: Iterable[Located[Any]], num_steps: int) -> Sample:
     """Read a sample of inversions.
 
     Args:
-        rows: Rows of the sample, each with its manifest.
+        rows: Rows of the sample, each with its part.
         num_steps: Number of timesteps, T.
     """
     values: list[Numbers] = []
     errors: list[str] = []
-    names: dict[Path, set[str]] = {}
-    for manifest, row in rows:
-        names.setdefault(manifest.with_suffix(".tar"), set()).add(member_name(row.key))
+    names: dict[StoredPart[Any], set[str]] = {}
+    for part, row in rows:
+        names.setdefault(part, set()).add(member_name(row.key))
     for part, members in names.items():
+        tar = part.read().tar
+        assert tar is not None
         try:
-            for metadata in read_metadata(part, members):
+            for metadata in read_metadata(tar, members):
                 lists = [metadata[name] for name in ("timesteps", "losses", "inner_steps")]
                 # lists of another length are damage, too: no checksum is checked here
                 values.append(np.array(lists, dtype=np.float64).reshape(3, num_steps))
         except DAMAGE as error:
-            errors.append(f"{part} is damaged: {error!r}")
+            errors.append(f"{tar} is damaged: {error!r}")
     timesteps, losses, inner_steps = np.array(values).reshape(-1, 3, num_steps).transpose(1, 0, 2)
     return Sample(timesteps[:1].ravel(), losses, inner_steps, errors)

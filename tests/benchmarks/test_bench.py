@@ -50,7 +50,7 @@ def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_without_early_stop_the_job_and_the_reference_loop_find_the_same_inversion(
     networks: StableDiffusion, shard: Path
 ):
-    images, schedule = load_images([str(shard)], "txt", 16, 2), networks.schedule(3)
+    images, schedule = load_images({"s": str(shard)}, "txt", 16, 2), networks.schedule(3)
     clock = UNetClock(networks.predict, networks.device)
     inverted = job_loop(networks, clock, images, schedule, NEVER, batch_size=2, storage="float32")
     for image, job in zip(images, inverted, strict=True):
@@ -122,7 +122,7 @@ def test_a_row_of_a_solver_has_means_over_the_images():
 
 
 def test_a_reconstruction_from_the_stored_tensors_has_the_psnr_of_the_job(networks: StableDiffusion, shard: Path):
-    images, schedule = load_images([str(shard)], "txt", 16, 2), networks.schedule(50)
+    images, schedule = load_images({"s": str(shard)}, "txt", 16, 2), networks.schedule(50)
     settings = InversionSettings(num_inner_steps=2)
     for storage in get_args(Storage):
         inverted = job_loop(networks, networks.predict, images, schedule, settings, 16, storage)

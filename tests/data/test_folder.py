@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from nti_batch import read_inversions
 from nti_batch.cli import main
 from nti_batch.data.samples import read_unit
 from nti_batch.data.shard_reader import count_images, read_keys
-from nti_batch.data.shards import folder_shard, work_units
+from nti_batch.data.shards import check_folder, work_units
 from nti_batch.records import Failure
 
 
@@ -40,7 +41,7 @@ def test_a_folder_gives_the_inversions_that_its_shards_give(tiny_model: Path, tm
     assert len(loose) == len(NAMES)
     assert packed.keys() == loose.keys()
     for path, stored in loose.items():
-        assert stored.shard == "source"
+        assert stored.shard == "images"
         assert stored.prompt == packed[path].prompt
         assert torch.equal(stored.noise_latents, packed[path].noise_latents)
         assert torch.equal(stored.null_embeddings, packed[path].null_embeddings)
@@ -53,7 +54,7 @@ def test_every_other_command_works_from_any_folder(
     out = tmp_path / "out"
     monkeypatch.chdir(tmp_path / "my photos")
     assert main(invert(tiny_model, Path("."), out)) == 0
-    assert ids(out) == [("my photos", "a"), ("my photos", "c"), ("my photos", "d/b")]
+    assert ids(out) == [("images", "a"), ("images", "c"), ("images", "d/b")]
     assert (out / "preview.png").exists()
     monkeypatch.chdir(tmp_path)
     before = files(out)
@@ -108,7 +109,7 @@ def test_every_bad_image_of_a_folder_has_a_row(tiny_model: Path, tmp_path: Path)
     assert main(["verify", str(out)]) == 0
     (source / "mute.txt").write_text("a caption at last")
     assert main(invert(tiny_model, source, out, "--data.retry_failed=true")) == 3
-    assert ids(out) == [("source", "good"), ("source", "mute")]
+    assert ids(out) == [("images", "good"), ("images", "mute")]
 
 
 def test_files_of_every_ending_that_pillow_decodes_are_images(tiny_model: Path, tmp_path: Path):
@@ -119,7 +120,7 @@ def test_files_of_every_ending_that_pillow_decodes_are_images(tiny_model: Path, 
         (source / f"{ending}.json").write_text('{"caption": "a gradient"}')
     out = tmp_path / "out"
     assert main(invert(tiny_model, source, out, "--data.caption=json:caption")) == 0
-    assert ids(out) == [("source", name) for name in ("avif", "jfif", "jp2", "jpe")]
+    assert ids(out) == [("images", name) for name in ("avif", "jfif", "jp2", "jpe")]
 
 
 def test_captions_may_be_in_json_beside_the_images(tiny_model: Path, tmp_path: Path):
@@ -130,19 +131,42 @@ def test_captions_may_be_in_json_beside_the_images(tiny_model: Path, tmp_path: P
     assert stored.prompt == "from the JSON"
 
 
-def test_a_folder_whose_images_have_changed_is_another_input(
+def test_images_may_be_added_to_a_folder_and_removed_from_it(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    """Samples are dealt to work units by position, so that another image would move others to another unit."""
     source, out = write_folder(tmp_path / "source", ("b", "c")), tmp_path / "out"
     assert main(invert(tiny_model, source, out)) == 0
+    before = rows(out)
     write_folder(source, ("a",))
-    assert main(invert(tiny_model, source, out)) == 2
-    said = capsys.readouterr().err
-    assert 'data.images: "2 samples, sha256 ' in said
-    assert 'there, "3 samples, sha256 ' in said
     assert main(["verify", str(out)]) == 1
-    assert "source/a: is in the input and not committed" in capsys.readouterr().out
+    assert "images/a: is in the input and not committed" in capsys.readouterr().out
+    assert main(["status", str(out)]) == 0
+    assert "2 done, 0 failed, 1 missing of 3 images" in capsys.readouterr().out
+    assert main(invert(tiny_model, source, out)) == 0
+    assert {key: row for key, row in rows(out).items() if key != "a"} == before
+    (source / "b.png").unlink()
+    (source / "b.txt").unlink()
+    assert main(invert(tiny_model, source, out)) == 0
+    assert "images: 1 committed images are no longer in the input, such as 'b'" in capsys.readouterr().err
+    assert rows(out).keys() == {"a", "b", "c"}
+
+
+def test_a_folder_that_has_moved_is_the_same_input(tiny_model: Path, tmp_path: Path):
+    source, out = write_folder(tmp_path / "source", ("a", "b")), tmp_path / "out"
+    assert main(invert(tiny_model, source, out)) == 0
+    before = files(out)
+    assert main(invert(tiny_model, source.rename(tmp_path / "moved"), out)) == 0
+    assert files(out) == before
+    assert main(["verify", str(out)]) == 0, "the run knows the new address"
+
+
+def test_output_below_the_input_is_not_input(tiny_model: Path, tmp_path: Path):
+    """The previews of the runs are images, and their logs and rows are JSON."""
+    source = write_folder(tmp_path / "source", ("a", "b"))
+    for out in (source / "one", source / "two" / "out", source / "one"):
+        assert main(invert(tiny_model, source, out)) == 0
+        assert ids(out) == [("images", "a"), ("images", "b")]
+    assert (source / "one" / "preview.png").exists()
 
 
 def test_a_folder_and_shards_exclude_each_other(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -169,15 +193,16 @@ def test_the_units_of_a_folder_together_give_each_sample_once_in_the_order_of_ke
     source = write_folder(tmp_path / "source")
     with open(os.fsencode(source) + b"/\xff.png", "wb") as file:
         file.write(png(1))
-    url = folder_shard(str(source))
-    keys = [[row.key for row in read_unit(unit, "txt", ())] for unit in work_units([url], units_per_shard)]
+    url = check_folder(str(source))
+    keys = [[row.key for row in read_unit(unit, "txt")] for unit in work_units({"images": url}, units_per_shard)]
     expected = sorted([*NAMES, r"\xff"])
-    assert keys == [expected[index::units_per_shard] for index in range(units_per_shard)]
+    dealt = [[key for key in expected if crc32(key.encode()) % units_per_shard == i] for i in range(units_per_shard)]
+    assert keys == dealt
     assert read_keys(url) == (expected, [])
     assert count_images(url) == len(expected)
 
 
 def test_a_folder_without_images_is_a_damaged_shard(tmp_path: Path):
-    (unit,) = work_units([folder_shard(str(tmp_path))], 1)
-    (row,) = read_unit(unit, "txt", ())
+    (unit,) = work_units({"images": check_folder(str(tmp_path))}, 1)
+    (row,) = read_unit(unit, "txt")
     assert row == Failure(unit, "", "shard", "the folder holds no images")

@@ -41,7 +41,7 @@ def read(path: Path, content: bytes) -> list[RawSample | Failure]:
     """Read all rows of a shard with this content, and check that `read_keys` agrees."""
     path.write_bytes(content)
     with bounded():
-        rows = list(read_unit(WorkUnit("s", str(path), 0, 1), "txt", ()))
+        rows = list(read_unit(WorkUnit("s", str(path), 0, 1), "txt"))
         keys, errors = read_keys(str(path))
     assert [row.key for row in rows if row.key] == keys
     assert len({row.key for row in rows}) == len(rows), "no id has two rows"

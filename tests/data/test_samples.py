@@ -1,7 +1,9 @@
 """The samples of a work unit: each has its own image and caption, or a failure with the reason."""
 
 import re
+from hashlib import sha256
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 from helpers.shards import check_outcomes, error_of, outcomes, read_rows, write_tar
@@ -97,23 +99,29 @@ def test_all_units_of_a_shard_together_give_each_sample_once_whatever_their_numb
     tmp_path: Path, units_per_shard: int
 ):
     url = write_tar(tmp_path, b"".join(sample(str(n)) for n in range(7)) + END)
-    units = work_units([url], units_per_shard)
-    keys = [[row.key for row in read_unit(unit, "txt", ())] for unit in units]
-    assert keys == [[str(n) for n in range(7) if n % units_per_shard == index] for index in range(units_per_shard)]
-    assert outcomes(read_rows(url, units_per_shard=units_per_shard, skip=("3", "5"))) == [
-        (key, "ok") for unit_keys in keys for key in unit_keys if key not in ("3", "5")
-    ]
+    units = work_units({"shard": url}, units_per_shard)
+    keys = [[row.key for row in read_unit(unit, "txt")] for unit in units]
+    dealt = [[n for n in "0123456" if crc32(n.encode()) % units_per_shard == index] for index in range(units_per_shard)]
+    assert keys == dealt
+    assert outcomes(read_rows(url, units_per_shard=units_per_shard)) == [(key, "ok") for unit in keys for key in unit]
 
 
-def test_damage_is_reported_by_every_unit_and_not_again_once_committed(tmp_path: Path):
-    units = work_units([write_tar(tmp_path, sample("a"))], 3)
-    rows = [list(read_unit(unit, "txt", ())) for unit in units]
-    assert [outcomes(unit_rows) for unit_rows in rows] == [
-        [("a", "ok"), ("", "shard")],
-        [("", "shard")],
-        [("", "shard")],
-    ]
-    assert outcomes(list(read_unit(units[0], "txt", ("a", "")))) == []
+def test_damage_is_reported_by_every_unit(tmp_path: Path):
+    units = work_units({"shard": write_tar(tmp_path, sample("a"))}, 3)
+    rows = [list(read_unit(unit, "txt")) for unit in units]
+    expected = [[("", "shard")], [("", "shard")], [("", "shard")]]
+    expected[crc32(b"a") % 3].insert(0, ("a", "ok"))
+    assert [outcomes(unit_rows) for unit_rows in rows] == expected
+
+
+def test_a_sample_has_the_checksum_of_its_image_and_its_caption(tmp_path: Path):
+    """As `cat a.jpg a.txt | sha256sum` gives it, for good samples and for bad ones."""
+    (row,) = read_rows(write_tar(tmp_path, file("a.txt", b"caption a\n") + file("a.jpg", b"image a") + END))
+    assert row.input_sha256 == sha256(b"image acaption a\n").hexdigest()
+    (row,) = read_rows(write_tar(tmp_path, file("a.txt", b"c") + file("a.cls", b"1") + file("a.png", b"i") + END))
+    assert row.input_sha256 == sha256(b"ic").hexdigest()
+    (row,) = read_rows(write_tar(tmp_path, file("a.png", b"i") + file("a.txt", b"") + END))
+    assert (row.input_sha256, error_of([row], "a")) == (sha256(b"i").hexdigest(), "the caption is empty")
 
 
 def test_members_that_belong_to_no_sample_are_reported_and_five_are_named(tmp_path: Path):

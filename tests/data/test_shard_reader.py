@@ -12,7 +12,7 @@ from helpers.tars import END, file, header, sample
 from nti_batch.data import shard_reader
 from nti_batch.data.samples import read_unit
 from nti_batch.data.shard_reader import count_images
-from nti_batch.data.shards import work_units
+from nti_batch.data.shards import name_shards, work_units
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +70,7 @@ def test_a_command_that_fails_midway_reports_the_loss_and_its_cause(tmp_path: Pa
 def test_a_reader_that_stops_early_raises_nothing(tmp_path: Path):
     url = write_tar(tmp_path, sample("a") + b"".join(sample(f"b{n}") for n in range(200)) + END)
     for address in (url, f"pipe:cat '{url}' '{url}'; exit 9"):
-        rows = read_unit(work_units([address], 1)[0], "txt", ())
+        rows = read_unit(work_units(name_shards([address]), 1)[0], "txt")
         assert next(rows).key == "a"
         rows.close()  # type: ignore[attr-defined]
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nti_batch.data.shards import expand_shards, shard_name, work_units
+from nti_batch.data.shards import expand_shards, name_shards, shard_name, work_units
 from nti_batch.records import WorkUnit
 
 
@@ -84,7 +84,7 @@ def test_a_shard_without_a_name_is_refused():
 
 
 def test_the_units_of_a_shard_are_adjacent():
-    assert work_units(["d/x.tar", "y.tar"], 2) == [
+    assert work_units(name_shards(["d/x.tar", "y.tar"]), 2) == [
         WorkUnit("x", "d/x.tar", 0, 2),
         WorkUnit("x", "d/x.tar", 1, 2),
         WorkUnit("y", "y.tar", 0, 2),
@@ -94,6 +94,15 @@ def test_the_units_of_a_shard_are_adjacent():
 
 def test_two_shards_of_one_name_and_no_units_are_refused():
     with pytest.raises(ValueError, match=r"'a/x.tar' and 'b/x.tar' are both called 'x'"):
-        work_units(["a/x.tar", "y.tar", "b/x.tar"], 2)
+        name_shards(["a/x.tar", "y.tar", "b/x.tar"])
     with pytest.raises(ValueError, match="units_per_shard is 0"):
-        work_units(["x.tar"], 0)
+        work_units({"x": "x.tar"}, 0)
+
+
+def test_a_glob_leaves_out_the_output_of_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out" / "inversions").mkdir(parents=True)
+    for name in ("a.tar", "out/inversions/a.0of1.00000.tar", "out/run.json", "out/own.tar"):
+        (tmp_path / name).touch()
+    assert expand_shards("**/*.tar") == ["a.tar", "out/own.tar"]
+    assert expand_shards("out/inversions/a.0of1.00000.tar") == ["out/inversions/a.0of1.00000.tar"], "it is named"

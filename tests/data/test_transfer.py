@@ -81,7 +81,7 @@ def short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def read(url: str) -> list[RawSample | Failure]:
-    return list(read_unit(WorkUnit("s", url, 0, 1), "txt", ()))
+    return list(read_unit(WorkUnit("s", url, 0, 1), "txt"))
 
 
 def read_keys_and_error(url: str) -> tuple[list[str], str]:
@@ -162,7 +162,7 @@ def test_a_stop_does_not_wait_for_a_transfer_and_fails_nothing(
     monkeypatch.setattr(transfer, "READ_TIMEOUT", 3600.0)
     monkeypatch.setattr(shard_reader, "RETRY_DELAYS", (3600.0,))
     url = server.url(behaviour, 99)
-    rows = list(read_unit(WorkUnit("s", url, 0, 1), "txt", (), lambda: server.requests.total() > 0))
+    rows = list(read_unit(WorkUnit("s", url, 0, 1), "txt", lambda: server.requests.total() > 0))
     assert all(isinstance(row, RawSample) for row in rows)
 
 

@@ -4,14 +4,19 @@ import torch
 
 from nti_batch.diffusion.settings import InversionSettings
 from nti_batch.models.source import ModelSource
+from nti_batch.output.origin import origin_of
 from nti_batch.records import Inversion, WorkUnit
 from nti_batch.settings import InversionRunSettings
+
+ORIGIN = origin_of(torch.device("cpu"))
+
 
 UNIT = WorkUnit("shard[0]", "shard[0].tar", 1, 3)
 
 
 SETTINGS = InversionRunSettings(
     source=ModelSource("demo"),
+    fingerprint="sha256:0",
     precision="float32",
     num_steps=2,
     optimize_pooled=False,
@@ -20,7 +25,7 @@ SETTINGS = InversionRunSettings(
     height=8,
     width=16,
     units_per_shard=3,
-    images=None,
+    is_folder=False,
     storage="float32",
 )
 
@@ -50,4 +55,5 @@ def inversion(key: str, unit: WorkUnit = UNIT) -> Inversion:
         forwards=17,
         backwards=13,
         seconds=1.5,
+        input_sha256="1" * 64,
     )

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from nti_batch.data.shards import name_shards
 from nti_batch.output.inversions import INVERT, InversionRun
 from nti_batch.output.run_folder import OutputRun
 from nti_batch.plans.missing_images import ImagePlan
@@ -12,12 +13,12 @@ from nti_batch.settings import InversionRunSettings
 
 def create_run(out: Path, settings: InversionRunSettings, shards: Sequence[str]) -> InversionRun:
     """Create a run without records."""
-    return OutputRun.create(INVERT, out, settings, shards)
+    return OutputRun.create(INVERT, out, settings, name_shards(shards))
 
 
 def plan_of(run: InversionRun, shards: Sequence[str] | None = None) -> ImagePlan:
     """Open the plan of a run, for its own shards or for others."""
-    return ImagePlan.of_run(run, shards, allow_pipe=True)
+    return ImagePlan.of_run(run, None if shards is None else name_shards(shards), allow_pipe=True)
 
 
 def units_of(run: InversionRun, shards: Sequence[str] | None = None) -> list[WorkUnit]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from nti_batch.data.samples import RawSample, read_unit
 from nti_batch.data.shard_reader import count_images
-from nti_batch.data.shards import work_units
+from nti_batch.data.shards import name_shards, work_units
 from nti_batch.records import Failure
 
 
@@ -13,10 +13,9 @@ def write_tar(folder: Path, content: bytes, name: str = "shard.tar") -> str:
     return str(folder / name)
 
 
-def read_rows(
-    url: str, units_per_shard: int = 1, caption: str = "txt", skip: tuple[str, ...] = ()
-) -> list[RawSample | Failure]:
-    return [row for unit in work_units([url], units_per_shard) for row in read_unit(unit, caption, skip)]
+def read_rows(url: str, units_per_shard: int = 1, caption: str = "txt") -> list[RawSample | Failure]:
+    units = work_units(name_shards([url]), units_per_shard)
+    return [row for unit in units for row in read_unit(unit, caption)]
 
 
 def outcomes(rows: list[RawSample | Failure]) -> list[tuple[str, str]]:

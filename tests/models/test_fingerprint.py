@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nti_batch.models.fingerprint import model_fingerprint
+from nti_batch.models.fingerprint import check_fingerprint, model_fingerprint
 from nti_batch.models.source import EMBEDDED_MODEL, ModelSource
 
 FILES = {
@@ -88,3 +88,13 @@ def test_a_hub_model_has_the_commit_of_the_local_cache(tmp_path: Path, monkeypat
 
 def test_the_embedded_model_has_one():
     assert model_fingerprint(ModelSource("demo")) == _of(EMBEDDED_MODEL)
+
+
+def test_only_the_model_of_a_run_passes(tmp_path: Path):
+    folder = _write(tmp_path, FILES)
+    source, fingerprint = ModelSource(str(folder)), _of(folder)
+    for passing in (fingerprint, None, f"commit:{COMMIT}"):
+        check_fingerprint(source, passing)
+    _write(folder, {"unet/diffusion_pytorch_model.safetensors": b"other weights"})
+    with pytest.raises(ValueError, match="is another one than the run was made with: its fingerprint is sha256:"):
+        check_fingerprint(source, fingerprint)

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from helpers.crashes import CRASHED, Crash, Moment
 from helpers.forks import FORKS
-from helpers.inversions import SETTINGS, UNIT, inversion
+from helpers.inversions import ORIGIN, SETTINGS, UNIT, inversion
 from helpers.runs import create_run
 
 from nti_batch import files, read_inversions
 from nti_batch.output import part
+from nti_batch.output.complete_mark import CompleteMark
 from nti_batch.output.inversions import InversionRun, open_inversions
 from nti_batch.records import Failure
 
@@ -30,14 +31,14 @@ def work(out: Path, reported: Path, step: int, moment: Moment, job: Callable[[In
 
 def write_unit(run: InversionRun, reported: Path) -> None:
     """Write a work unit from its first image to its end."""
-    writer = run.new_part(UNIT)
+    writer = run.new_part(UNIT, ORIGIN)
     for key in KEYS:
         writer.add(inversion(key))
         with reported.open("a") as file:
             print(key, file=file)
     writer.add_failure(Failure(UNIT, "bad", "image", "it is HTML"))
     writer.commit()
-    run.finish(UNIT, 3)
+    run.mark_complete(UNIT, CompleteMark(3, "state"))
 
 
 def salvage_unit(run: InversionRun, reported: Path) -> None:
@@ -45,9 +46,13 @@ def salvage_unit(run: InversionRun, reported: Path) -> None:
     run.salvage(UNIT)
 
 
-def forget_unit(run: InversionRun, reported: Path) -> None:
-    """Begin as a job does that tries failed images again."""
-    run.forget_failures(UNIT)
+def redo_unit(run: InversionRun, reported: Path) -> None:
+    """Work as a job does that computes an image again, and one that has failed."""
+    run.claim(UNIT)
+    writer = run.new_part(UNIT, ORIGIN)
+    for key in (KEYS[0], "bad"):
+        writer.add(inversion(key))
+    writer.commit()
 
 
 def survives(run: InversionRun, reported: Path) -> set[str]:
@@ -57,21 +62,21 @@ def survives(run: InversionRun, reported: Path) -> set[str]:
     done = [row.key for row in rows if row.status == "done"]
     assert sorted(stored.key for stored in read_inversions(run.out)) == sorted(set(done)) == sorted(done)
     assert set(reported.read_text().split() if reported.exists() else ()) <= set(done)
-    if run.is_complete(UNIT):
-        assert len(rows) == run.rows_when_complete(UNIT) == 3
+    if mark := run.complete_mark(UNIT):
+        assert len(rows) == mark.images == 3
     return {row.key for row in rows}
 
 
 @pytest.mark.parametrize("moment", ["before", "half", "after"])
-@pytest.mark.parametrize("job", [write_unit, salvage_unit, forget_unit])
+@pytest.mark.parametrize("job", [write_unit, salvage_unit, redo_unit])
 def test_a_crash_at_any_step_loses_nothing_that_was_reported(
     tmp_path: Path, moment: Moment, job: Callable[[InversionRun, Path], None]
 ):
     fresh, reported = create_run(tmp_path / "fresh", SETTINGS, ["shard[0].tar"]), tmp_path / "reported"
-    if job is forget_unit:
+    if job is redo_unit:
         write_unit(fresh, reported)
     elif job is salvage_unit:
-        writer = fresh.new_part(UNIT)
+        writer = fresh.new_part(UNIT, ORIGIN)
         for key in KEYS:
             writer.add(inversion(key))
         assert writer._file
@@ -88,5 +93,5 @@ def test_a_crash_at_any_step_loses_nothing_that_was_reported(
         if process.exitcode == 0:
             break
         assert process.exitcode == CRASHED
-    assert keys == ({*KEYS, "bad"} if job is write_unit else {*KEYS})
+    assert keys == ({*KEYS} if job is salvage_unit else {*KEYS, "bad"})
     assert step > 3, "the crash never came"

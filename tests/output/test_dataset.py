@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.forks import FORKS
-from helpers.inversions import KEYS, SETTINGS, inversion
+from helpers.inversions import KEYS, ORIGIN, SETTINGS, inversion
 from helpers.jobs import arguments
 from helpers.runs import create_run
 from helpers.tiny import captioned, png, write_shard
@@ -30,7 +30,7 @@ def write_run(out: Path, shards: tuple[str, ...] = ("a", "b"), parts: int = 2) -
     for shard in shards:
         unit = WorkUnit(shard, f"{shard}.tar", 1, 3)
         for number in range(parts):
-            part = run.new_part(unit)
+            part = run.new_part(unit, ORIGIN)
             part.add_failure(Failure(unit, f"bad {number}", "image", "it is HTML"))
             for key in KEYS:
                 part.add(inversion(f"{number}{key}", unit))
@@ -225,7 +225,7 @@ def test_the_images_of_a_folder_stand_beside_their_inversions(tiny_model: Path, 
     job = ["invert", f"--model.name={tiny_model}", f"--data.images={folder}", f"--output.dir={tmp_path / 'out'}"]
     assert main([*job, "--model.method=negative-prompt", "--model.num_steps=2", "--trainer.accelerator=cpu"]) == 0
     dataset = InversionDataset(tmp_path / "out", pixels=True)
-    assert set(dataset.ids) == {("photos", "cats/tom"), ("photos", "dog")}
+    assert set(dataset.ids) == {("images", "cats/tom"), ("images", "dog")}
     for number, key in enumerate(("cats/tom", "dog")):
-        pixels = dataset["photos", key].pixels
+        pixels = dataset["images", key].pixels
         assert pixels is not None and torch.equal(pixels, decode_image(png(number), 16, 16))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from helpers.crashes import fill_disk_at, largest_file
-from helpers.inversions import KEYS, SETTINGS, inversion
+from helpers.inversions import KEYS, ORIGIN, SETTINGS, inversion
 from helpers.jobs import arguments
 from helpers.runs import create_run
 from helpers.tiny import captioned, write_shard
@@ -42,7 +42,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with `demo-output`, two photographs of the demo in six steps."""
     folder = tmp_path_factory.mktemp("demo")
     members: dict[str, bytes] = {}
-    for sample in read_unit(WorkUnit("photographs", str(SAMPLES / "photographs-000000.tar"), 0, 1), "txt", ()):
+    for sample in read_unit(WorkUnit("photographs", str(SAMPLES / "photographs-000000.tar"), 0, 1), "txt"):
         if isinstance(sample, RawSample) and sample.key in ("cat", "coffee"):
             members |= {f"{sample.key}.png": sample.image, f"{sample.key}.txt": sample.prompt.encode()}
     shard = write_shard(folder / "photographs-000000.tar", members)
@@ -160,7 +160,7 @@ def run(tmp_path: Path) -> InversionRun:
     """Two shards with the same keys, one of them failed in each."""
     run = create_run(tmp_path / "out", SETTINGS, ["a.tar", "..tar"])
     for shard in ("a", "."):
-        part = run.new_part(unit := WorkUnit(shard, f"{shard}.tar", 0, 3))
+        part = run.new_part(unit := WorkUnit(shard, f"{shard}.tar", 0, 3), ORIGIN)
         for key in KEYS:
             part.add(inversion(key, unit))
         part.add_failure(Failure(unit, "bad", "image", "it is HTML"))

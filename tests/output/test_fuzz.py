@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.fuzz import KEYS, SHARD, bounded
-from helpers.inversions import SETTINGS, UNIT, inversion
+from helpers.inversions import ORIGIN, SETTINGS, UNIT, inversion
 from helpers.mutations import mutate, mutations
 from helpers.runs import create_run, plan_of
 from hypothesis import given
@@ -24,7 +24,7 @@ from nti_batch.output.inversions import open_inversions
 from nti_batch.output.manifest import Manifest
 from nti_batch.output.manifest_rows import InversionRow
 from nti_batch.output.part import read_members
-from nti_batch.output.run_folder import RUN_FILE
+from nti_batch.output.run_file import RUN_FILE
 from nti_batch.output.serialization import StoredInversion
 from nti_batch.records import Failure, WorkUnit
 from nti_batch.report.integrity import verify_run
@@ -45,7 +45,7 @@ class StoredRun:
         self.unit = WorkUnit("shard[0]", str(out / "shard[0].tar"), 0, 1)
         self.run = create_run(out, replace(SETTINGS, units_per_shard=1), [self.unit.url])
         Path(self.unit.url).write_bytes(SHARD)
-        part = self.run.new_part(self.unit)
+        part = self.run.new_part(self.unit, ORIGIN)
         for key in KEYS[:-1]:
             part.add(inversion(key, self.unit))
         part.add_failure(Failure(self.unit, KEYS[-1], "image", "it is HTML"))

@@ -15,7 +15,7 @@ from helpers.tiny import captioned, write_shard
 from nti_batch import read_inversions
 from nti_batch.cli import main
 from nti_batch.output.inversions import InversionRun
-from nti_batch.output.run_folder import RUN_FILE
+from nti_batch.output.run_file import RUN_FILE
 from nti_batch.report import inversions as report
 from nti_batch.settings import flatten
 

@@ -11,7 +11,7 @@ from helpers.tiny import captioned, write_model, write_shard
 from nti_batch import read_inversions
 from nti_batch.cli import main
 from nti_batch.output.inversions import InversionRun, open_inversions
-from nti_batch.output.run_folder import RUN_FILE
+from nti_batch.output.run_file import RUN_FILE
 from nti_batch.report.integrity import verify_run
 from nti_batch.settings import flatten
 
@@ -104,7 +104,7 @@ def test_a_reconstruction_that_misses_its_psnr_is_reported(run: InversionRun, ti
     """The settings of the run name another model."""
     settings = json.loads((run.out / RUN_FILE).read_text())
     other = write_model(run.out / "other", seed=1)
-    settings["settings"]["model"]["name"] = str(other)
+    settings["settings"]["model"] |= {"name": str(other), "fingerprint": None}
     (run.out / RUN_FILE).write_text(json.dumps(settings))
     assert any("is reconstructed at" in finding for finding in findings(open_inversions(run.out), recompute=3))
 

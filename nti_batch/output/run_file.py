@@ -1,0 +1,54 @@
+"""The file `run.json` of an output folder, as it is read."""
+
+import json
+from pathlib import Path
+
+from nti_batch.json_object import Json, JsonObject
+from nti_batch.output.format_version import check_format_version
+from nti_batch.settings import flatten
+
+RUN_FILE = "run.json"
+
+
+def read_run_file(out: Path, command: str = "invert") -> JsonObject:
+    """Content of `run.json`, checked for its version.
+
+    Args:
+        out: The output folder.
+        command: Command whose run is expected, for the error message.
+
+    Raises:
+        ValueError: If the folder has no `run.json`, or it is damaged or of a newer version.
+    """
+    path = out / RUN_FILE
+    try:
+        content = JsonObject(json.loads(path.read_bytes()), path)
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{str(out)!r} is no run of `nti-batch {command}`: it has no {RUN_FILE!r}; give the --output.dir of one"
+        ) from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    check_format_version(content)
+    return content
+
+
+def refuse_other_settings(out: Path, known: dict[str, Json], asked: dict[str, Json]) -> None:
+    """Compare the settings that a run has with those that a job asks for.
+
+    Raises:
+        ValueError: If they differ; the text names each flag.
+    """
+    there, now = flatten(known), flatten(asked)
+    differences = [
+        f"{flag}: {json.dumps(there[flag])} there, {json.dumps(now[flag])} now"
+        for flag in there
+        if there[flag] != now[flag]
+    ]
+    if differences:
+        raise ValueError(
+            f"{str(out)!r} holds a run with other settings ({'; '.join(differences)}): "
+            "ask for the same settings, or give another --output.dir"
+        )

@@ -1,0 +1,56 @@
+"""The parts of a run as they are read: each with the rows that no later row replaces.
+
+A record that is computed again has a row in a later part, with the next generation. Of the rows of a record, the one
+of the highest generation counts; nothing is rewritten.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Generic
+
+from nti_batch.output.manifest import Manifest, read_generation
+from nti_batch.output.manifest_rows import AnyRow
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPart(Generic[AnyRow]):
+    """A committed part."""
+
+    path: Path
+    """Path of its manifest."""
+
+    row_type: type[AnyRow]
+    newest: Mapping[str, int] = field(compare=False)
+    """Generation of the row that counts, for each record of the work unit with several rows."""
+
+    def read(self) -> Manifest[AnyRow]:
+        """Read the manifest, with the rows that count.
+
+        Raises:
+            ValueError: If the manifest is damaged; the text names it.
+        """
+        manifest = Manifest.read(self.path, self.row_type)
+        return replace(manifest, rows=[row for row in manifest.rows if row.generation == self._counting(row)])
+
+    def _counting(self, row: AnyRow) -> int:
+        return self.newest.get(row.id, row.generation)
+
+
+def stored_parts(manifests: Iterable[Path], row_type: type[AnyRow]) -> list[StoredPart[AnyRow]]:
+    """The parts of one work unit, in the order of their manifests.
+
+    Raises:
+        ValueError: If a manifest with rows of a later generation is damaged.
+    """
+    paths, newest = list(manifests), dict[str, int]()
+    for path in paths:
+        if read_generation(path) > 0:
+            for row in Manifest.read(path, row_type).rows:
+                if row.generation > 0:
+                    newest[row.id] = max(row.generation, newest.get(row.id, 0))
+    return [StoredPart(path, row_type, newest) for path in paths]
+
+
+Located = tuple[StoredPart[AnyRow], AnyRow]
+"""A row, and the part in which it is."""
