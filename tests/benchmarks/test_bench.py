@@ -64,7 +64,7 @@ def test_without_early_stop_the_job_and_the_reference_loop_find_the_same_inversi
 
 
 def test_the_solver_called_authors_finds_what_the_reference_loop_finds(networks: StableDiffusion, shard: Path):
-    images, schedule = load_images([str(shard)], "txt", 16, 3), networks.schedule(4)
+    images, schedule = load_images({"s": str(shard)}, "txt", 16, 3), networks.schedule(4)
     predict = networks.predict
     inverted = job_loop(networks, predict, images, schedule, AUTHORS_LOOP, batch_size=2, storage="float32")
     updates = []
