@@ -8,9 +8,9 @@ from nti_batch.commands.flags import PipeFlags
 from nti_batch.exit_codes import DONE
 from nti_batch.output.edits import open_edits
 from nti_batch.plans.missing_edits import EditPlan
-from nti_batch.report.scores import score_run, tables
+from nti_batch.report.scores import notes, score_run, tables
 from nti_batch.scores.learned import LearnedScores
-from nti_batch.terminal import print_json, print_line, print_lines
+from nti_batch.terminal import print_json, print_lines
 
 
 def score(out: Path, json: bool = False, weights: Path | None = None, data: PipeFlags = PipeFlags()) -> int:
@@ -27,8 +27,7 @@ def score(out: Path, json: bool = False, weights: Path | None = None, data: Pipe
     found = list(score_run(plan, learned))
     if json:
         print_json([edit.to_json() for edit in found])
-    elif found:
-        print_lines("\n".join([*tables(plan, found), learned.missing]).split("\n"))
     else:
-        print_line("no edit has a mask and an input image to compare with")
+        text = [*tables(plan, found), learned.missing] if found else ["no edit has scores"]
+        print_lines("\n".join([*text, *notes(plan, found)]).split("\n"))
     return DONE

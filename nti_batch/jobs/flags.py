@@ -68,6 +68,7 @@ class InvertModelFlags(InversionSettings):
             raise ValueError(f"model.batch_size is {self.batch_size}, allowed: at least 1, or 'auto'")
         if not 1 <= self.num_steps <= MAX_STEPS:
             raise ValueError(f"model.num_steps is {self.num_steps}, allowed: 1 to {MAX_STEPS}")
+        self.check_num_steps(self.num_steps)
 
     @property
     def source(self) -> ModelSource:

@@ -64,6 +64,13 @@ def pickled(model: Path) -> None:
 SPECIAL = {"<|startoftext|>": 0, "<|endoftext|>": 1}
 HUGE = {"dtype": "F32", "shape": [10**12], "data_offsets": [0, 4 * 10**12]}
 
+
+def empty_vocabulary(model: Path) -> None:
+    (model / "tokenizer" / "vocab.json").write_text(json.dumps(SPECIAL))
+    (model / "tokenizer" / "merges.txt").write_text("")
+    (model / VOCABULARY).unlink()
+
+
 DAMAGES: dict[str, tuple[Damage, str]] = {
     "no JSON": (write(UNET_FILE, b"{"), "unet/config.json cannot be read: Expecting property name"),
     "no UTF-8": (write(UNET_FILE, b"\xff\xfe{}"), "unet/config.json cannot be read"),
@@ -116,13 +123,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "a damaged vocabulary": (write(VOCABULARY, b"{}"), "tokenizer does not load"),
     "half a vocabulary": (cut(VOCABULARY, 1000), "tokenizer does not load"),
     "a vocabulary without words": (
-        lambda model: (
-            [
-                (model / "tokenizer" / name).write_text(json.dumps(SPECIAL) if name == "vocab.json" else "")
-                for name in ("vocab.json", "merges.txt")
-            ]
-            + [os.unlink(model / VOCABULARY)]  # type: ignore[func-returns-value]
-        ),
+        empty_vocabulary,
         "tokenizer does not know the word 'a'",
     ),
 }
