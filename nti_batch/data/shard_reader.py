@@ -37,16 +37,12 @@ _NamedMember = tuple[str, str, tarfile.TarInfo]
 """Key, extension in lower case, header."""
 
 
-def count_images(url: str, allow_pipe: bool = False) -> int:
-    """Count the keys of a shard, as `read_keys` finds them; only the headers of a local tar are read."""
-    keys, _ = read_keys(url, allow_pipe=allow_pipe)
-    return len(keys)
-
-
 def read_keys(
     url: str, caption: str = "txt", stopped: Callable[[], bool] = lambda: False, allow_pipe: bool = False
 ) -> tuple[list[str], list[str]]:
     """Read the keys of a shard, each once and in order, and the errors of the shard as a whole.
+
+    Only the headers of a local tar are read.
 
     Args:
         url: Address of the shard.

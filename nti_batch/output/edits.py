@@ -58,7 +58,6 @@ EDIT: RunKind[EditedImage, EditRow, EditRunSettings] = RunKind(
     folder="edits",
     suffix=".png",
     psnr="psnr_unedited",
-    is_closed=False,
     row_type=EditRow,
     encode=encode_edit,
     read_settings=EditRunSettings.from_json,

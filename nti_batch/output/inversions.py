@@ -21,7 +21,6 @@ INVERT: RunKind[Inversion, InversionRow, InversionRunSettings] = RunKind(
     folder="inversions",
     suffix=".safetensors",
     psnr="psnr",
-    is_closed=True,
     row_type=InversionRow,
     encode=encode_inversion,
     read_settings=InversionRunSettings.from_json,

@@ -32,10 +32,6 @@ class RunKind(Generic[AnyRecord, AnyRow, AnySettings]):
     psnr: str
     """Metric that progress and loggers show."""
 
-    is_closed: bool
-    """Whether reading the input of a work unit to its end gives all its records, so that the unit can be marked as
-    complete. More edits of an image may be requested at any time."""
-
     row_type: type[AnyRow]
     encode: Callable[[AnyRecord, AnySettings], tuple[bytes, Metadata]]
     """Turns a record into its two members."""

@@ -11,7 +11,7 @@ from helpers.tars import END, file, header, sample
 
 from nti_batch.data import shard_reader
 from nti_batch.data.samples import Reading, read_unit
-from nti_batch.data.shard_reader import count_images
+from nti_batch.data.shard_reader import read_keys
 from nti_batch.data.shards import name_shards, work_units
 
 
@@ -47,7 +47,7 @@ def test_a_file_that_is_no_archive_or_holds_nothing_gives_one_shard_row(tmp_path
 def test_a_shard_that_cannot_be_opened_gives_a_shard_row(tmp_path: Path):
     for url in (str(tmp_path / "none.tar"), str(tmp_path), "pipe:exit 3", f"file:{tmp_path}/none.tar"):
         assert outcomes(read_rows(url, units_per_shard=2)) == [("", "shard"), ("", "shard")]
-        assert count_images(url, allow_pipe=True) == 0
+        assert len(read_keys(url, allow_pipe=True)[0]) == 0
     assert "none.tar" in error_of(read_rows(str(tmp_path / "none.tar")), "")
     assert error_of(read_rows("pipe:exit 3"), "").startswith("the command ended with exit code 3")
 
@@ -94,5 +94,5 @@ def test_counting_does_not_read_the_data(tmp_path: Path):
         sparse.seek(size, os.SEEK_CUR)
         sparse.write(file("a.txt", b"c") + sample("b") + END)
     start = time.monotonic()
-    assert count_images(str(path)) == 2
+    assert len(read_keys(str(path))[0]) == 2
     assert time.monotonic() - start < 1

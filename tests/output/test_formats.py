@@ -3,14 +3,20 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import get_args
 
+import pytest
 import torch
+from helpers.format_runs import EDIT_SETTINGS, SHARDS, edited, inverted, write_runs
 from helpers.inversions import ORIGIN, SETTINGS, UNIT, inversion
 from helpers.runs import create_run
 
 import nti_batch
-from nti_batch import EditSettings
-from nti_batch.output.edits import EDIT
+from nti_batch import EditSettings, read_inversions
+from nti_batch.diffusion.rounding import Storage
+from nti_batch.output.edits import EDIT, open_edits, read_edited_images
+from nti_batch.output.format_version import FORMAT_VERSION
+from nti_batch.output.inversions import open_inversions
 from nti_batch.output.manifest_rows import EditRow, InversionRow
 from nti_batch.output.part import read_members
 from nti_batch.output.run_folder import OutputRun
@@ -99,6 +105,58 @@ def test_a_part_of_edits_has_these_keys(tmp_path: Path):
     ((_, metadata),) = read_members(part.part)
     own = ["shard", "key", "seconds", "settings", "finished", "sha256", "input_sha256", "generation", "origin"]
     assert sorted(metadata) == sorted([*own, *EDITED, *VERSIONS])
+
+
+RUNS = Path(__file__).parent / "formats"
+"""A small run of each format and storage, as `helpers.format_runs` wrote it."""
+
+
+@pytest.mark.parametrize("storage", get_args(Storage))
+@pytest.mark.parametrize("version", range(2, FORMAT_VERSION + 1))
+def test_inversions_of_every_format_stay_readable(version: int, storage: Storage):
+    run = open_inversions(RUNS / str(version) / storage)
+    assert (run.shards, run.settings.storage) == (SHARDS, storage)
+    rows = {row.key: (row.status, row.stage, row.generation, row.input_sha256) for row in run.rows(UNIT)}
+    assert rows == {
+        "a": ("done", "", 1, "1" * 64),
+        "b/c": ("done", "", 0, "1" * 64),
+        "bad": ("failed", "image", 0, "2" * 64),
+    }
+    mark = run.complete_mark(UNIT)
+    assert mark and mark.images == 3
+    found = {stored.key: stored for stored in read_inversions(run.out)}
+    assert found.keys() == {"a", "b/c"}
+    for key, stored in found.items():
+        expected = inverted(key, storage)
+        assert expected.pivot is not None and stored.pivot is not None
+        assert torch.equal(stored.null_embeddings, expected.null_embeddings)
+        assert torch.equal(stored.noise_latents, expected.noise_latents)
+        assert torch.equal(stored.pivot, expected.pivot)
+        assert stored.metadata["losses"] == [1e-5, 2e-5]
+
+
+@pytest.mark.parametrize("version", range(2, FORMAT_VERSION + 1))
+def test_edits_of_every_format_stay_readable(version: int):
+    run = open_edits(RUNS / str(version) / "edits")
+    assert (run.shards, run.settings) == (SHARDS, EDIT_SETTINGS)
+    rows = {row.id: row for row in run.rows(UNIT)}
+    assert {key: (row.status, row.generation) for key, row in rows.items()} == {
+        "a+blue": ("done", 1),
+        "b%2Fc+blue": ("done", 0),
+        "bad+blue": ("failed", 0),
+    }
+    images = {row.key: pixels for row, pixels in read_edited_images(run, UNIT, rows)}
+    assert images.keys() == {"a", "b/c"}
+    assert all(torch.equal(pixels, edited("a").pixels) for pixels in images.values())
+
+
+def test_the_present_format_has_runs(tmp_path: Path):
+    """A new format comes with `python -m helpers.format_runs tests/output/formats/VERSION`."""
+    write_runs(tmp_path)
+    kept = RUNS / str(FORMAT_VERSION)
+    assert {str(path.relative_to(kept)) for path in kept.rglob("*")} == {
+        str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.suffix != ".lock"
+    }
 
 
 def test_each_column_names_a_field_of_its_row():
