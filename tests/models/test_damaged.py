@@ -56,12 +56,17 @@ def header(file: str, **entries: object) -> Damage:
     return write(file, len(content).to_bytes(8, "little") + content)
 
 
+def without_words(model: Path) -> None:
+    (model / VOCABULARY).unlink()
+    (model / "tokenizer" / "vocab.json").write_text('{"<|startoftext|>": 0, "<|endoftext|>": 1}')
+    (model / "tokenizer" / "merges.txt").touch()
+
+
 def pickled(model: Path) -> None:
     (model / UNET_WEIGHTS).unlink()
     torch.save({}, model / "unet" / "diffusion_pytorch_model.bin")
 
 
-SPECIAL = {"<|startoftext|>": 0, "<|endoftext|>": 1}
 HUGE = {"dtype": "F32", "shape": [10**12], "data_offsets": [0, 4 * 10**12]}
 
 DAMAGES: dict[str, tuple[Damage, str]] = {
@@ -115,16 +120,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "no vocabulary": (without(VOCABULARY), "tokenizer has no vocabulary"),
     "a damaged vocabulary": (write(VOCABULARY, b"{}"), "tokenizer does not load"),
     "half a vocabulary": (cut(VOCABULARY, 1000), "tokenizer does not load"),
-    "a vocabulary without words": (
-        lambda model: (
-            [
-                (model / "tokenizer" / name).write_text(json.dumps(SPECIAL) if name == "vocab.json" else "")
-                for name in ("vocab.json", "merges.txt")
-            ]
-            and (model / VOCABULARY).unlink()
-        ),
-        "tokenizer does not know the word 'a'",
-    ),
+    "a vocabulary without words": (without_words, "tokenizer does not know the word 'a'"),
 }
 
 
