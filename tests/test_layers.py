@@ -114,7 +114,7 @@ def test_the_method_imports_torch_and_nothing_else(name: str):
     ("foreign", "files"),
     [
         ("diffusers", {"models.weights", "benchmarks.full_size"}),
-        ("transformers", {"models.weights", "scores.learned"}),
+        ("transformers", {"models.weights", "models.tokenizers", "scores.learned"}),
         ("lightning", {m for m in MODULES if package_of(m) == "jobs"}),
     ],
 )
