@@ -56,19 +56,18 @@ def header(file: str, **entries: object) -> Damage:
     return write(file, len(content).to_bytes(8, "little") + content)
 
 
+def without_words(model: Path) -> None:
+    (model / VOCABULARY).unlink()
+    (model / "tokenizer" / "vocab.json").write_text('{"<|startoftext|>": 0, "<|endoftext|>": 1}')
+    (model / "tokenizer" / "merges.txt").touch()
+
+
 def pickled(model: Path) -> None:
     (model / UNET_WEIGHTS).unlink()
     torch.save({}, model / "unet" / "diffusion_pytorch_model.bin")
 
 
-SPECIAL = {"<|startoftext|>": 0, "<|endoftext|>": 1}
 HUGE = {"dtype": "F32", "shape": [10**12], "data_offsets": [0, 4 * 10**12]}
-
-
-def empty_vocabulary(model: Path) -> None:
-    (model / "tokenizer" / "vocab.json").write_text(json.dumps(SPECIAL))
-    (model / "tokenizer" / "merges.txt").write_text("")
-    (model / VOCABULARY).unlink()
 
 
 DAMAGES: dict[str, tuple[Damage, str]] = {
@@ -122,10 +121,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "no vocabulary": (without(VOCABULARY), "tokenizer has no vocabulary"),
     "a damaged vocabulary": (write(VOCABULARY, b"{}"), "tokenizer does not load"),
     "half a vocabulary": (cut(VOCABULARY, 1000), "tokenizer does not load"),
-    "a vocabulary without words": (
-        empty_vocabulary,
-        "tokenizer does not know the word 'a'",
-    ),
+    "a vocabulary without words": (without_words, "tokenizer does not know the word 'a'"),
 }
 
 

@@ -1,7 +1,8 @@
 """What a model's fingerprint depends on."""
 
 import hashlib
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,21 @@ def test_a_hub_model_has_the_commit_of_the_local_cache(tmp_path: Path, monkeypat
     assert model_fingerprint(ModelSource("user/model")) == f"commit:{COMMIT}"
     assert model_fingerprint(ModelSource("user/model", revision=COMMIT)) == f"commit:{COMMIT}"
     assert model_fingerprint(ModelSource("user/model", revision="other")) is None
+
+
+def test_a_revision_that_is_a_commit_needs_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert model_fingerprint(ModelSource("user/model", revision=COMMIT)) == f"commit:{COMMIT}"
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/no/such/file")])
+def test_what_is_no_regular_file_is_refused(tmp_path: Path, make: Callable[[Path], object]):
+    folder = _write(tmp_path, FILES)
+    weights = folder / "unet/diffusion_pytorch_model.safetensors"
+    weights.unlink()
+    make(weights)
+    with pytest.raises(ValueError, match=r"diffusion_pytorch_model.safetensors': there is no such file"):
+        _of(folder)
 
 
 def test_the_embedded_model_has_one():
