@@ -76,9 +76,9 @@ def _write(writer: ShardWriter, stop: StopSignals) -> int:
         for failure in stats.failures:
             stages[failure.stage] += 1
             console.out(f"{failure.path!r}: {failure.stage}: {failure.error}", highlight=False)
-    if writer.source.note:
-        console.out(f"not packed: {writer.source.note}", highlight=False)
     print(f"{packed} of {count} images packed into {str(writer.out)!r}")
+    if writer.source.note:
+        print(f"not packed: {writer.source.note}")
     for stage, failed in sorted(stages.items()):
         print(f"{failed} failed at stage {stage!r}")
     return SOME_FAILED if stages else DONE
