@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from importlib import import_module
 
 import nti_batch
+from nti_batch.exit_codes import STOPPED
+from nti_batch.streams import open_streams
+from nti_batch.terminal import end_in_error, print_exception, terminal_log
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,19 +43,39 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; return its exit code."""
+    """Run a command; return its exit code.
+
+    An error of the operating system that no command has expected ends in one line, too.
+    """
+    if argv is None:
+        sys.excepthook = print_exception
+    open_streams()
+    try:
+        try:
+            return _run(argv)
+        finally:
+            # a full disk or a reader that has left may show only now
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        return STOPPED
+    except OSError as error:
+        return end_in_error(error)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] not in COMMANDS:
         command_parser().parse_args(arguments)
     name, *rest = arguments
     command = COMMANDS[name]
     function = getattr(import_module(f"nti_batch.commands.{command.module}"), name)
-    if command.parses_itself:
-        code: int = function(rest)
-        return code
-    from nti_batch.commands.parser import run_function
+    with terminal_log():
+        if command.parses_itself:
+            code: int = function(rest)
+            return code
+        from nti_batch.commands.parser import run_function
 
-    return run_function(function, rest)
+        return run_function(function, rest)
 
 
 def command_parser() -> argparse.ArgumentParser:

@@ -1,7 +1,5 @@
 """Exit codes of the commands."""
 
-import sys
-
 DONE = 0
 """Every record is committed as done."""
 
@@ -16,9 +14,3 @@ SOME_FAILED = 3
 
 STOPPED = 75
 """A signal stopped the job early; the same command resumes it."""
-
-
-def usage_error(error: Exception) -> int:
-    """Print in one line what is wrong with the settings, and return the exit code."""
-    print(f"nti-batch: {' '.join(str(error).split())}", file=sys.stderr)
-    return WRONG_SETTINGS

@@ -1,9 +1,12 @@
-"""Atomic writes: a file appears whole or not at all."""
+"""Files that are written whole or not at all, and files that are read only if they are small enough."""
 
 import errno
+import io
 import os
+import re
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -33,11 +36,16 @@ def atomic_open(path: Path, ending: str = ".tmp") -> Iterator[BinaryIO]:
         ending: Suffix of the unfinished file beside it.
     """
     beside = path.with_name(path.name + ending)
-    with open(beside, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    try:
+        with open(beside, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        with suppress(OSError):  # a full disk has more room without it
+            beside.unlink()
+        raise
     sync_folder(path.parent)
 
 
@@ -45,6 +53,54 @@ def atomic_write(path: Path, content: str | bytes, ending: str = ".tmp") -> None
     """Write a file that appears whole or not at all, and then survives a power cut."""
     with atomic_open(path, ending) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """Read a file that may come from somebody else.
+
+    Args:
+        path: File to read.
+        most: Largest size in bytes.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is no regular file, or larger.
+    """
+    with open_regular(path) as file:
+        if (size := os.fstat(file.fileno()).st_size) > most:
+            raise ValueError(f"it has {size:,} bytes, allowed: at most {most:,}")
+        return file.read(most)
+
+
+def open_regular(path: Path) -> io.BufferedReader:
+    """Open a file that may come from somebody else for reading.
+
+    Raises:
+        OSError: If it cannot be opened.
+        ValueError: If it is a device, or a named pipe, which would wait for a writer.
+    """
+    # the caller closes it
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    mode = os.fstat(file.fileno()).st_mode
+    if not stat.S_ISREG(mode):
+        file.close()
+        raise ValueError("it is no regular file")
+    return file
+
+
+def refuse_url(flag: str, path: Path | str) -> None:
+    """Check that a path does not name a place on the network.
+
+    Raises:
+        ValueError: If it has a scheme, as in 's3://bucket/run'; the text names the flag.
+    """
+    # a Path has joined the two slashes behind the scheme
+    scheme, colon, rest = str(path).partition(":/")
+    if colon and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
+        raise ValueError(
+            f"{flag} is '{scheme}://{rest.lstrip('/')}', allowed: a local path, such as a mounted folder, or the "
+            "absolute path of a folder whose name ends in a colon"
+        )
 
 
 class OutputError(Exception):
@@ -79,6 +135,23 @@ def check_writable(folder: Path) -> None:
     if not os.access(ancestor, os.W_OK | os.X_OK):
         is_read_only = os.statvfs(ancestor).f_flag & os.ST_RDONLY
         raise OSError(code := errno.EROFS if is_read_only else errno.EACCES, os.strerror(code))
+
+
+def check_new_file(flag: str, path: Path) -> None:
+    """Check, without writing, that a file can be written.
+
+    Raises:
+        ValueError: If it cannot, as far as that can be known; the text names the flag.
+    """
+    try:
+        if path.is_dir():
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not path.parent.exists():
+            raise OSError(errno.ENOENT, f"there is no folder {str(path.parent)!r}")
+        check_writable(path.parent)
+        path.with_name(path.name + ".tmp").exists()  # raises for a name that is too long
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror}; give another {flag}") from error
 
 
 def existing_ancestor(path: Path) -> Path:

@@ -1,9 +1,12 @@
 """Typed reading of a JSON object: each value is checked as it is read, and an error names the file and the key."""
 
+import json
 from collections.abc import Mapping, Sequence
-from math import isfinite
 from pathlib import Path
+from sys import float_info
 from typing import NoReturn
+
+from nti_batch.files import read_bounded
 
 Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
 
@@ -28,6 +31,31 @@ class JsonObject:
         self._values: Mapping[str, object] = values
         self._unread = dict.fromkeys(values)
 
+    @classmethod
+    def read(cls, path: Path, most: int) -> "JsonObject":
+        """Read the object in a file.
+
+        Args:
+            path: The file.
+            most: Largest size in bytes.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it cannot be read otherwise, or holds no object; the text names it.
+        """
+        try:
+            return cls(json.loads(read_bounded(path, most)), path)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
+
+    def __contains__(self, key: str) -> bool:
+        """Whether the object has a key."""
+        return key in self._values
+
     def section(self, key: str) -> "JsonObject":
         """The object at a key."""
         return JsonObject(self._get(key), self.file, self._prefix + key)
@@ -35,6 +63,15 @@ class JsonObject:
     def value(self, key: str) -> object:
         """The value at a key, whatever its type."""
         return self._get(key)
+
+    def get(self, key: str, default: object = None) -> object:
+        """The value at a key, whatever its type, or a default if there is no such key."""
+        return self._get(key) if key in self else default
+
+    def array(self, key: str) -> list[object]:
+        """The list at a key."""
+        value = self._get(key)
+        return value if isinstance(value, list) else self.reject(key, "a list")
 
     def text(self, key: str) -> str:
         """The string at a key."""
@@ -67,7 +104,8 @@ class JsonObject:
     def number(self, key: str) -> float:
         """A finite number."""
         value = self._get(key)
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value):
+        # an integer may be too large for a float
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= float_info.max:
             return float(value)
         self.reject(key, "a finite number")
 
@@ -97,5 +135,8 @@ class JsonObject:
 
 def _short(value: object) -> str:
     """A value as a message shows it: a damaged file may hold a megabyte."""
-    shown = repr(value)
+    try:
+        shown = repr(value)
+    except RecursionError:
+        shown = "a deeply nested value"
     return shown if len(shown) <= 80 else f"{shown[:77]}..."

@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
+from nti_batch.files import OutputError
+
 LOCK_TIMEOUT = 120.0
 """Seconds to wait for an earlier start of the same Slurm job: a file server keeps the locks of a vanished node for a
 while (NFSv4: 90 seconds)."""
@@ -37,6 +39,8 @@ class UnitLock:
 
         Raises:
             UnitInUseError: If a living process holds the lock; the text names it.
+            OutputError: If the file system has no locks.
+            OSError: If the file cannot be made.
         """
         self.path = path
         self._file = _open_current(path, resource)
@@ -53,10 +57,40 @@ class UnitLock:
 
 
 @contextmanager
+def lock_folder(folder: Path, name: str, argument: str) -> Iterator[None]:
+    """Create a folder, and hold its lock.
+
+    Args:
+        folder: Folder to write to.
+        name: File name of the lock.
+        argument: Argument of the command that names the folder, for error messages.
+
+    Raises:
+        ValueError: If the folder cannot be written.
+        UnitInUseError: If another process holds the lock.
+        OutputError: If the file system has no locks.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = UnitLock(folder / name, resource=f"output folder {str(folder)!r}")
+    except OSError as error:
+        raise ValueError(
+            f"output folder {str(folder)!r} cannot be written: {error.strerror}; give another {argument}"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
 def exclusive(path: Path) -> Iterator[None]:
     """Hold a lock for a moment, in which one process reads, changes and writes a file; others wait for their turn."""
     with open(path, "a", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            raise _no_locks(path, error) from error
         yield
 
 
@@ -75,6 +109,9 @@ def _open_current(path: Path, resource: str) -> IO[str]:
                 raise UnitInUseError(_in_use(path, owner, resource)) from error
             time.sleep(0.5)
             continue
+        except OSError as error:
+            file.close()
+            raise _no_locks(path, error) from error
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
             return file
         file.close()
@@ -89,7 +126,8 @@ def _whoami() -> dict[str, str | int]:
 
 
 def _restarts() -> int:
-    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    count = os.environ.get("SLURM_RESTART_COUNT", "")
+    return int(count) if count.isdecimal() else 0
 
 
 def _is_earlier_start(content: str) -> bool:
@@ -109,3 +147,10 @@ def _in_use(path: Path, content: str, resource: str) -> str:
     name = resource or f"{path.stem!r} in {str(path.parent.parent)!r}"
     advice = "" if resource else "; jobs that share a folder take a part each, with --data.part"
     return f"{name} is in use by another job ({owner}): wait until that job ends, or end it{advice}"
+
+
+def _no_locks(path: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"{path} cannot be locked: {error.strerror}: the file system does not support flock(2), which keeps two jobs "
+        "apart; mount it with locks (Lustre: -o flock; NFS: version 4), or write to another folder"
+    )

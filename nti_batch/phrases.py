@@ -1,6 +1,26 @@
 """Phrases that messages of several packages share."""
 
+import re
 from collections.abc import Sequence
+
+_BEHIND_SCHEME = re.compile(r"(?<=\w)://[^\s'\"<>]+")
+_USER = re.compile(
+    r"^([^/?#:]*:/*)"  # the scheme
+    r"(?:[^/?#]*@"
+    # what follows a colon is a port, or belongs to a password in which '/', '?' or '#' are not written as %XX
+    r"|[^/?#@:]*:(?!\d*(?:[/?#]|$)).*@)",
+    re.DOTALL,
+)
+
+
+def without_credentials(url: str) -> str:
+    """Return a url without user, password, query and fragment, any of which may be a secret."""
+    return re.split("[?#]", _USER.sub(r"\1", url), maxsplit=1)[0]
+
+
+def hide_credentials(text: str) -> str:
+    """Remove what `without_credentials` removes from each url in a text."""
+    return _BEHIND_SCHEME.sub(lambda url: without_credentials(url[0]), text)
 
 
 def and_more(items: Sequence[str], limit: int) -> str:

@@ -224,7 +224,7 @@ def main() -> None:
     """Measure, print and draw."""
     arguments = parser().parse_args()
     source = ModelSource("demo")
-    networks, size = StableDiffusion.load(source), ModelDescription.of(source).size
+    networks, size = StableDiffusion.load(source), ModelDescription.of(source).image_size(None, None)
     loaded = load_images(shard_addresses(arguments.shards), "txt", size, arguments.images)
     pixels = torch.stack([image.pixels for image in loaded])
     images = encode(networks, loaded, arguments.guidance_scale, arguments.tokens)

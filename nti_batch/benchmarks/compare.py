@@ -91,6 +91,11 @@ def job_round(setup: Setup, images: Sequence[CaptionedImage]) -> Round:
     return _timed(networks, setup, images, invert)
 
 
+def reference_settings(setup: Setup) -> InversionSettings:
+    """The settings of the paper's authors, with the guidance scale of the comparison."""
+    return InversionSettings(guidance_scale=setup.settings.guidance_scale, solver="authors")
+
+
 def reference_round(setup: Setup, images: Sequence[CaptionedImage]) -> Round:
     """Invert images with the reference loop in float32, with the constants of the paper's authors.
 
@@ -99,7 +104,7 @@ def reference_round(setup: Setup, images: Sequence[CaptionedImage]) -> Round:
         images: Images of one size.
     """
     networks = _networks(setup.source, setup.device, "float32", None)
-    settings = InversionSettings(guidance_scale=setup.settings.guidance_scale)
+    settings = reference_settings(setup)
 
     def invert(predict: Predictor, schedule: DDIMSchedule) -> list[Inverted]:
         return [reference_loop(networks, predict, image, schedule, settings) for image in images]
@@ -239,8 +244,9 @@ def compare(setup: Setup, images: Sequence[CaptionedImage], rounds: int) -> Comp
         rounds: Number of rounds of each side, which share the images.
 
     Raises:
-        ValueError: If there are more rounds than images.
+        ValueError: If there are more rounds than images, or more steps than the authors' learning rate has.
     """
+    reference_settings(setup).check_num_steps(setup.num_steps)
     if not 1 <= rounds <= len(images):
         raise ValueError(f"--rounds is {rounds}, allowed: 1 to the number of images, {len(images)}")
     of_job: list[Round] = []

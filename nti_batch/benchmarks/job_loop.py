@@ -6,7 +6,7 @@ from itertools import islice
 import torch
 
 from nti_batch.benchmarks.loop_result import Inverted
-from nti_batch.data.samples import RawSample, decode_sample, read_unit
+from nti_batch.data.samples import RawSample, Reading, decode_sample, read_unit
 from nti_batch.data.shards import Shards, work_units
 from nti_batch.diffusion.guidance import Predictor
 from nti_batch.diffusion.null_text import InversionState
@@ -19,20 +19,24 @@ from nti_batch.output.serialization import pack_tensors
 from nti_batch.records import CaptionedImage
 
 
-def load_images(shards: Shards, caption: str, size: int, count: int) -> list[CaptionedImage]:
-    """Load the first decodable images of some shards, square.
+def load_images(
+    shards: Shards, caption: str, size: tuple[int, int], count: int, allow_pipe: bool = False
+) -> list[CaptionedImage]:
+    """Load the first decodable images of some shards.
 
     Args:
         shards: Address of each shard by its name.
         caption: Place of the prompts, as for `nti-batch invert`.
         size: Height and width in pixels.
         count: Number of images.
+        allow_pipe: Whether a shard may be a shell command.
 
     Raises:
-        ValueError: If there are fewer.
+        ValueError: If there are fewer, or a shard is a command and may not be.
     """
-    samples = (sample for unit in work_units(shards, 1) for sample in read_unit(unit, caption))
-    decoded = (decode_sample(sample, size, size) for sample in samples if isinstance(sample, RawSample))
+    units = work_units(shards, 1)
+    samples = (sample for unit in units for sample in read_unit(unit, caption, Reading(allow_pipe=allow_pipe)))
+    decoded = (decode_sample(sample, *size) for sample in samples if isinstance(sample, RawSample))
     images = list(islice((image for image in decoded if isinstance(image, CaptionedImage)), count))
     if len(images) < count:
         raise ValueError(f"--images is {count}, and the shards hold {len(images)}: give more shards or ask for fewer")

@@ -88,7 +88,10 @@ def main() -> None:
     )
     parser.add_argument("--storage", default="compact", choices=("float32", "float16", "compact"))
     arguments = parser.parse_args()
-    networks, size = StableDiffusion.load(ModelSource("demo")), ModelDescription.of(ModelSource("demo")).size
+    networks, size = (
+        StableDiffusion.load(ModelSource("demo")),
+        ModelDescription.of(ModelSource("demo")).image_size(None, None),
+    )
     scenes = load_images(shard_addresses(arguments.scenes), "txt", size, arguments.count)
     photographs = load_images(shard_addresses(str(SAMPLES / "photographs-000000.tar")), "txt", size, 8)
     cases = [Case(name="scenes", images=scenes), Case(name="photographs", images=photographs)]

@@ -114,7 +114,9 @@ def main() -> None:
     arguments = parser.parse_args()
     source = ModelSource("demo")
     networks = StableDiffusion.load(source)
-    images = load_images(shard_addresses(arguments.scenes), "txt", ModelDescription.of(source).size, arguments.count)
+    images = load_images(
+        shard_addresses(arguments.scenes), "txt", ModelDescription.of(source).image_size(None, None), arguments.count
+    )
     at_full_size(on_the_embedded_model(networks, images))
 
 

@@ -1,6 +1,5 @@
 """`nti-batch bench`: the job beside the reference loop."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,10 +9,12 @@ from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from nti_batch.benchmarks.compare import Setup, compare
 from nti_batch.benchmarks.job_loop import load_images
 from nti_batch.diffusion.rounding import Storage
-from nti_batch.exit_codes import DONE, usage_error
+from nti_batch.exit_codes import DONE
+from nti_batch.jobs.consent import check_consent
 from nti_batch.jobs.flags import InvertModelFlags, shard_addresses
-from nti_batch.jobs.parser import silence_warnings
+from nti_batch.jobs.parser import ConfigFile, silence_warnings
 from nti_batch.models.supported import ModelDescription
+from nti_batch.terminal import print_json, print_lines, usage_error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +26,15 @@ class BenchDataFlags:
 
     caption: str = "txt"
     """Place of the prompts, as for invert."""
+
+    height: int | None = None
+    """Height of the images in pixels, as for invert."""
+
+    width: int | None = None
+    """Width of the images in pixels, as for invert."""
+
+    allow_pipe: bool = False
+    """Allow shards that are the output of a shell command, as for invert; only this flag itself is consent."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +50,9 @@ def bench(argv: Sequence[str]) -> int:
     silence_warnings()
     parser = bench_parser()
     try:
-        flags = parser.instantiate(parser.parse_args(list(argv)))
+        parsed = parser.parse_args(list(argv))
+        check_consent(argv, parsed)
+        flags = parser.instantiate(parsed)
         model: InvertModelFlags = flags.model
         setup = Setup(
             source=model.source,
@@ -53,12 +65,17 @@ def bench(argv: Sequence[str]) -> int:
             storage=flags.output.storage,
             optimize_pooled=model.optimize_pooled,
         )
-        size = ModelDescription.of(setup.source).size
-        images = load_images(shard_addresses(flags.data.shards), flags.data.caption, size, flags.images)
+        data: BenchDataFlags = flags.data
+        size = ModelDescription.of(setup.source).image_size(data.height, data.width)
+        shards = shard_addresses(data.shards, allow_pipe=data.allow_pipe)
+        images = load_images(shards, data.caption, size, flags.images, data.allow_pipe)
         comparison = compare(setup, images, flags.rounds)
     except (ValueError, ArgumentError) as error:
         return usage_error(error)
-    print(json.dumps(comparison.to_json()) if flags.json else "\n".join(comparison.lines()))
+    if flags.json:
+        print_json(comparison.to_json())
+    else:
+        print_lines(comparison.lines())
     return DONE
 
 
@@ -72,7 +89,7 @@ def bench_parser() -> ArgumentParser:
         "evaluations, quality, memory and bytes.",
         exit_on_error=False,
     )
-    parser.add_argument("--config", action="config", help="a YAML file as for invert, such as configs/fast.yaml")
+    parser.add_argument("--config", action=ConfigFile, help="a YAML file as for invert, such as configs/fast.yaml")
     parser.add_class_arguments(InvertModelFlags, "model")
     parser.add_class_arguments(BenchDataFlags, "data")
     parser.add_class_arguments(BenchOutputFlags, "output")

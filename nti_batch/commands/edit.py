@@ -4,10 +4,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from PIL import Image
+
 from nti_batch.commands.parser import function_parser, run_function
+from nti_batch.data.shards import work_units
 from nti_batch.diffusion.edit_settings import EditSettings
 from nti_batch.editing.editor import edit_image
 from nti_batch.exit_codes import DONE
+from nti_batch.files import atomic_open, check_new_file, translate_os_errors
 from nti_batch.jobs.edit_module import EditModule
 from nti_batch.jobs.flags import EditDataFlags, EditModelFlags, OutputFlags
 from nti_batch.jobs.parser import parse_flags, silence_warnings
@@ -16,14 +20,15 @@ from nti_batch.jobs.run import Job, build_job, run_job
 from nti_batch.jobs.signals import StopSignals
 from nti_batch.models.fingerprint import check_fingerprint
 from nti_batch.models.supported import ModelDescription
+from nti_batch.models.weights import check_model
 from nti_batch.output.edits import EDIT
 from nti_batch.output.inversions import open_inversions, read_inversions
 from nti_batch.output.run_folder import OutputRun
 from nti_batch.output.serialization import StoredInversion
 from nti_batch.plans.missing_edits import EditPlan, check_pipes, read_edit_list
-from nti_batch.plans.missing_images import ImagePlan
 from nti_batch.report.preview import draw_preview
 from nti_batch.settings import EditRunSettings
+from nti_batch.terminal import print_line
 
 SECTIONS: dict[str, type] = {
     "model": EditModelFlags,
@@ -51,7 +56,7 @@ def build_edit_job(argv: Sequence[str], stop: StopSignals) -> Job:
     data: EditDataFlags = flags.data
     inversions = open_inversions(data.inversions)
     source = model.source(inversions.settings.source)
-    ModelDescription.of(source)
+    check_model(source, ModelDescription.of(source))
     check_fingerprint(source, inversions.settings.fingerprint)
     settings = EditRunSettings(
         model_name=model.name,
@@ -65,7 +70,7 @@ def build_edit_job(argv: Sequence[str], stop: StopSignals) -> Job:
     requests = read_edit_list(settings, inversions)
     check_pipes(requests or (), inversions, data.allow_pipe)
     run = OutputRun.create(EDIT, Path(flags.output.dir), settings, inversions.shards, flags.dry_run)
-    plan = EditPlan(run, inversions, requests, data.redone, data.limit)
+    plan = EditPlan(run, inversions, requests, data.redone, data.reading)
     plan.check_redo()
     inverted = inversions.settings
     scale = inverted.inversion.guidance_scale
@@ -96,13 +101,26 @@ def edit_one(
     """
     started = time.monotonic()
     silence_warnings()
+    check_new_file("--output", output)
+    file_format = _image_format(output)
     image = edit_image(find_inversion(inversions, key, shard), prompt, edit)
-    try:
-        image.save(output)
-    except OSError as error:
-        raise ValueError(f"{output} cannot be written: {error}; give another --output") from error
-    print(f"{output}: {time.monotonic() - started:.1f} s")
+    with translate_os_errors(output), atomic_open(output) as file:
+        image.save(file, file_format)
+    print_line(f"{output}: {time.monotonic() - started:.1f} s")
     return DONE
+
+
+def _image_format(path: Path) -> str:
+    """Pillow's name of the format that a file name stands for.
+
+    Raises:
+        ValueError: If Pillow does not write such files.
+    """
+    known = Image.registered_extensions()
+    file_format = known.get(path.suffix.lower())
+    if file_format not in Image.SAVE:
+        raise ValueError(f"--output is {str(path)!r}, allowed: an image file, such as x.png or x.jpg")
+    return file_format
 
 
 def find_inversion(out: Path, key: str, shard: str | None) -> StoredInversion:
@@ -111,8 +129,9 @@ def find_inversion(out: Path, key: str, shard: str | None) -> StoredInversion:
     Raises:
         ValueError: If there is none, or more than one.
     """
-    plan = ImagePlan.of_run(open_inversions(out), allow_pipe=True)
-    rows = [row for unit in plan.units if shard in (None, unit.shard) for row in plan.run.rows(unit)]
+    run = open_inversions(out)
+    units = work_units(run.shards, run.settings.units_per_shard)
+    rows = [row for unit in units if shard in (None, unit.shard) for row in run.rows(unit)]
     found = [row for row in rows if row.key == key]
     where = f"{str(out)!r}" if shard is None else f"shard {shard!r} of {str(out)!r}"
     if not found:

@@ -1,6 +1,5 @@
 """`nti-batch env`: what a bug report needs to say of a machine."""
 
-import json as jsonlib
 import os
 import platform
 import re
@@ -11,6 +10,7 @@ from typing import Any
 
 from nti_batch.exit_codes import DONE
 from nti_batch.models.driver import nvidia_driver
+from nti_batch.terminal import print_json, print_line
 
 PACKAGES = (
     "nti-batch",
@@ -45,10 +45,10 @@ def env(model: str | None = None, json: bool = False) -> int:
         fingerprint = model_fingerprint(ModelSource(model))
         found |= {"model": model, "fingerprint": fingerprint or "unknown (no such folder, and not in the local cache)"}
     if json:
-        print(jsonlib.dumps(found))
+        print_json(found)
     else:
         for name, value in found.items():
-            print(f"{name}: {', '.join(value) if isinstance(value, list) else value}")
+            print_line(f"{name}: {', '.join(value) if isinstance(value, list) else value}")
     return DONE
 
 

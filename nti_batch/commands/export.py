@@ -1,12 +1,12 @@
 """`nti-batch export`."""
 
-import sys
 from pathlib import Path
 from typing import Literal
 
 from nti_batch.exit_codes import DONE, ERROR, SOME_FAILED
 from nti_batch.output.export import choose_ids, export_run
 from nti_batch.output.inversions import open_inversions
+from nti_batch.terminal import print_error, print_line
 
 
 def export(
@@ -29,9 +29,9 @@ def export(
     exported = export_run(run, folder, choose_ids(run, shard, key))
     there = f", {exported.existing} were there" if exported.existing else ""
     left_out = f", {exported.failed} left out, whose inversion has failed" if exported.failed else ""
-    print(f"{folder}: {exported.written} inversions written{there}{left_out}")
+    print_line(f"{folder}: {exported.written} inversions written{there}{left_out}")
     for damage in exported.damage:
-        print(f"nti-batch: {damage}: its inversions are left out", file=sys.stderr)
+        print_error(f"{damage}: its inversions are left out")
     if exported.damage:
         return ERROR
     return SOME_FAILED if exported.failed else DONE

@@ -10,7 +10,7 @@ class PipeFlags:
     """Consent to shell commands."""
 
     allow_pipe: bool = False
-    """Allow shards that are the output of a shell command, as for invert."""
+    """Allow shards that are the output of a shell command, as for invert; only this flag itself is consent."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

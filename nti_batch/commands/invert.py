@@ -4,14 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nti_batch.data.samples import caption_source
-from nti_batch.data.shards import work_units
+from nti_batch.data.shards import refuse_pipes, work_units
 from nti_batch.jobs.flags import InvertDataFlags, InvertModelFlags, InvertOutputFlags
 from nti_batch.jobs.invert_module import NEEDS_GRADIENTS, InversionModule
 from nti_batch.jobs.parser import parse_flags
 from nti_batch.jobs.run import Job, build_job, run_job
 from nti_batch.jobs.signals import StopSignals
 from nti_batch.models.fingerprint import model_fingerprint
-from nti_batch.models.supported import ModelDescription, embedding_shape
+from nti_batch.models.supported import ModelDescription
+from nti_batch.models.weights import check_model
 from nti_batch.output.inversions import INVERT
 from nti_batch.output.run_folder import OutputRun
 from nti_batch.output.serialization import StoredSize, stored_size
@@ -42,8 +43,12 @@ def build_invert_job(argv: Sequence[str], stop: StopSignals) -> Job:
     output: InvertOutputFlags = flags.output
     shards, description = data.addresses(), ModelDescription.of(model.source)
     settings = run_settings(model, data, output, description)
+    check_model(model.source, description)
     units = work_units(shards, data.units_per_shard)
     run = OutputRun.create(INVERT, Path(output.dir), settings, shards, flags.dry_run)
+    if not data.allow_pipe:
+        # the job counts the images of all shards that the run was ever given
+        refuse_pipes(run.shards.values())
     plan = ImagePlan(run, units, data.redone, data.reading, lambda: stop.requested)
     plan.check_redo()
     module = InversionModule(settings, model.batch_size, stop, model.compile)
@@ -61,8 +66,7 @@ def run_settings(
         ValueError: If the caption or the size is wrong.
     """
     caption_source(data.caption)
-    height, width = data.height or description.size, data.width or description.size
-    description.check_size(height, width)
+    height, width = description.image_size(data.height, data.width)
     return InversionRunSettings(
         source=model.source,
         fingerprint=model_fingerprint(model.source),
@@ -82,5 +86,5 @@ def run_settings(
 def new_size(settings: InversionRunSettings, description: ModelDescription) -> StoredSize:
     """Size of an inversion on disk before there is one."""
     latents = description.latents(settings.height, settings.width)
-    embeddings = settings.num_steps, *embedding_shape(settings.source, description.is_xl)
+    embeddings = settings.num_steps, *description.embedding_shape
     return stored_size(settings.storage, latents, embeddings, settings.inversion.method == "direct")

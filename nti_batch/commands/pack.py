@@ -4,14 +4,15 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import track
 
+from nti_batch.console import ErrorConsole
 from nti_batch.data.image_list import Columns, list_images
 from nti_batch.data.pack import ShardWriter, StoppedError
 from nti_batch.data.pack_plan import ShardLimits
 from nti_batch.exit_codes import DONE, SOME_FAILED, STOPPED
 from nti_batch.jobs.signals import StopSignals
+from nti_batch.terminal import print_line
 
 
 def pack(
@@ -56,12 +57,12 @@ def pack(
             with writer.opened():
                 return _write(writer, stop)
         except StoppedError:
-            print(f"stopped early; run the same command again to resume {out}", file=sys.stderr)
+            print_line(f"stopped early; run the same command again to resume {out}", sys.stderr)
             return STOPPED
 
 
 def _write(writer: ShardWriter, stop: StopSignals) -> int:
-    console = Console(stderr=True)
+    console = ErrorConsole()
     finished = track(
         writer.write(lambda: stop.requested),
         "packing shards",
@@ -75,10 +76,10 @@ def _write(writer: ShardWriter, stop: StopSignals) -> int:
         packed += stats.successes
         for failure in stats.failures:
             stages[failure.stage] += 1
-            console.out(f"{failure.path!r}: {failure.stage}: {failure.error}", highlight=False)
-    print(f"{packed} of {count} images packed into {str(writer.out)!r}")
+            print_line(f"{failure.path!r}: {failure.stage}: {failure.error}", sys.stderr)
+    print_line(f"{packed} of {count} images packed into {str(writer.out)!r}")
     if writer.source.note:
-        print(f"not packed: {writer.source.note}")
+        print_line(f"not packed: {writer.source.note}")
     for stage, failed in sorted(stages.items()):
-        print(f"{failed} failed at stage {stage!r}")
+        print_line(f"{failed} failed at stage {stage!r}")
     return SOME_FAILED if stages else DONE

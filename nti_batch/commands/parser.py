@@ -1,22 +1,32 @@
 """Parsers of commands from the signatures and docstrings of their functions."""
 
 import inspect
-import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 from docstring_parser import parse
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
-from nti_batch.exit_codes import ERROR, usage_error
-from nti_batch.files import OutputError
+from nti_batch.exit_codes import ERROR
+from nti_batch.files import OutputError, refuse_url
+from nti_batch.jobs.consent import check_consent
 from nti_batch.lock import UnitInUseError
+from nti_batch.terminal import own_lines, print_error, usage_error
 
 
 class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
     """Keeps the lines of a description, and adds types and defaults to flags."""
+
+
+class CommandParser(ArgumentParser):
+    """A parser whose errors are printable: they repeat arguments, and a shell expands `*` to any name of a file."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the error, and exit."""
+        super().error(own_lines(message), ex)
 
 
 def function_parser(function: Callable[..., int], prog: str, as_positional: bool = True) -> ArgumentParser:
@@ -35,7 +45,7 @@ def function_parser(function: Callable[..., int], prog: str, as_positional: bool
     own: dict[str, Any] = {p.name: {"action": "store_true"} for p in parameters if p.annotation is bool}
     own |= {p.name: {"nargs": "+"} for p in parameters if p.annotation == list[str] | None}
     groups = {p.name: p.annotation for p in parameters if is_dataclass(p.annotation)}
-    parser = ArgumentParser(
+    parser = CommandParser(
         prog=prog,
         description="\n\n".join(filter(None, (doc.short_description, doc.long_description))),
         formatter_class=HelpFormatter,
@@ -60,10 +70,14 @@ def run_function(function: Callable[..., int], argv: Sequence[str], parser: Argu
     parser = parser or function_parser(function, f"nti-batch {function.__name__}")
     parsed = parser.parse_args(list(argv))
     try:
+        check_consent(argv, parsed)
         arguments: dict[str, Any] = vars(parser.instantiate(parsed))
+        for name, value in arguments.items():
+            if isinstance(value, Path):
+                refuse_url(name, value)
         return function(**arguments)
     except ValueError as error:
         return usage_error(error)
     except (OutputError, UnitInUseError) as error:
-        print(f"nti-batch: {error}", file=sys.stderr)
+        print_error(str(error))
         return ERROR

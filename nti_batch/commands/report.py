@@ -4,10 +4,11 @@ from pathlib import Path
 
 from nti_batch.commands.flags import InputFlags
 from nti_batch.exit_codes import DONE
-from nti_batch.files import atomic_write
+from nti_batch.files import atomic_write, check_new_file
 from nti_batch.jobs.parser import silence_warnings
 from nti_batch.plans.open_plan import open_plan
 from nti_batch.report.run_page import run_page
+from nti_batch.terminal import print_line
 
 
 def report(out: Path, output: Path | None = None, images: int = 2, data: InputFlags = InputFlags()) -> int:
@@ -23,10 +24,11 @@ def report(out: Path, output: Path | None = None, images: int = 2, data: InputFl
     if images < 0:
         raise ValueError(f"--images is {images}, allowed: at least 0")
     path = output or out / "report.html"
+    check_new_file("--output", path)
     page = run_page(open_plan(out, data.addresses(), data.allow_pipe), images)
     try:
         atomic_write(path, page.html())
     except OSError as error:
         raise ValueError(f"{path} cannot be written: {error.strerror}; give another --output") from error
-    print(path)
+    print_line(str(path))
     return DONE

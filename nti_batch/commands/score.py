@@ -1,6 +1,5 @@
 """`nti-batch score`."""
 
-import json as jsonlib
 from pathlib import Path
 
 import torch
@@ -9,8 +8,9 @@ from nti_batch.commands.flags import PipeFlags
 from nti_batch.exit_codes import DONE
 from nti_batch.output.edits import open_edits
 from nti_batch.plans.missing_edits import EditPlan
-from nti_batch.report.scores import score_run, tables
+from nti_batch.report.scores import notes, score_run, tables
 from nti_batch.scores.learned import LearnedScores
+from nti_batch.terminal import print_json, print_lines
 
 
 def score(out: Path, json: bool = False, weights: Path | None = None, data: PipeFlags = PipeFlags()) -> int:
@@ -22,14 +22,12 @@ def score(out: Path, json: bool = False, weights: Path | None = None, data: Pipe
         weights: Folder with clip, dino or lpips in it, for the scores that need networks.
         data: Consent to shell commands.
     """
-    plan = EditPlan.of_run(open_edits(out))
-    plan.check_pipes(data.allow_pipe)
+    plan = EditPlan.of_run(open_edits(out), data.allow_pipe)
     learned = LearnedScores.load(weights, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     found = list(score_run(plan, learned))
     if json:
-        print(jsonlib.dumps([edit.to_json() for edit in found]))
-    elif found:
-        print("\n".join([*tables(plan, found), learned.missing]))
+        print_json([edit.to_json() for edit in found])
     else:
-        print("no edit has a mask and an input image to compare with")
+        text = [*tables(plan, found), learned.missing] if found else ["no edit has scores"]
+        print_lines("\n".join([*text, *notes(plan, found)]).split("\n"))
     return DONE

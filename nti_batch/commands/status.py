@@ -1,11 +1,11 @@
 """`nti-batch status`."""
 
-import json as jsonlib
 from pathlib import Path
 
 from nti_batch.commands.flags import PipeFlags
 from nti_batch.exit_codes import DONE, SOME_FAILED, STOPPED
 from nti_batch.plans.open_plan import open_plan
+from nti_batch.terminal import print_json, print_lines
 
 
 def status(out: Path, json: bool = False, exit_code: bool = False, data: PipeFlags = PipeFlags()) -> int:
@@ -19,7 +19,10 @@ def status(out: Path, json: bool = False, exit_code: bool = False, data: PipeFla
     """
     plan = open_plan(out, allow_pipe=data.allow_pipe)
     found = plan.status(plan.units)
-    print(jsonlib.dumps(found.to_json()) if json else "\n".join(found.lines()))
+    if json:
+        print_json(found.to_json())
+    else:
+        print_lines(found.lines())
     if exit_code and found.missing:
         return STOPPED
     return SOME_FAILED if exit_code and found.has_failures else DONE

@@ -1,6 +1,5 @@
 """`nti-batch verify`."""
 
-import json as jsonlib
 from pathlib import Path
 
 from nti_batch.commands.flags import InputFlags
@@ -8,6 +7,7 @@ from nti_batch.exit_codes import DONE, ERROR
 from nti_batch.jobs.parser import silence_warnings
 from nti_batch.plans.open_plan import open_plan
 from nti_batch.report.integrity import verify_run
+from nti_batch.terminal import print_json, print_line
 
 
 def verify(out: Path, json: bool = False, recompute: int = 0, data: InputFlags = InputFlags()) -> int:
@@ -26,9 +26,9 @@ def verify(out: Path, json: bool = False, recompute: int = 0, data: InputFlags =
     for finding in verify_run(open_plan(out, data.addresses(), data.allow_pipe), recompute):
         found.append(finding)
         if not json:
-            print(f"{finding.where}: {finding.what}", flush=True)
+            print_line(f"{finding.where}: {finding.what}")
     if json:
-        print(jsonlib.dumps([{"where": finding.where, "what": finding.what} for finding in found]))
+        print_json([{"where": finding.where, "what": finding.what} for finding in found])
     else:
-        print(f"{len(found)} findings" if found else "no findings: the run is intact")
+        print_line(f"{len(found)} findings" if found else "no findings: the run is intact")
     return ERROR if found else DONE

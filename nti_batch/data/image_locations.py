@@ -7,8 +7,8 @@ from pathlib import Path
 
 from nti_batch.data.folder import IMAGE_EXTENSIONS, extension_of, list_folder
 from nti_batch.data.shard_reader import DAMAGE, split_name, user_files
+from nti_batch.data.shards import is_url, public_address
 from nti_batch.data.tar import MemberPlace, open_archive
-from nti_batch.data.transfer import is_url
 
 ImagePlace = tuple[Path, MemberPlace]
 """A file, and the place of an image in it."""
@@ -21,7 +21,9 @@ def locate_images(url: str) -> dict[str, ImagePlace]:
         ValueError: If the shard is remote, cannot be read or is compressed, so that its members have no offset.
     """
     if is_url(url):
-        raise ValueError(f"shard {url!r} is remote, and images are read in any order: fetch it, and give shards=...")
+        raise ValueError(
+            f"shard {public_address(url)!r} is remote, and images are read in any order: fetch it, and give shards=..."
+        )
     try:
         return _locate_in_folder(Path(url)) if os.path.isdir(url) else _locate_in_tar(Path(url))
     except OSError as error:

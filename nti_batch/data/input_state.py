@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 
 from nti_batch.data.folder import list_folder
-from nti_batch.data.transfer import is_url
+from nti_batch.data.shards import is_url
 from nti_batch.records import WorkUnit
 
 

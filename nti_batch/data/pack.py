@@ -21,7 +21,7 @@ from nti_batch.data.image_list import ImageList, NotPackedError
 from nti_batch.data.pack_plan import PackPlan, PlannedShard, ShardLimits, plan_shards
 from nti_batch.data.tar import write_samples
 from nti_batch.files import atomic_write, translate_os_errors
-from nti_batch.lock import UnitLock
+from nti_batch.lock import lock_folder
 
 
 class StoppedError(Exception):
@@ -97,18 +97,9 @@ class ShardWriter:
             UnitInUseError: If another process packs into it.
             OutputError: If the disk is full.
         """
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-            lock = UnitLock(self.out / "pack.lock", resource=f"output folder {str(self.out)!r}")
-        except OSError as error:
-            raise ValueError(
-                f"output folder {str(self.out)!r} cannot be written: {error.strerror}; give another OUT"
-            ) from error
-        try:
+        with lock_folder(self.out, "pack.lock", "OUT"):
             self._record_plan(self.out / "pack.json")
             yield
-        finally:
-            lock.release()
 
     def _record_plan(self, file: Path) -> None:
         if file.exists():

@@ -32,6 +32,12 @@ class Reading:
     max_memory: int = MAX_MEMORY
     """Bytes that decoding one image may take."""
 
+    allow_pipe: bool = False
+    """Whether a shard may be a shell command."""
+
+
+ALL_READ = Reading()
+
 
 @dataclass(frozen=True, slots=True)
 class RawSample:
@@ -60,7 +66,7 @@ def caption_source(caption: str) -> tuple[str, str]:
 
 
 def read_unit(
-    unit: WorkUnit, caption: str, stopped: Callable[[], bool] = lambda: False, default_caption: str | None = None
+    unit: WorkUnit, caption: str, reading: Reading = ALL_READ, stopped: Callable[[], bool] = lambda: False
 ) -> Iterator[RawSample | Failure]:
     """Yield a sample or a failure for each key of a work unit, in the order of the shard.
 
@@ -70,15 +76,19 @@ def read_unit(
     Args:
         unit: The work unit to read.
         caption: Source of the prompts: 'txt' or 'json:FIELD'.
+        reading: How the input is read.
         stopped: Called before each read; if it returns True, the iteration ends without a failure.
-        default_caption: Caption of the images without a caption file; None makes them failures.
+
+    Raises:
+        ValueError: If the shard is a shell command, and may not be.
     """
     extension, json_field = caption_source(caption)
     size_limits = {**dict.fromkeys(IMAGE_EXTENSIONS, MAX_IMAGE_BYTES), extension: MAX_CAPTION_BYTES}
-    reader = ShardReader(unit.url, unit.holds, size_limits, extension, stopped)
+    reader = ShardReader(unit.url, unit.holds, size_limits, extension, stopped, reading.allow_pipe)
     for sample in reader:
         if sample.is_wanted:
-            yield _captioned(unit, _with_caption(sample, extension, json_field, default_caption), extension, json_field)
+            captioned = _with_caption(sample, extension, json_field, reading.default_caption)
+            yield _captioned(unit, captioned, extension, json_field)
     if reader.note and unit.index == 0:
         logger.warning("%s: %s", unit.shard, reader.note)
     if reader.errors:
@@ -86,7 +96,7 @@ def read_unit(
 
 
 def first_keys(
-    shards: Mapping[str, str], caption: str, count: int, stopped: Callable[[], bool] = lambda: False
+    shards: Mapping[str, str], caption: str, count: int, allow_pipe: bool, stopped: Callable[[], bool]
 ) -> dict[str, frozenset[str]]:
     """Find the first images of the input, in the order of its shards, by their keys.
 
@@ -94,6 +104,7 @@ def first_keys(
         shards: Addresses of the shards by their names.
         caption: Source of the prompts, as for `read_unit`.
         count: Number of images.
+        allow_pipe: As for `ShardReader`.
         stopped: As for `read_unit`.
 
     Returns:
@@ -101,7 +112,7 @@ def first_keys(
     """
     found: dict[str, frozenset[str]] = {}
     for shard, url in shards.items():
-        reader = key_reader(url, caption, stopped)
+        reader = key_reader(url, caption, stopped, allow_pipe)
         with closing(iter(reader)) as samples:
             keys = frozenset(sample.key for sample in islice(samples, count))
         if reader.errors:
@@ -196,7 +207,12 @@ def decode_sample(
 
 
 def read_inputs(
-    units: Iterable[WorkUnit], caption: str, height: int, width: int, ids: Collection[tuple[str, str]]
+    units: Iterable[WorkUnit],
+    caption: str,
+    height: int,
+    width: int,
+    ids: Collection[tuple[str, str]],
+    allow_pipe: bool = False,
 ) -> dict[tuple[str, str], CaptionedImage]:
     """Read and decode chosen input images, whatever their captions are and the memory that a job allowed for them.
 
@@ -206,24 +222,29 @@ def read_inputs(
         height: Height to crop and resize to, in pixels.
         width: Width to crop and resize to, in pixels.
         ids: Shard and key of each image.
+        allow_pipe: Whether a shard may be a shell command.
 
     Returns:
         The images by shard and key; without those that the shards do not hold or that cannot be decoded.
+
+    Raises:
+        ValueError: If a shard that has to be read is a shell command, and may not be.
     """
     found: dict[tuple[str, str], CaptionedImage] = {}
     for shard, url in dict.fromkeys((unit.shard, unit.url) for unit in units):
         keys = {key for name, key in ids if name == shard}
-        for sample in _find_samples(WorkUnit(shard, url, 0, 1), caption, keys):
+        for sample in _find_samples(WorkUnit(shard, url, 0, 1), caption, keys, allow_pipe):
             image = decode_sample(sample, height, width, max_memory=None)
             if isinstance(image, CaptionedImage):
                 found[shard, sample.key] = image
     return found
 
 
-def _find_samples(whole_shard: WorkUnit, caption: str, keys: set[str]) -> Iterator[RawSample]:
+def _find_samples(whole_shard: WorkUnit, caption: str, keys: set[str], allow_pipe: bool) -> Iterator[RawSample]:
     """Yield the samples of these keys, and stop reading after the last one."""
     remaining = set(keys)
-    for sample in read_unit(whole_shard, caption, default_caption="-") if remaining else ():
+    reading = Reading(default_caption="-", allow_pipe=allow_pipe)
+    for sample in read_unit(whole_shard, caption, reading) if remaining else ():
         if isinstance(sample, RawSample) and sample.key in remaining:
             yield sample
             remaining.discard(sample.key)

@@ -20,6 +20,7 @@ from webdataset.tariterators import base_plus_ext
 from nti_batch.data.folder import FolderSample, extension_of, join_extensions, list_folder, read_file
 from nti_batch.data.tar import Archive, open_archive
 from nti_batch.data.transfer import Source
+from nti_batch.phrases import hide_credentials
 
 DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError)
 
@@ -36,14 +37,14 @@ _NamedMember = tuple[str, str, tarfile.TarInfo]
 """Key, extension in lower case, header."""
 
 
-def count_images(url: str) -> int:
-    """Count the keys of a shard; only the headers of a local tar are read."""
-    keys, _ = read_keys(url)
+def count_images(url: str, allow_pipe: bool = False) -> int:
+    """Count the keys of a shard, as `read_keys` finds them; only the headers of a local tar are read."""
+    keys, _ = read_keys(url, allow_pipe=allow_pipe)
     return len(keys)
 
 
 def read_keys(
-    url: str, caption: str = "txt", stopped: Callable[[], bool] = lambda: False
+    url: str, caption: str = "txt", stopped: Callable[[], bool] = lambda: False, allow_pipe: bool = False
 ) -> tuple[list[str], list[str]]:
     """Read the keys of a shard, each once and in order, and the errors of the shard as a whole.
 
@@ -51,14 +52,18 @@ def read_keys(
         url: Address of the shard.
         caption: Source of the prompts; a folder has other keys for 'txt' than for 'json:FIELD'.
         stopped: As for `ShardReader`.
+        allow_pipe: As for `ShardReader`.
+
+    Raises:
+        ValueError: If the shard is a shell command, and `allow_pipe` is False.
     """
-    reader = key_reader(url, caption, stopped)
+    reader = key_reader(url, caption, stopped, allow_pipe)
     return [sample.key for sample in reader], reader.errors
 
 
-def key_reader(url: str, caption: str, stopped: Callable[[], bool]) -> "ShardReader":
+def key_reader(url: str, caption: str, stopped: Callable[[], bool], allow_pipe: bool) -> "ShardReader":
     """Return a reader that reads no contents; the arguments are those of `read_keys`."""
-    return ShardReader(url, lambda key: False, {}, caption.partition(":")[0], stopped)
+    return ShardReader(url, lambda key: False, {}, caption.partition(":")[0], stopped, allow_pipe)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +118,7 @@ class ShardReader:
         size_limits: Mapping[str, int],
         caption: str,
         stopped: Callable[[], bool] = lambda: False,
+        allow_pipe: bool = False,
     ) -> None:
         """Open nothing yet.
 
@@ -123,11 +129,13 @@ class ShardReader:
                 shard may unpack to more than memory.
             caption: Extension of the captions, 'txt' or 'json'.
             stopped: Called before each read; if it returns True, the iteration ends without errors.
+            allow_pipe: Whether the url may be a shell command; if it is one and may not, the iteration raises a
+                ValueError.
         """
         self.errors = []
         self.note = ""
         self._url, self._is_wanted, self._size_limits, self._stopped = url, is_wanted, size_limits, stopped
-        self._caption = caption
+        self._caption, self._allow_pipe = caption, allow_pipe
         self._yielded: set[str] = set()
 
     def __iter__(self) -> Generator[ShardSample]:
@@ -152,7 +160,7 @@ class ShardReader:
     def _attempt(self) -> "_TarAttempt | _FolderAttempt":
         if os.path.isdir(self._url):
             return _FolderAttempt(self._url, self._is_missing, self._size_limits, self._caption)
-        return _TarAttempt(self._url, self._is_missing, self._size_limits, self._stopped)
+        return _TarAttempt(self._url, self._is_missing, self._size_limits, self._stopped, self._allow_pipe)
 
     def _is_missing(self, key: str) -> bool:
         return key not in self._yielded and self._is_wanted(key)
@@ -175,21 +183,23 @@ class _TarAttempt:
         is_wanted: Callable[[str], bool],
         size_limits: Mapping[str, int],
         stopped: Callable[[], bool],
+        allow_pipe: bool,
     ) -> None:
         self.errors: list[str] = []
         self.is_broken = False
         """Whether the transfer broke, so that another attempt may get further."""
 
         self._url, self._is_wanted, self._size_limits, self._stopped = url, is_wanted, size_limits, stopped
+        self._allow_pipe = allow_pipe
         self._keys: set[str] = set()
 
     def __iter__(self) -> Iterator[ShardSample]:
         source: Source | None = None
         try:
-            source = Source(self._url, self._stopped)
+            source = Source(self._url, self._stopped, self._allow_pipe)
             yield from self._samples(open_archive(source.stream, self._stopped))
         except DAMAGE as damage:
-            self.errors.insert(0, f"{damage}, after {len(self._keys)} keys")
+            self.errors.insert(0, f"{hide_credentials(str(damage))}, after {len(self._keys)} keys")
         finally:
             if source is not None and (failure := source.close()):
                 self.errors.insert(0, failure)

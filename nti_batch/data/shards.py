@@ -3,7 +3,7 @@
 A shard is a tar, or a folder of images, whose keys are paths without extensions. Patterns and urls are WebDataset's.
 
 The name of a shard is its identity: a tar has its file name, and a folder of images is always called `images`. The
-address of a shard may change.
+address of a shard may change. It may hold a password or a token: messages show its `public_address`.
 """
 
 import glob
@@ -11,10 +11,11 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 
+from webdataset.gopen import gopen_schemes
 from webdataset.shardlists import expand_urls
 
 from nti_batch.data.folder import is_run_folder, read_file
-from nti_batch.data.transfer import is_url
+from nti_batch.phrases import hide_credentials, without_credentials
 from nti_batch.records import WorkUnit
 
 Shards = Mapping[str, str]
@@ -26,7 +27,12 @@ FOLDER_SHARD = "images"
 MAX_LIST_BYTES = 1 << 28
 """Largest '@FILE'."""
 
-_TAR_IN_COMMAND = re.compile(r"([^/\s='\"]+\.(?:tar(?:\.\w+)?|tgz))(?![\w.])", re.IGNORECASE)
+MAX_UNITS_IN_ALL = 1 << 22
+MAX_SHARD_NAME_BYTES = 216
+"""File systems take names of 255 bytes; '.65535of65536.00000.tar.salvage' comes behind the name of a shard."""
+
+_COMMAND = "pipe:"
+_TAR = re.compile(r".+\.(?:tar(?:\.\w+)?|tgz)(?![\w.])", re.IGNORECASE)
 
 
 def input_shards(shards: str | None, images: str | None, allow_pipe: bool = False) -> dict[str, str]:
@@ -45,8 +51,8 @@ def input_shards(shards: str | None, images: str | None, allow_pipe: bool = Fals
     if images is not None and shards is None:
         return {FOLDER_SHARD: check_folder(images)}
     raise ValueError(
-        f"data.shards is {shards!r} and data.images is {images!r}: give one of them, tars with --data.shards or a "
-        "folder of images with --data.images"
+        f"data.shards is {_public_patterns(shards)!r} and data.images is {images!r}: give one of them, tars with "
+        "--data.shards or a folder of images with --data.images"
     )
 
 
@@ -88,9 +94,10 @@ def refuse_pipes(urls: Iterable[str]) -> None:
         ValueError: If one does.
     """
     for url in urls:
-        if url.startswith("pipe:"):
+        if url.startswith(_COMMAND):
             raise ValueError(
-                f"shard {url!r} runs a command in a shell: add --data.allow_pipe=true if you trust where it comes from"
+                f"shard {public_address(url)!r} runs a command in a shell: add --data.allow_pipe=true if you trust "
+                "where it comes from"
             )
 
 
@@ -98,7 +105,8 @@ def _expand(patterns: str) -> list[str]:
     try:
         expanded: list[str] = expand_urls(patterns)
     except (AssertionError, ValueError) as error:
-        raise ValueError(f"shards {patterns!r} cannot be expanded: {error}; check its braces and variables") from error
+        shown = _public_patterns(patterns)
+        raise ValueError(f"shards {shown!r} cannot be expanded: {error}; check its braces and variables") from error
     return expanded
 
 
@@ -109,7 +117,7 @@ def _lines(pattern: str) -> list[str]:
     try:
         lines = read_file(pattern[1:], MAX_LIST_BYTES).decode().splitlines()
     except ValueError as error:
-        raise ValueError(f"shards {pattern!r}: the list cannot be read: {error}") from error
+        raise ValueError(f"shards '@{public_address(pattern[1:])}': the list cannot be read: {error}") from error
     found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if not found:
         raise ValueError(f"shards {pattern!r}: the list is empty; give one path, glob or url a line")
@@ -120,7 +128,10 @@ def _matches(pattern: str) -> list[str]:
     if is_url(pattern):
         return [pattern]
     if "://" in pattern:
-        raise ValueError(f"shard {pattern!r} has an unknown scheme; use 'pipe:COMMAND', which writes it to its stdout")
+        raise ValueError(
+            f"shard {public_address(pattern)!r} has an unknown scheme; "
+            "use 'pipe:COMMAND', which writes it to its stdout"
+        )
     # a name may hold brackets itself
     found = [pattern] if os.path.exists(pattern) else _files_of_others(glob.glob(pattern, recursive=True))
     files = [path for path in found if not os.path.isdir(path)]
@@ -138,14 +149,28 @@ def _files_of_others(paths: Iterable[str]) -> list[str]:
     return [path for path in sorted(paths) if not is_run_folder(os.path.dirname(os.path.dirname(path)) or ".")]
 
 
-def absolute_address(address: str) -> str:
-    """Return an address that is the same from every working folder."""
-    return address if is_url(address) else os.path.abspath(address)
+def is_url(address: str) -> bool:
+    """Return whether an address is a url that WebDataset opens; otherwise it is a path."""
+    scheme, colon, _ = address.partition(":")
+    return bool(colon) and scheme in {"file", *gopen_schemes}
 
 
-def public_address(address: str) -> str:
-    """Return an address without the user, the query and the fragment of its urls, which may hold secrets."""
-    return re.sub(r"(\w://)[^/@\s]*@|[?#][^\s'\"]*", r"\1", address) if is_url(address) else address
+def stored_address(address: str) -> str:
+    """Return an address for a file: the same from every working folder, and without credentials in its urls."""
+    if address.startswith(_COMMAND):
+        return hide_credentials(address)
+    return public_address(address if is_url(address) else os.path.abspath(address))
+
+
+def public_address(url: str) -> str:
+    """Return what may be shown of an address: no user, password, query or fragment of a url, and no command."""
+    if url.startswith(_COMMAND):
+        return f"{_COMMAND}... {_file_name(url)}".rstrip()
+    return without_credentials(url) if is_url(url) or "://" in url else url
+
+
+def _public_patterns(patterns: str | None) -> str | None:
+    return patterns and "::".join(map(public_address, patterns.split("::")))
 
 
 def name_shards(addresses: Iterable[str]) -> dict[str, str]:
@@ -159,8 +184,8 @@ def name_shards(addresses: Iterable[str]) -> dict[str, str]:
         name = shard_name(address)
         if name in shards:
             raise ValueError(
-                f"shards {shards[name]!r} and {address!r} are both called {name!r}, so their results would mix; "
-                "rename one, or run them into different output folders"
+                f"shards {public_address(shards[name])!r} and {public_address(address)!r} are both called {name!r}, so "
+                "their results would mix; rename one, or run them into different output folders"
             )
         shards[name] = address
     return shards
@@ -172,26 +197,48 @@ def shard_name(url: str) -> str:
     Raises:
         ValueError: If the address has no file name.
     """
-    is_command = url.startswith("pipe:")
-    tars = _TAR_IN_COMMAND.findall(url) if is_command else []
-    address = re.split("[?#]", url)[0] if is_url(url) and not is_command else url
-    file_name = tars[-1] if tars else os.path.basename(address)
-    name = re.sub(r"\.(tar(\.(gz|bz2|xz))?|tgz)$", "", file_name, flags=re.IGNORECASE)
+    name = re.sub(r"\.(tar(\.(gz|bz2|xz))?|tgz)$", "", _file_name(url), flags=re.IGNORECASE)
     if not name:
-        raise ValueError(f"shard {url!r} has no file name to call its results by; name a file, as in '.../00000.tar'")
+        raise ValueError(
+            f"shard {public_address(url)!r} has no file name to call its results by; name a file, as in '.../00000.tar'"
+        )
     return name
+
+
+def _file_name(url: str) -> str:
+    """File name in an address; empty if it has none."""
+    if not url.startswith(_COMMAND):
+        address = public_address(url)
+        return "" if re.fullmatch("[^/]*://[^/]*", address) else os.path.basename(address)
+    command = url.removeprefix(_COMMAND)
+    if tars := [tar[0] for part in re.split(r"[/\s='\"]+", command) if (tar := _TAR.match(part))]:
+        return tars[-1]
+    name = os.path.basename(re.split("[?#]", " ".join(command.split()[-1:]).strip("'\""))[0])
+    # an option or a pair of user and password names no file
+    return "" if re.search("^-|[=:]", name) else name
 
 
 def work_units(shards: Shards, units_per_shard: int) -> list[WorkUnit]:
     """Divide each shard into work units, one shard after the other.
 
     Raises:
-        ValueError: If `units_per_shard` is below 1.
+        ValueError: If `units_per_shard` is below 1, there are too many units, or a name cannot be that of files.
     """
     if units_per_shard < 1:
         raise ValueError(
             f"units_per_shard is {units_per_shard}, but a shard has at least 1; set 1 to read each shard as a whole"
         )
+    if len(shards) * units_per_shard > MAX_UNITS_IN_ALL:
+        raise ValueError(
+            f"{len(shards):,} shards have {units_per_shard:,} work units each, allowed: {MAX_UNITS_IN_ALL:,} in all; "
+            "set fewer with --data.units_per_shard"
+        )
+    for name in shards:
+        if "/" in name or len(os.fsencode(name)) > MAX_SHARD_NAME_BYTES:
+            raise ValueError(
+                f"the shard name {name!r} cannot be that of output files, allowed: {MAX_SHARD_NAME_BYTES} bytes "
+                "without '/'; rename the shard"
+            )
     return [
         WorkUnit(name, url, index, units_per_shard) for name, url in shards.items() for index in range(units_per_shard)
     ]

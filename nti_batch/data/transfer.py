@@ -13,6 +13,8 @@ from urllib.request import url2pathname
 
 from webdataset.gopen import Pipe, gopen, gopen_curl, gopen_schemes, rewrite_url
 
+from nti_batch.data.shards import is_url, refuse_pipes
+
 READ_TIMEOUT = 120.0
 """Seconds without data after which a transfer counts as broken; curl's own retries, set by WebDataset, take 60."""
 
@@ -35,12 +37,6 @@ _CURL_ERRORS = {
 }
 
 
-def is_url(address: str) -> bool:
-    """Return whether an address is a url that WebDataset opens; otherwise it is a path."""
-    scheme, colon, _ = address.partition(":")
-    return bool(colon) and scheme in {"file", *gopen_schemes}
-
-
 def _is_path(address: str) -> bool:
     return not is_url(address) or address.startswith("file:")
 
@@ -59,16 +55,21 @@ def _open_url(url: str) -> Pipe:
 class Source:
     """An open shard: a file, or the output of a command such as curl."""
 
-    def __init__(self, url: str, stopped: Callable[[], bool]) -> None:
-        """Open a file, or a url with WebDataset's opener.
+    def __init__(self, url: str, stopped: Callable[[], bool], allow_pipe: bool) -> None:
+        """Open a file, or a url with WebDataset's opener. All shards are opened here.
 
         Args:
             url: Path or url.
             stopped: Called before each read and while data is waited for; True ends the transfer.
+            allow_pipe: Whether the url may be a shell command.
 
         Raises:
+            ValueError: If it is one, and may not be.
             OSError: If the path is no regular file, or cannot be opened.
         """
+        if not allow_pipe:
+            # WebDataset's GOPEN_REWRITE can turn another url into a command
+            refuse_pipes([url, rewrite_url(url)])
         self._stopped = stopped
         self._pipe = None if _is_path(url) else _open_url(url)
         self._output = _Output(self._pipe, stopped) if self._pipe else None
@@ -83,9 +84,10 @@ class Source:
 
     @property
     def _tool(self) -> str:
+        """Name of WebDataset's tool; empty for a user's command, which may hold a token and is not shown."""
         assert self._pipe is not None
         command = self._pipe.args[0][0]
-        return str(command[0] if isinstance(command, list) else command)
+        return str(command[0]) if isinstance(command, list) else ""
 
     def close(self) -> str:
         """Close the shard, and return why its transfer failed; empty if it did not.
@@ -125,10 +127,11 @@ class Source:
 
     def _failure(self) -> str:
         assert self._pipe is not None and self._output is not None
+        tool = repr(self._tool) if self._tool else "the command"
         if self._output.has_stalled:
-            return f"{self._tool!r} wrote nothing for {READ_TIMEOUT:g} seconds"
+            return f"{tool} wrote nothing for {READ_TIMEOUT:g} seconds"
         reason = _CURL_ERRORS.get(self._pipe.status, "") if self._tool == "curl" else ""
-        return f"{self._tool!r} ended with exit code {self._pipe.status}" + (reason and f": {reason}")
+        return f"{tool} ended with exit code {self._pipe.status}" + (reason and f": {reason}")
 
 
 class _File(io.FileIO):

@@ -47,12 +47,11 @@ class TokenizedPrompt:
             prompt: The text.
             offsets: First character of each token and the one after its last; (0, 0) for start, end and padding.
         """
-        found = _find_words(prompt)
         tokens = [(i, first) for i, (first, last) in enumerate(offsets) if first < last]
         return cls(
             prompt=prompt,
-            words=tuple(_as_read(prompt[start:end]) for start, end in found),
-            spans=tuple(tuple(i for i, first in tokens if start <= first < end) for start, end in found),
+            words=_split(prompt),
+            spans=tuple(tuple(i for i, first in tokens if start <= first < end) for start, end in _find_words(prompt)),
             end=len(tokens) + 1,
             length=len(offsets),
         )
@@ -63,17 +62,29 @@ class TokenizedPrompt:
         Raises:
             ValueError: If they do not occur.
         """
-        wanted = tuple(_as_read(phrase[start:end]) for start, end in _find_words(phrase))
-        starts = [i for i in range(len(self.words)) if wanted and self.words[i : i + len(wanted)] == wanted]
-        positions = [p for i in starts for span in self.spans[i : i + len(wanted)] for p in span]
+        positions = [position for place in self._places(phrase) for span in self.spans[place] for position in span]
         if not positions:
             raise ValueError(f"{phrase!r} is not in what the text encoder reads of the prompt {self.prompt!r}")
         return positions
+
+    def has(self, phrase: str) -> bool:
+        """Whether a word, or several in a row, occur, whether or not the text encoder reads them."""
+        return bool(self._places(phrase))
+
+    def _places(self, phrase: str) -> list[slice]:
+        wanted = _split(phrase)
+        places = (slice(i, i + len(wanted)) for i in range(len(self.words)) if wanted)
+        return [place for place in places if self.words[place] == wanted]
 
 
 def compose(text: str) -> str:
     """Text with one character for each letter and its accents (Unicode's NFC)."""
     return unicodedata.normalize("NFC", text)
+
+
+def _split(text: str) -> tuple[str, ...]:
+    """The words of a text, as CLIP reads them."""
+    return tuple(_as_read(text[start:end]) for start, end in _find_words(text))
 
 
 def _as_read(word: str) -> str:
@@ -94,7 +105,11 @@ def align(source: TokenizedPrompt, edit: TokenizedPrompt, kind: Kind) -> Tensor:
     """The alignment A of two prompts of one padded length; the column of a token that is new is zero.
 
     A word's tokens stand for its partner's one by one. Where the partner has another number of tokens, each takes an
-    even share of all of them. Start, end and padding tokens stand for the same tokens of the source.
+    even share of all of them. Start and end token stand for the same tokens of the source.
+
+    Padding stands for the source's padding. `refine` pairs the padding of one position, since the embedding of padding
+    depends on its position. Where the source's prompt is longer, and in `replace`, padding is paired by its distance
+    from the end token.
 
     Args:
         source: The source's prompt.
@@ -109,8 +124,11 @@ def align(source: TokenizedPrompt, edit: TokenizedPrompt, kind: Kind) -> Tensor:
     alignment[0, 0] = 1
     for i, j in _pairs(source, edit, kind):
         _stand_for(alignment, source.spans[i], edit.spans[j])
-    rest = torch.arange(min(source.length - source.end, edit.length - edit.end))
-    alignment[source.end + rest, edit.end + rest] = 1
+    alignment[source.end, edit.end] = 1
+    for j in range(edit.end + 1, edit.length):
+        i = j if kind == "refine" and j > source.end else source.end + j - edit.end
+        if i < source.length:
+            alignment[i, j] = 1
     return alignment
 
 

@@ -14,7 +14,9 @@ DEFAULT_WORD = "default_"
 """Key of `cross_replace_steps` for all words that have no entry of their own, as in the code of prompt-to-prompt."""
 
 StepRange = float | tuple[float, float]
-"""Shares of the steps at which a range starts and ends, 0 to 1; a number s is the range (0, s)."""
+"""Shares of the steps at which a range starts and ends, 0 to 1; a number s is the range (0, s).
+
+`AttentionControl` says which steps a share selects."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +38,8 @@ class EditSettings:
     """Factors of words that get more attention (above 1) or less."""
 
     blend_words: tuple[str, str] | None = None
-    """A word of the source's prompt and one of the edit's: the image may change only where their attention is."""
+    """A word of the source's prompt and one of the edit's: the image may change only where their attention is. An empty
+    text stands for no word: then the attention of the other one decides alone."""
 
     blend_threshold: float = 0.3
     """Attention of the blend words, as a share of its maximum, above which the image may change."""
@@ -100,7 +103,7 @@ class EditControl:
     """s, [tokens]."""
 
     cross_replace_steps: Tensor
-    """Start and end of each token's range, shares of the steps, [2, tokens]."""
+    """Start and end of each token's range, shares of the steps, [2, tokens] float64."""
 
     self_replace_steps: tuple[float, float]
     source_words: Tensor
@@ -126,8 +129,8 @@ class EditControl:
             weights=_by_word(edit, 1.0, settings.equalizer),
             cross_replace_steps=_ranges_by_word(edit, settings.cross_replace_by_word),
             self_replace_steps=_start_and_end(settings.self_replace_steps),
-            source_words=_by_word(source, 0.0, {blend[0]: 1.0} if blend else {}),
-            edit_words=_by_word(edit, 0.0, {blend[1]: 1.0} if blend else {}),
+            source_words=_by_word(source, 0.0, {blend[0]: 1.0} if blend and blend[0] else {}),
+            edit_words=_by_word(edit, 0.0, {blend[1]: 1.0} if blend and blend[1] else {}),
             blend_threshold=settings.blend_threshold,
             blend_start=settings.blend_start if blend else 1.0,
         )
@@ -135,20 +138,23 @@ class EditControl:
     @classmethod
     def none(cls, length: int) -> "EditControl":
         """The control of a source, which changes nothing."""
-        empty = torch.zeros(length)
-        return cls(torch.eye(length), torch.ones(length), torch.zeros(2, length), (0.0, 0.0), empty, empty, 0.0, 1.0)
+        empty, never = torch.zeros(length), torch.zeros(2, length, dtype=torch.float64)
+        return cls(torch.eye(length), torch.ones(length), never, (0.0, 0.0), empty, empty, 0.0, 1.0)
 
 
 def _ranges_by_word(prompt: TokenizedPrompt, ranges: Mapping[str, StepRange]) -> Tensor:
-    """Start and end of each token's range, [2, tokens]."""
+    """Start and end of each token's range, [2, tokens] float64."""
     by_word = {word: _start_and_end(steps) for word, steps in ranges.items()}
     defaults = by_word.pop(DEFAULT_WORD)
-    return torch.stack([_by_word(prompt, defaults[i], {word: r[i] for word, r in by_word.items()}) for i in (0, 1)])
+    bounds = [(defaults[i], {word: r[i] for word, r in by_word.items()}) for i in (0, 1)]
+    return torch.stack([_by_word(prompt, *bound, torch.float64) for bound in bounds])
 
 
-def _by_word(prompt: TokenizedPrompt, default: float, values: Mapping[str, float]) -> Tensor:
+def _by_word(
+    prompt: TokenizedPrompt, default: float, values: Mapping[str, float], dtype: torch.dtype = torch.float32
+) -> Tensor:
     """A value for each token, [tokens]."""
-    tokens = torch.full((prompt.length,), default, dtype=torch.float32)
+    tokens = torch.full((prompt.length,), default, dtype=dtype)
     for word, value in values.items():
         tokens[prompt.find(word)] = value
     return tokens

@@ -141,7 +141,11 @@ class InversionState:
     @property
     def can_update(self) -> bool:
         """Whether another update is allowed at this timestep."""
-        return self.settings.method == "null-text" and self.current.updates < self.settings.num_inner_steps
+        best = self.current.best
+        # only the solver 'authors' updates a candidate below the threshold, and then no other one
+        has_passed = best is not None and best.loss < self.threshold
+        is_left = self.current.updates < self.settings.num_inner_steps and not has_passed
+        return self.settings.method == "null-text" and is_left
 
     @property
     def needs_gradient(self) -> bool:
@@ -197,7 +201,9 @@ class InversionState:
             return "keep cond"
         if not isfinite(loss):
             return "fail"
-        if loss < self.threshold or not (self.solving and self.can_update):
+        if not (self.solving and self.can_update):
+            return "accept"
+        if loss < self.threshold and not self.settings.updates_first:
             return "accept"
         if not self.needs_gradient:
             return "evaluate again"

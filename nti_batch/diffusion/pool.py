@@ -86,13 +86,12 @@ class InversionPool(Generic[K]):
             storage: The form in which results will be stored; each is rounded to it when it is found.
 
         Raises:
-            ValueError: If `batch_size` is below 1.
+            ValueError: If `batch_size` is below 1, or the solver does not take so many steps.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, allowed: at least 1")
-        self.predict = predict
-        self.schedule = schedule
-        self.settings = settings
+        settings.check_num_steps(schedule.num_steps)
+        self.predict, self.schedule, self.settings = predict, schedule, settings
         self.empty_embedding = empty_embedding
         self.batch_size = batch_size
         self.storage: Storage = storage
@@ -276,7 +275,7 @@ class InversionPool(Generic[K]):
         assert evaluation.gradients is not None
         updated = [states[i] for i in rows]
         gradients, embeddings = _rows(evaluation.gradients, rows), _rows(evaluation.embeddings, rows)
-        if self.settings.solver == "adam":
+        if self.settings.solver != "polyak":
             moments = [s.current.moments or Moments.zeros_like(g) for s, g in zip(updated, gradients, strict=True)]
             for state, of_state in zip(updated, moments, strict=True):
                 state.current.moments = of_state

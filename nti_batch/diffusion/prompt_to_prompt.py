@@ -68,7 +68,11 @@ class Rows:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AttentionControl:
-    """The control of one batch over all steps; `at` gives the control of one step."""
+    """The control of one batch over all steps; `at` gives the control of one step.
+
+    As in the authors' code, a share s selects the first int(s T) steps for self-attention and local blend, and the
+    first int(s (T + 1)) for cross-attention.
+    """
 
     num_steps: int
     """T."""
@@ -128,7 +132,7 @@ class AttentionControl:
         controls = [row for of_image in edits for row in (EditControl.none(length), *of_image)]
         alignment = torch.stack([row.alignment for row in controls])
         blend_words = [torch.stack([row.source_words, row.edit_words]) for row in controls]
-        self_steps = [[num_steps * share for share in row.self_replace_steps] for row in controls]
+        self_steps = [[int(share * num_steps) for share in row.self_replace_steps] for row in controls]
         return cls(
             num_steps=num_steps,
             self_pixels=max(math.prod(latent_size) - 1, SELF_PIXELS),
@@ -139,9 +143,9 @@ class AttentionControl:
             weights=torch.stack([row.weights for row in controls]).to(device),
             blend_words=torch.stack(blend_words).to(device),
             threshold=torch.tensor([row.blend_threshold for row in controls], device=device),
-            cross_steps=torch.stack([num_steps * row.cross_replace_steps for row in controls]).round(),
-            self_steps=torch.tensor(self_steps).round(),
-            blend_steps=torch.tensor([num_steps * row.blend_start for row in controls]).round(),
+            cross_steps=torch.stack([row.cross_replace_steps * (num_steps + 1) for row in controls]).long(),
+            self_steps=torch.tensor(self_steps),
+            blend_steps=torch.tensor([int(row.blend_start * num_steps) for row in controls]),
         )
 
     @property

@@ -6,13 +6,16 @@ from typing import Literal, get_args
 from torch import Tensor
 
 Method = Literal["null-text", "ddim", "negative-prompt", "direct"]
-Solver = Literal["adam", "polyak"]
+Solver = Literal["adam", "authors", "polyak"]
 NullInit = Literal["empty", "prompt"]
+
+AUTHORS_MAX_STEPS = 100
+"""Number of steps at which the learning rate of the authors' code ends, 0.01 (1 - i / 100) at step i."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InversionSettings:
-    """Settings of the way down from the pivot; the defaults are those of the authors' code.
+    """Settings of the way down from the pivot; the numbers are those of the authors' code.
 
     All but `method` and `guidance_scale` belong to null-text optimization and do not affect the other methods.
     """
@@ -31,7 +34,11 @@ class InversionSettings:
     """Largest number of updates of the embedding at one timestep, N."""
 
     solver: Solver = "adam"
-    """The rule that updates an embedding: the authors' Adam, or the preconditioned Polyak step."""
+    """The rule that updates an embedding.
+
+    'adam' compares the loss with the threshold, then updates by Adam; 'authors' updates first, as the authors' code
+    does, and takes at most 100 steps; 'polyak' is the preconditioned Polyak step.
+    """
 
     null_init: NullInit = "empty"
     """Initial value of null_T: the embedding of "", as in the authors' code, or the prompt's own.
@@ -41,7 +48,7 @@ class InversionSettings:
     """
 
     learning_rate: float = 1e-2
-    """Adam's learning rate at t = T. It falls linearly to half at t = 0."""
+    """Adam's learning rate at t = T. It falls linearly: to half at t = 0, or with 'authors' by 1 % a step."""
 
     early_stop_epsilon: float = 1e-5
     """An embedding is accepted once its loss is below this; mean squared error over one latent."""
@@ -74,14 +81,31 @@ class InversionSettings:
         """Whether a step down needs an evaluation of null_t besides that of C."""
         return self.guidance_scale != 1 and self.method != "negative-prompt"
 
+    @property
+    def updates_first(self) -> bool:
+        """Whether an embedding is updated before its loss is compared with the threshold."""
+        return self.solver == "authors"
+
+    def check_num_steps(self, num_steps: int) -> None:
+        """Raise a ValueError unless the solver has a learning rate for so many steps."""
+        if self.solver == "authors" and num_steps > AUTHORS_MAX_STEPS:
+            raise ValueError(
+                f"num_steps is {num_steps}, allowed with the solver 'authors': 1 to {AUTHORS_MAX_STEPS}, where the "
+                "learning rate of the authors' code ends; 'adam' takes more"
+            )
+
     def choose_null_init(self, empty_embedding: Tensor, prompt_embedding: Tensor) -> Tensor:
         """Return the initial value of null_T, which is every null_t where nothing is optimized."""
         start = {"null-text": self.null_init, "negative-prompt": "prompt"}.get(self.method, "empty")
         return prompt_embedding if start == "prompt" else empty_embedding
 
     def learning_rate_at(self, t: int, num_steps: int) -> float:
-        """Learning rate at t: the authors' 0.01 (1 - i / 100) at i = T - t for T = 50; for any T it falls to half."""
-        return self.learning_rate * (1 - (num_steps - t) / (2 * num_steps))
+        """Learning rate at t: the authors' 0.01 (1 - i / 100) at i = T - t.
+
+        The authors wrote this for T = 50, where it falls to half. With 'adam' it does so for any T.
+        """
+        steps_to_zero = AUTHORS_MAX_STEPS if self.solver == "authors" else 2 * num_steps
+        return self.learning_rate * (1 - (num_steps - t) / steps_to_zero)
 
     def threshold_at(self, t: int, num_steps: int) -> float:
         """Threshold at t: the authors' 1e-5 + 2e-5 i at i = T - t."""

@@ -15,8 +15,9 @@ from pathlib import Path
 from nti_batch.data.tar import write_samples
 from nti_batch.diffusion.alignment import TokenizedPrompt
 from nti_batch.diffusion.edit_settings import EditSettings
-from nti_batch.editing.masks import decode_runs, encode_runs
+from nti_batch.editing.masks import check_pairs, decode_runs, encode_runs
 from nti_batch.records import EditRequest, Mask
+from nti_batch.terminal import own_lines, print_line
 
 SIZE = 512
 """Height and width of the benchmark's images and masks, in pixels."""
@@ -57,8 +58,9 @@ def read_edits(folder: Path, shard: str, defaults: EditSettings) -> list[EditReq
     """Read the benchmark's edits, one for each image, named by category and id.
 
     As in the benchmark's code, `blended_word` gives the blend words, the attention to the edit's word is doubled, and
-    the borders of a mask are inside. Local blend needs each word in its prompt as a word: an edit whose `blended_word`
-    is empty, as for changes of style, or has another word does not blend.
+    the borders of a mask are inside. A blend word that is not in its prompt selects nothing, so that the mask of local
+    blend is the other word's alone (`has_missing_blend_word`). An edit without two words, as for changes of style, does
+    not blend.
 
     Args:
         folder: The benchmark's folder.
@@ -74,6 +76,11 @@ def read_edits(folder: Path, shard: str, defaults: EditSettings) -> list[EditReq
 def category(edit_name: str) -> str:
     """Return the category, one of `CATEGORIES`, of an edit from `read_edits` by its name."""
     return CATEGORIES[int(edit_name.partition("-")[0])]
+
+
+def has_missing_blend_word(request: EditRequest) -> bool:
+    """Whether an edit from `read_edits` has a blend word that is not in its prompt."""
+    return "" in (request.settings.blend_words or ())
 
 
 def write_shard(folder: Path, out_tar: Path) -> int:
@@ -147,21 +154,24 @@ def _request(folder: Path, key: str, entry: _Entry, shard: str, defaults: EditSe
 
 
 def _settings(entry: _Entry, defaults: EditSettings) -> EditSettings:
-    match entry.blended_word.split():
-        case [source, target, *_] if _has(entry.original_prompt, source) and _has(entry.editing_prompt, target):
-            weights = {**defaults.equalizer, target: WEIGHT}
-            return replace(defaults, blend_words=(source, target), equalizer=weights)
-    return defaults
+    words = entry.blended_word.split(" ")
+    if not any(words) or len(words) < 2:
+        return defaults
+    source, target = _if_in(words[0], entry.original_prompt), _if_in(words[1], entry.editing_prompt)
+    weights = {target: WEIGHT} if target else {}
+    return replace(defaults, blend_words=(source, target), equalizer={**defaults.equalizer, **weights})
 
 
-def _has(prompt: str, word: str) -> bool:
-    """Return whether the word is in the prompt as a word."""
-    return set(TokenizedPrompt.of(word, ()).words) <= set(TokenizedPrompt.of(prompt, ()).words)
+def _if_in(word: str, prompt: str) -> str:
+    """Return the word, or an empty text if it is not in the prompt as a word."""
+    return word if TokenizedPrompt.of(prompt, ()).has(word) else ""
 
 
 def _mask(runs: list[int]) -> Mask:
-    """Cut runs at the end of the image, and put the borders inside, where drawn masks have gaps."""
-    clipped = [min(n, SIZE * SIZE - runs[i - 1]) if i % 2 else n for i, n in enumerate(runs)]
+    """Leave out what runs have behind the end of the image, and put the borders inside, where drawn masks have gaps."""
+    check_pairs(runs)
+    end, pairs = SIZE * SIZE, zip(runs[::2], runs[1::2], strict=True)
+    clipped = (number for start, n in pairs if start < end and n > 0 for number in (start, min(n, end - start)))
     pixels = decode_runs(Mask(tuple(clipped), SIZE, SIZE))
     pixels[[0, -1], :] = True
     pixels[:, [0, -1]] = True
@@ -176,6 +186,6 @@ if __name__ == "__main__":
     parser.add_argument("out", type=Path, help="the tar to write")
     chosen = parser.parse_args()
     try:
-        print(f"{write_shard(chosen.folder, chosen.out)} images in {chosen.out}")
+        print_line(f"{write_shard(chosen.folder, chosen.out)} images in {chosen.out}")
     except (ValueError, OSError) as error:
-        parser.error(str(error))
+        parser.error(own_lines(str(error)))

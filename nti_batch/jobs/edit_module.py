@@ -11,6 +11,7 @@ from nti_batch.diffusion.alignment import compose
 from nti_batch.editing.editor import ControlledEdit, StopRequestedError, edit_images
 from nti_batch.editing.masks import mask_pixels
 from nti_batch.editing.requests import ImageEdits, request_sha256
+from nti_batch.jobs.networks import load_networks
 from nti_batch.jobs.signals import StopSignals
 from nti_batch.models.source import ModelSource, Precision
 from nti_batch.models.stable_diffusion import StableDiffusion
@@ -72,7 +73,7 @@ class EditModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Load the networks, once."""
         if not hasattr(self, "networks"):
-            self.networks = StableDiffusion.load(self.source, self.precision)
+            self.networks = load_networks(self.source, self.precision)
 
     def predict_step(self, batch: ImageEdits | Failure | EndOfUnit, batch_idx: int) -> list[Outcome]:
         """Add an image to the batch.

@@ -14,6 +14,7 @@ from nti_batch.data.samples import Reading
 from nti_batch.data.shards import input_shards
 from nti_batch.diffusion.rounding import Storage
 from nti_batch.diffusion.settings import InversionSettings
+from nti_batch.files import refuse_url
 from nti_batch.models.source import ModelSource, Precision
 from nti_batch.plans.plan import Redo
 from nti_batch.settings import MAX_STEPS
@@ -67,6 +68,7 @@ class InvertModelFlags(InversionSettings):
             raise ValueError(f"model.batch_size is {self.batch_size}, allowed: at least 1, or 'auto'")
         if not 1 <= self.num_steps <= MAX_STEPS:
             raise ValueError(f"model.num_steps is {self.num_steps}, allowed: 1 to {MAX_STEPS}")
+        self.check_num_steps(self.num_steps)
 
     @property
     def source(self) -> ModelSource:
@@ -96,7 +98,7 @@ class SharedDataFlags:
     """Work units of a shard, which the ranks share. A run keeps the number that it started with."""
 
     allow_pipe: bool = False
-    """Allow 'pipe:COMMAND' shards; a shell runs COMMAND."""
+    """Allow 'pipe:COMMAND' shards; a shell runs COMMAND. A YAML file cannot allow them."""
 
     part: str | None = None
     """'K/N' for one of N jobs, K = 0 to N - 1, that share the work units of one output folder."""
@@ -123,6 +125,11 @@ class SharedDataFlags:
         """Raise a ValueError for a value out of range."""
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"data.limit is {self.limit}, allowed: at least 1; leave it out for all")
+
+    @property
+    def reading(self) -> Reading:
+        """What of the input is read, and how."""
+        return Reading(limit=self.limit, allow_pipe=self.allow_pipe)
 
     @property
     def redone(self) -> Redo:
@@ -176,7 +183,7 @@ class InvertDataFlags(SharedDataFlags):
     @property
     def reading(self) -> Reading:
         """What of the input is read, and how."""
-        return Reading(self.limit, self.default_caption, MIB * self.max_image_memory)
+        return Reading(self.limit, self.default_caption, MIB * self.max_image_memory, self.allow_pipe)
 
     def addresses(self) -> dict[str, str]:
         """Address of each input shard by its name.
@@ -255,6 +262,7 @@ class OutputFlags:
 
     def __post_init__(self) -> None:
         """Raise a ValueError for a value out of range."""
+        refuse_url("output.dir", self.dir)
         if self.part_images < 1:
             raise ValueError(f"output.part_images is {self.part_images}, allowed: at least 1")
         if self.part_minutes < 0:

@@ -14,6 +14,7 @@ from lightning.pytorch import LightningModule
 from nti_batch.diffusion.batch_size import find_batch_size
 from nti_batch.diffusion.null_text import InversionState
 from nti_batch.diffusion.pool import InversionPool
+from nti_batch.jobs.networks import load_networks
 from nti_batch.jobs.signals import StopSignals
 from nti_batch.models.stable_diffusion import StableDiffusion
 from nti_batch.records import CaptionedImage, EndOfUnit, Failure, Inversion, Outcome
@@ -64,7 +65,7 @@ class InversionModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Load the networks, once."""
         if not hasattr(self, "networks"):
-            self.networks = StableDiffusion.load(self.settings.source, self.settings.precision)
+            self.networks = load_networks(self.settings.source, self.settings.precision)
             if self.compile_backend:
                 self.networks.unet.compile(backend=self.compile_backend)
 

@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from nti_batch.output.manifest_rows import member_name
 from nti_batch.records import EditedImage, EndOfUnit, Failure, Inversion, Outcome
+from nti_batch.terminal import LineFormatter, terminal_log
 
 logger = logging.getLogger(__name__)
 
@@ -23,14 +24,6 @@ logger = logging.getLogger(__name__)
 def rank_prefix(rank: int, ranks: int) -> str:
     """Prefix of a rank's lines on the terminal."""
     return f"[rank {rank}/{ranks}] " if ranks > 1 else ""
-
-
-class TerminalHandler(logging.Handler):
-    """Prints to the present `sys.stderr`: a progress bar replaces it, to stay below the printed lines."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Print a line."""
-        print(self.format(record), file=sys.stderr)
 
 
 class LogFileHandler(logging.FileHandler):
@@ -58,24 +51,21 @@ def job_log(file: Path, prefix: str) -> Iterator[None]:
         prefix: Prefix of lines on the terminal.
     """
     package = logging.getLogger("nti_batch")
-    terminal = TerminalHandler(logging.WARNING)
-    terminal.setFormatter(logging.Formatter(f"{prefix}nti-batch: %(message)s"))
-    log_file = LogFileHandler(file, encoding="utf-8", errors="backslashreplace", delay=True)
-    log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S%z"))
+    log_file = LogFileHandler(file, encoding="utf-8", delay=True)
+    log_file.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S%z"))
     with suppress(OSError):  # the first line then fails, and reports it
         file.parent.mkdir(exist_ok=True)
     level = package.level
     package.setLevel(logging.INFO)
-    for handler in (terminal, log_file):
-        package.addHandler(handler)
+    package.addHandler(log_file)
     try:
-        yield
+        with terminal_log(prefix):
+            yield
     finally:
         package.setLevel(level)
-        for handler in (terminal, log_file):
-            package.removeHandler(handler)
-            with suppress(OSError):  # a full disk, which was reported
-                handler.close()
+        package.removeHandler(log_file)
+        with suppress(OSError):  # a full disk, which was reported
+            log_file.close()
 
 
 def record_line(record: Inversion | EditedImage | Failure) -> str:

@@ -20,6 +20,7 @@ from nti_batch.output.run_kind import RunKind
 from nti_batch.phrases import format_duration
 
 MAX_REFRESH_SECONDS = 60.0
+MAX_TALLY_BYTES = 1 << 20
 RATE_MINUTES = 60
 """The rate covers the last hour: the mean over a week would not show that the job is slow today."""
 
@@ -47,7 +48,7 @@ class RankTallies:
         for other, file in enumerate(self.files):
             if other != rank:
                 with suppress(OSError, ValueError):
-                    tally = tally + Tally.from_json(JsonObject(json.loads(file.read_bytes()), file))
+                    tally = tally + Tally.from_json(JsonObject.read(file, MAX_TALLY_BYTES))
         return tally
 
 

@@ -8,10 +8,16 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jsonargparse import Namespace, set_parsing_settings
+from jsonargparse import (  # type: ignore[attr-defined]  # ActionConfigFile is exported under a condition
+    ActionConfigFile,
+    Namespace,
+    set_parsing_settings,
+)
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
+
+from nti_batch.jobs.consent import check_consent
 
 TRAINER_DEFAULTS: Mapping[str, object] = {
     "logger": False,
@@ -67,6 +73,22 @@ LISTS = ("--data.redo",)
 """Flags that take several words."""
 
 
+class ConfigFile(ActionConfigFile):
+    """A flag for a YAML file, whose errors name the file."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        """Read the file.
+
+        Raises:
+            TypeError: If it has no flags, or wrong ones; the parser turns it into an error of the command line.
+        """
+        try:
+            super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
+        except (TypeError, ValueError) as error:
+            allowed = "allowed: a YAML file with flags, such as 'data: {shards: demo}'"
+            raise TypeError(f"--config {values!r}: {error}; {allowed}") from error
+
+
 def silence_warnings() -> None:
     """Silence Lightning's warnings that concern training."""
     # Lightning 2.6 calls jsonargparse in a way that newer versions deprecate
@@ -98,7 +120,7 @@ def job_parser(
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = LightningArgumentParser(prog=f"nti-batch {command}", description="", exit_on_error=False)
-    parser.add_argument("-c", "--config", action="config", help="a YAML file with flags; several are merged in order")
+    parser.add_argument("-c", "--config", action=ConfigFile, help="a YAML file with flags; several are merged in order")
     parser.add_argument(
         "--dry_run", action="store_true", help="print what the job would do; load no weights and write nothing"
     )
@@ -121,7 +143,9 @@ def parse_flags(
         ArgumentError: Likewise, from the parser.
     """
     parser = job_parser(command, sections, trainer_defaults)
-    flags: Namespace = parser.instantiate(parser.parse_args(_with_lists(argv)))
+    parsed = parser.parse_args(_with_lists(argv))
+    check_consent(argv, parsed)
+    flags: Namespace = parser.instantiate(parsed)
     _refuse_useless(flags.trainer)
     return flags
 
@@ -149,9 +173,9 @@ def build_trainer(arguments: Namespace) -> Trainer:
     flags: dict[str, Any] = arguments.as_dict()
     try:
         trainer = Trainer(**flags)
-    # a TypeError is what Lightning raises for a wrong --trainer.devices
-    except (TypeError, MisconfigurationException) as error:
-        raise ValueError(f"a --trainer flag is wrong: {error}") from error
+    # a TypeError is what Lightning raises for a wrong --trainer.devices, a RuntimeError for a variable of Slurm
+    except (TypeError, RuntimeError, MisconfigurationException) as error:
+        raise ValueError(f"a --trainer flag or the environment is wrong: {error}") from error
     if trainer.precision != FULL_PRECISION:
         raise ValueError(f"a plugin sets the precision {trainer.precision!r}, allowed: 32-true; {MODEL_PRECISION}")
     return trainer

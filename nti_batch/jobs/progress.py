@@ -1,18 +1,23 @@
 """Progress of a job on the terminal, and in Lightning's loggers."""
 
+import logging
 import subprocess
+import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, Self
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
+from nti_batch.console import ErrorConsole
 from nti_batch.jobs.meter import JobMeter
+from nti_batch.terminal import print_line
+
+log = logging.getLogger(__name__)
 
 LINE_SECONDS = 60.0
 """Time between two lines where there is no terminal, and between two messages to the loggers."""
@@ -24,13 +29,13 @@ class ProgressDisplay:
     def __init__(self, meter: JobMeter) -> None:
         """Show nothing yet."""
         self.meter = meter
-        self.console = Console(stderr=True)
+        self.console = ErrorConsole()
         self.bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             # on a narrow terminal only the bar shrinks
             MofNCompleteColumn(table_column=Column(no_wrap=True)),
             BarColumn(bar_width=None),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.fields[text]}", markup=False),
             console=self.console,
             disable=not self.console.is_terminal or meter.rank != 0,
             expand=True,
@@ -41,7 +46,8 @@ class ProgressDisplay:
 
     def start(self) -> None:
         """Draw the bar."""
-        self.bar.start()
+        with suppress(OSError):  # here and below: the terminal has gone, and the job continues
+            self.bar.start()
         noun, text = self.meter.kind.record_noun, ", ".join(self.meter.summary())
         self._task = self.bar.add_task(noun, total=self.meter.total, text=text)
 
@@ -49,16 +55,19 @@ class ProgressDisplay:
         """Draw the present numbers."""
         if self._task is not None:
             text = ", ".join(self.meter.summary())
-            self.bar.update(self._task, completed=self.meter.tally.processed, text=text)
+            with suppress(OSError):
+                self.bar.update(self._task, completed=self.meter.tally.processed, text=text)
 
     def print_line(self) -> None:
         """Print the present numbers where there is no bar."""
         if not self.console.is_terminal:
-            self.console.print(self.meter.line(), highlight=False, soft_wrap=True)
+            with suppress(OSError):
+                print_line(self.meter.line(), sys.stderr)
 
     def stop(self) -> None:
         """Leave the last state on the terminal."""
-        self.bar.stop()
+        with suppress(OSError):
+            self.bar.stop()
 
 
 class JobProgress(Callback):
@@ -83,13 +92,16 @@ class JobProgress(Callback):
             self.display.update()
             if kind is None:
                 self._log()
+            self._with_loggers(lambda logger: logger.finalize("failed" if kind else "success"))
         self.display.stop()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock when the weights are loaded."""
         if trainer.is_global_zero:
             self.meter.reset()
-            self._loggers, self._is_running, self._printed = trainer.loggers, True, time.monotonic()
+            self._is_running, self._printed = True, time.monotonic()
+            # Lightning would end the job with the error of a logger that cannot be closed
+            self._loggers, trainer.loggers = trainer.loggers, []
             self.display.start()
 
     def on_predict_batch_end(
@@ -131,6 +143,18 @@ class JobProgress(Callback):
 
     def _log(self) -> None:
         """Send the numbers to Lightning's loggers."""
-        for logger in self._loggers:
+
+        def send(logger: Logger) -> None:
             logger.log_metrics(self.meter.metrics(), step=self.meter.tally.processed)
             logger.save()
+
+        self._with_loggers(send)
+
+    def _with_loggers(self, act: Callable[[Logger], None]) -> None:
+        """Do something with each logger; one that fails is left out from then on."""
+        for logger in list(self._loggers):
+            try:
+                act(logger)
+            except Exception as error:  # a full disk, a server that is away: each logger has errors of its own
+                self._loggers.remove(logger)
+                log.warning("%s fails (%s): the job continues without it", type(logger).__name__, error)

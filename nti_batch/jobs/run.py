@@ -10,14 +10,16 @@ from pathlib import Path
 from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from nti_batch.exit_codes import DONE, ERROR, SOME_FAILED, STOPPED, usage_error
+from nti_batch.exit_codes import DONE, ERROR, SOME_FAILED, STOPPED
 from nti_batch.files import OutputError
+from nti_batch.jobs.courtesy import courtesy
 from nti_batch.jobs.datamodule import JobDataModule
 from nti_batch.jobs.dry_run import DryRun
 from nti_batch.jobs.failure_limit import FailureLimit, FailureLimitCallback, TooManyFailuresError
 from nti_batch.jobs.flags import OutputFlags, SharedDataFlags
 from nti_batch.jobs.log import RecordLog, job_log, rank_prefix
 from nti_batch.jobs.meter import JobMeter, RankTallies
+from nti_batch.jobs.networks import LoadError
 from nti_batch.jobs.parser import build_trainer, silence_warnings
 from nti_batch.jobs.progress import JobProgress
 from nti_batch.jobs.ranks import JobPart, started_ranks
@@ -26,8 +28,11 @@ from nti_batch.jobs.writer import RecordWriter
 from nti_batch.lock import UnitInUseError
 from nti_batch.output.serialization import StoredSize
 from nti_batch.plans.plan import AnyPlan
+from nti_batch.terminal import print_lines, print_outcome, usage_error
 
 logger = logging.getLogger(__name__)
+PREVIEW_SECONDS = 300.0
+"""Longest time that drawing the preview takes; on a processor, large images would take hours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +133,7 @@ def print_plan(job: Job) -> int:
     """
     if job.trainer.is_global_zero:
         ranks = job.trainer.num_devices * job.trainer.num_nodes
-        print("\n".join(DryRun.of(job.plan, job.part, ranks, job.new_size).lines()))
+        print_lines(DryRun.of(job.plan, job.part, ranks, job.new_size).lines())
     return DONE
 
 
@@ -154,9 +159,9 @@ def predict(job: Job) -> bool:
         with job.progress:
             job.trainer.predict(job.module, data, return_predictions=False)
             job.progress.wait_for(started_ranks(job.trainer))
-    except (UnitInUseError, OutputError, TooManyFailuresError) as error:
+    except (UnitInUseError, OutputError, TooManyFailuresError, LoadError, OSError) as error:
         _end_ranks(job.trainer)
-        logger.error("%s", error)
+        logger.error("%s", " ".join(str(error).split()))
         return False
     except BaseException as error:
         _end_ranks(job.trainer)
@@ -172,7 +177,7 @@ def _end_ranks(trainer: Trainer) -> None:
 
 
 def finish(job: Job) -> int:
-    """Draw the preview, print the status, and find the exit code in what is committed.
+    """Print the status, draw the preview, and find the exit code in what is committed.
 
     A rank that another program has started beside others (srun, torchrun, this program) does not report the outcome:
     an exit code other than 0 would end the others.
@@ -184,17 +189,29 @@ def finish(job: Job) -> int:
     if job.stop.requested:
         logger.warning("stopped early; run the same command again to resume %s", plan.run.out)
         return STOPPED if is_whole_job else DONE
-    if is_whole_job and job.part.count == 1:
-        status = plan.status(plan.whole_run())
-    else:
-        status = plan.status(job.part.units(plan.units, *((0, 1) if is_whole_job else (rank, ranks))))
-    if trainer.is_global_zero and job.writer.tally.done and (preview := job.draw_preview()):
-        print(f"preview: {preview}")
+    is_whole_run = is_whole_job and job.part.count == 1
+    units = job.part.units(plan.units, *((0, 1) if is_whole_job else (rank, ranks)))
+    try:
+        status = plan.status(plan.whole_run() if is_whole_run else units)
+    except (ValueError, OSError) as error:
+        logger.error("the outcome cannot be read: %s", error)
+        return ERROR
     if is_whole_job:
-        print("\n".join(status.lines()))
-        if plan.limit is not None:
-            print(f"data.limit is {plan.limit}: what is behind it is not counted; run without it to do the rest")
+        print_outcome([*status.lines(), *_limit_line(plan)])
+    if trainer.is_global_zero and job.writer.tally.done and not job.stop.requested:
+        _preview(job)
     if status.missing:
         logger.error("%d %s are not committed, though the job ended", status.missing, plan.run.kind.record_noun)
         return ERROR
     return SOME_FAILED if is_whole_job and status.has_failures else DONE
+
+
+def _limit_line(plan: AnyPlan) -> list[str]:
+    limit = plan.reading.limit
+    return [] if limit is None else [f"data.limit is {limit}: the rest is not counted; run without it for the rest"]
+
+
+def _preview(job: Job) -> None:
+    with courtesy("the preview", PREVIEW_SECONDS):
+        if path := job.draw_preview():
+            print_outcome([f"preview: {path}"])

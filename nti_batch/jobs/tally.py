@@ -68,11 +68,15 @@ class Tally:
             ValueError: If it is damaged.
         """
         totals = values.value("totals")
-        if not isinstance(totals, dict):
-            values.reject("totals", "an object")
-        try:
-            sums = {name: Total(float(total), int(count)) for name, (total, count) in totals.items()}
-        except TypeError as error:
-            raise ValueError(f"{values.file}: totals are damaged: {error}") from error
+        # the names become columns of Lightning's loggers
+        if not isinstance(totals, dict) or not all(map(str.isidentifier, totals)):
+            values.reject("totals", "an object with a sum and a count for each metric")
+        sums = {}
+        for name, total in totals.items():
+            match total:
+                case [int() | float() as metric, int(count)] if abs(metric) < 1e300 and 0 < count < 1 << 62:
+                    sums[name] = Total(metric, count)
+                case _:
+                    values.reject("totals", "a sum and a count for each metric")
         counts = (values.integer(name, 0, 1 << 62) for name in ("done", "failed"))
         return cls(**dict(zip(("done", "failed"), counts, strict=True)), totals=sums)

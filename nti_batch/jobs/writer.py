@@ -66,7 +66,7 @@ class RecordWriter(BasePredictionWriter):
             self._write(outcome)
         now = time.monotonic()
         for unit, part in list(self._parts.items()):
-            if len(part.rows) >= self.part_images or now - part.started >= 60 * self.part_minutes:
+            if len(part.rows) >= self.part_images or part.is_full or now - part.started >= 60 * self.part_minutes:
                 self._commit(unit)
 
     def _write(self, outcome: Outcome) -> None:

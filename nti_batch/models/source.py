@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from nti_batch.json_object import JsonObject
+
 EMBEDDED_MODEL = Path(__file__).parents[1] / "demo" / "model"
 
 
@@ -15,7 +17,7 @@ Precision = Literal["float32", "bfloat16", "float16"]
 _PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
 
-ModelJson = dict[str, str | int | float | bool | list[int] | list[str] | None]
+_MAX_JSON_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,16 @@ class ModelSource:
         return Path(self._home) if Path(self._home).is_dir() else None
 
     @property
+    def hub_arguments(self) -> dict[str, str | bool | None]:
+        """Further arguments of `from_pretrained`."""
+        return {"revision": self.revision, "local_files_only": self.folder is not None}
+
+    @property
+    def has_local_weights(self) -> bool:
+        """Whether the weights are on this machine, and not on the hub or in its cache."""
+        return bool(self.checkpoint or self.folder)
+
+    @property
     def _home(self) -> str:
         return self.config if self.checkpoint and self.config else self.name
 
@@ -80,7 +92,7 @@ class ModelSource:
                 "checkpoint folder has its own JSON files, so leave model.config out"
             )
 
-    def read_config(self, part: str, file: str) -> ModelJson:
+    def read_config(self, part: str, file: str) -> JsonObject:
         """Read a JSON file of a part, without the weights of the part.
 
         Args:
@@ -88,7 +100,7 @@ class ModelSource:
             file: Name of the file.
 
         Raises:
-            ValueError: If the model does not exist, or lacks the file.
+            ValueError: If the model does not exist, or lacks the file, or the file is no JSON object.
         """
         name = str(Path(part, file))
         path = self._download(name) if self.folder is None else self.folder / name
@@ -96,8 +108,14 @@ class ModelSource:
             raise ValueError(
                 f"model {self._home!r} has no {name}: give a diffusers checkpoint folder with {', '.join(_PARTS)}"
             )
-        config: ModelJson = json.loads(path.read_text())
-        return config
+        shown = f"model {self._home!r}, {name}"
+        try:
+            if path.stat().st_size > _MAX_JSON_BYTES:
+                raise ValueError(f"it has more than {_MAX_JSON_BYTES} bytes")
+            return JsonObject(json.loads(path.read_bytes()), shown)
+        # a damaged file is no JSON, no UTF-8, or nested a thousand times
+        except (OSError, ValueError, RecursionError) as error:
+            raise ValueError(f"{shown} cannot be read: {error}; download or save the model again") from error
 
     def _download(self, name: str) -> Path:
         """Fetch a file from the hub, or find it in the hub's cache."""

@@ -3,30 +3,38 @@
 The functions import diffusers and transformers only when they load weights.
 """
 
-from collections.abc import Collection
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from inspect import signature
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from nti_batch.models.accepted import SUPPORTED, UNET, VAE
+from nti_batch.models.rules import Rules
 from nti_batch.models.source import ModelSource
 from nti_batch.models.supported import ModelDescription
 from nti_batch.models.text_encoders import TextEncoder, TextEncoderPair
+from nti_batch.models.tokenizers import load_tokenizers, short_reason
+from nti_batch.models.weight_files import PARTS, Part, read_part_headers
 
 if TYPE_CHECKING:
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-    from transformers import CLIPTokenizer
 
-Part = Literal["unet", "vae", "text_encoder", "text_encoder_2"]
+_SCHEDULE_FIELDS = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "prediction_type",
+    "rescale_betas_zero_snr",
+    "set_alpha_to_one",
+    "timestep_spacing",
+)
 
-
-_ORIGINAL_PREFIXES: dict[Part, tuple[str, ...]] = {
-    "unet": ("model.diffusion_model.",),
-    "vae": ("first_stage_model.",),
-    "text_encoder": ("cond_stage_model.", "conditioner.embedders.0."),
-    "text_encoder_2": ("conditioner.embedders.1.",),
-}
-
+_RULES: dict[Part, Rules] = {"unet": UNET, "vae": VAE}
 
 _OPEN_CLIP_PREFIXES: dict[Part, str] = {
     "text_encoder": "cond_stage_model.model.",
@@ -34,61 +42,86 @@ _OPEN_CLIP_PREFIXES: dict[Part, str] = {
 }
 
 
-def load_network(source: ModelSource, part: Part, dtype: torch.dtype) -> nn.Module:
+def check_model(source: ModelSource, description: ModelDescription) -> None:
+    """Check that a model will load: its tokenizers, and what the headers of its files of weights say.
+
+    Raises:
+        ValueError: If a tokenizer or a network is missing, incomplete or damaged.
+    """
+    load_tokenizers(source, description)
+    for part in PARTS[: 3 + description.is_xl]:
+        _check_network(source, part)
+
+
+def load_network(source: ModelSource, part: Part, dtype: torch.dtype) -> Any:
     """Load one network; a local model needs no connection.
 
     Raises:
-        ValueError: If the network is missing or incomplete, or has only pickled weights.
+        ValueError: If the network is missing, incomplete or damaged, or has weights that its configuration does not
+            describe.
     """
-    try:
-        network, missing = (_from_file if source.checkpoint else _from_folder)(source, part, dtype)
-    except OSError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"model {source.name!r} does not load: {reason} Allowed: safetensors weights, "
-            "since a pickled checkpoint (.bin, .ckpt) can run any code. Convert it with diffusers' "
-            "`save_pretrained(..., safe_serialization=True)`, and check --model.variant"
-        ) from error
-    if missing:
-        way_out = "check that --model.config is of its family" if source.checkpoint else "download or save it again"
-        raise ValueError(
-            f"model {source.name!r} is incomplete: {part} lacks {len(missing)} weights, "
-            f"the first is {min(missing)!r}; {way_out}"
-        )
-    return network
+    _check_network(source, part)
+    with _errors_in_words(source, part):
+        return (_from_file if source.checkpoint else _from_folder)(source, part, dtype)
 
 
 def load_text_encoders(source: ModelSource, description: ModelDescription) -> TextEncoder:
     """Load the tokenizers and text encoders of a model, in float32.
 
     Raises:
-        ValueError: If a tokenizer or an encoder is missing or incomplete.
+        ValueError: If a tokenizer or an encoder is missing, incomplete or damaged, or the two do not fit.
     """
-    first = _load_tokenizer(source, "tokenizer"), load_network(source, "text_encoder", torch.float32)
+    tokenizers = load_tokenizers(source, description)
+    encoder = load_network(source, "text_encoder", torch.float32)
     if not description.is_xl:
-        return TextEncoder(*first)
-    second = _load_tokenizer(source, "tokenizer_2"), load_network(source, "text_encoder_2", torch.float32)
-    return TextEncoderPair(*first, *second, description.zeros_for_empty_prompt)
+        return TextEncoder(tokenizers[0], encoder)
+    encoder_2 = load_network(source, "text_encoder_2", torch.float32)
+    return TextEncoderPair(tokenizers[0], encoder, tokenizers[1], encoder_2, description.zeros_for_empty_prompt)
 
 
 def load_scheduler(source: ModelSource) -> "DDIMScheduler":
-    """Make a DDIM scheduler with the settings of the model's own scheduler."""
+    """Make a DDIM scheduler with the noise levels and timesteps of the model's own scheduler."""
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
-    return DDIMScheduler.from_config(source.read_config("scheduler", "scheduler_config.json"))
+    config = source.read_config("scheduler", "scheduler_config.json")
+    return DDIMScheduler(**{key: value for key in _SCHEDULE_FIELDS if (value := config.get(key)) is not None})
 
 
-def _load_tokenizer(source: ModelSource, part: str) -> "CLIPTokenizer":
-    from transformers import CLIPTokenizer
+def _check_network(source: ModelSource, part: Part) -> None:
+    """Check the fields that a newer diffusers may have, and load a local network on paper: shapes, and no values.
 
+    Raises:
+        ValueError: If the job does not know a field, or the weights do not have the shapes of the configuration.
+    """
+    if part in _RULES:
+        config = source.read_config(part, "config.json")
+        for name, parameter in signature(_class_of(part).__init__).parameters.items():
+            default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
+            if name in config and name not in _RULES[part] and config.value(name) != default:
+                config.reject(name, f"{default}, since the job does not know this field; {SUPPORTED}")
+    if source.has_local_weights:
+        headers = read_part_headers(source, part)
+        with _errors_in_words(source, part), torch.device("meta"):
+            _fill(source, part, _empty_network(source, part), {h.name: torch.empty(h.shape) for h in headers})
+
+
+@contextmanager
+def _errors_in_words(source: ModelSource, part: Part) -> Iterator[None]:
+    """Raise a ValueError of one line for whatever diffusers, transformers and torch raise for a damaged model."""
     try:
-        return CLIPTokenizer.from_pretrained(source.location, subfolder=part, **_hub_arguments(source))
-    except OSError as error:
-        raise ValueError(f"model {source.location!r} has no {part}: {str(error).splitlines()[0]}") from error
+        yield
+    except Exception as error:
+        way_out = "check that --model.config is of its family" if source.checkpoint else "download or save it again"
+        raise ValueError(f"model {source.name!r} does not load: {part} {short_reason(error)}; {way_out}") from error
 
 
-def _hub_arguments(source: ModelSource) -> dict[str, str | bool | None]:
-    return {"revision": source.revision, "local_files_only": source.folder is not None}
+def _check_names(part: Part, missing: Collection[str], unexpected: Collection[str]) -> None:
+    if missing:
+        raise ValueError(f"lacks {len(missing)} weights, the first is {min(missing)!r}")
+    if unexpected and part == "unet":
+        raise ValueError(
+            f"has {len(unexpected)} weights that its configuration does not describe, the first is {min(unexpected)!r}"
+        )
 
 
 def _class_of(part: Part) -> type[nn.Module]:
@@ -111,8 +144,8 @@ def _class_of(part: Part) -> type[nn.Module]:
     return networks[part]
 
 
-def _from_folder(source: ModelSource, part: Part, dtype: torch.dtype) -> tuple[nn.Module, Collection[str]]:
-    """Load a network from a folder; also return the names of the weights that it lacks."""
+def _from_folder(source: ModelSource, part: Part, dtype: torch.dtype) -> nn.Module:
+    """Load a network from a folder or the hub."""
     network, info = _class_of(part).from_pretrained(  # type: ignore[attr-defined]
         source.location,
         subfolder=part,
@@ -120,58 +153,62 @@ def _from_folder(source: ModelSource, part: Part, dtype: torch.dtype) -> tuple[n
         use_safetensors=True,
         output_loading_info=True,
         **{"torch_dtype" if part in ("unet", "vae") else "dtype": dtype},
-        **_hub_arguments(source),
+        **source.hub_arguments,
     )
-    return network, info["missing_keys"]
+    _check_names(part, info["missing_keys"], info["unexpected_keys"])
+    return network
 
 
-def _from_file(source: ModelSource, part: Part, dtype: torch.dtype) -> tuple[nn.Module, Collection[str]]:
-    """Load a network from a single file with diffusers' converters; also return the names of the weights it lacks.
+def _from_file(source: ModelSource, part: Part, dtype: torch.dtype) -> nn.Module:
+    """Load a network from a single file.
 
     diffusers' own `from_single_file` leaves missing weights at random values without an error.
+    """
+    from safetensors import safe_open
+
+    names = [header.name for header in read_part_headers(source, part)]
+    assert source.checkpoint is not None
+    with safe_open(source.checkpoint, "pt") as file:
+        weights = {name: file.get_tensor(name) for name in names}
+    # the meta device saves memory, and the minutes that billions of random weights take; it does not work for CLIP,
+    # which has a buffer of positions that no file holds
+    with torch.device("meta" if part in ("unet", "vae") else "cpu"):
+        network = _empty_network(source, part)
+    _fill(source, part, network, weights)
+    return network.to(dtype)
+
+
+def _fill(source: ModelSource, part: Part, network: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Set the weights of a network.
 
     Raises:
-        ValueError: If the weights do not have the shapes of the configuration.
+        ValueError: If a weight is missing or left over.
+        RuntimeError: If a weight has another shape.
     """
-    weights = _read_original(source, part)
-    network = _empty_network(source, part)
-    try:
-        converted = _convert(weights, part, network)
-        missing: list[str] = network.load_state_dict(converted, strict=False, assign=True).missing_keys
-    # a converter raises KeyError for weights that the configuration promises and the file lacks
-    except (KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(
-            f"model {source.name!r}: its {part} does not fit the configuration of {source.location!r}; give a "
-            f"--model.config of its family: {reason}"
-        ) from error
-    return network.to(dtype), missing
+    count = sum(weight.numel() for weight in weights.values())
+    converted = _convert(weights, part, network) if source.checkpoint else _rename(weights, part, network)
+    missing, unexpected = network.load_state_dict(converted, strict=False, assign=True)
+    _check_names(part, missing, unexpected)
+    # the converter leaves out what the configuration does not describe
+    if part == "unet" and (left := count - sum(weight.numel() for weight in converted.values())):
+        raise ValueError(f"has {left:,} values that its configuration does not describe")
 
 
-def _read_original(source: ModelSource, part: Part) -> dict[str, Tensor]:
-    """Read the weights of a part, in the precision and with the names of the file."""
-    from safetensors import SafetensorError, safe_open
-
-    assert source.checkpoint is not None
-    try:
-        with safe_open(source.checkpoint, "pt") as file:
-            names = [name for name in file.keys() if name.startswith(_ORIGINAL_PREFIXES[part])]  # noqa: SIM118
-            return {name: file.get_tensor(name) for name in names}
-    except SafetensorError as error:
-        raise ValueError(f"model {source.name!r} is damaged: {error}") from error
+def _rename(weights: dict[str, Tensor], part: Part, network: nn.Module) -> dict[str, Tensor]:
+    """Rename the weights of a folder as the installed diffusers and transformers name them."""
+    if part in ("unet", "vae"):
+        return network._fix_state_dict_keys_on_load(weights)  # type: ignore[operator]
+    return _without_wrapper(weights, network)
 
 
 def _empty_network(source: ModelSource, part: Part) -> nn.Module:
     """Make a network whose weights are not set."""
     network = _class_of(part)
     if part in ("unet", "vae"):
-        config = network.load_config(source.location, subfolder=part, **_hub_arguments(source))  # type: ignore[attr-defined]
-        # the meta device saves memory, and the minutes that billions of random weights take
-        with torch.device("meta"):
-            return network.from_config(config)  # type: ignore[attr-defined]
-    # the meta device does not work here: CLIP has a buffer of positions that no file holds
+        config = network.load_config(source.location, subfolder=part, **source.hub_arguments)  # type: ignore[attr-defined]
+        return network.from_config(config)  # type: ignore[attr-defined]
     config = network.config_class.from_pretrained(  # type: ignore[attr-defined]
-        source.location, subfolder=part, **_hub_arguments(source)
+        source.location, subfolder=part, **source.hub_arguments
     )
     return network(config)
 
@@ -189,7 +226,11 @@ def _convert(weights: dict[str, Tensor], part: Part, network: nn.Module) -> dict
         converted = converters.convert_open_clip_checkpoint(network, weights, prefix=prefix)
     else:
         converted = converters.convert_ldm_clip_checkpoint(weights)
-    # older releases of transformers wrapped CLIPTextModel under this name, and files keep it
-    if not hasattr(network, "text_model"):
-        converted = {name.removeprefix("text_model."): weight for name, weight in converted.items()}
-    return converted
+    return _without_wrapper(converted, network)
+
+
+def _without_wrapper(weights: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """Undo the wrapping of CLIPTextModel in older releases of transformers, whose name the files keep."""
+    if hasattr(network, "text_model"):
+        return weights
+    return {name.removeprefix("text_model."): weight for name, weight in weights.items()}

@@ -6,6 +6,8 @@ from typing import Self
 
 from nti_batch.json_object import Json, JsonObject
 
+MAX_MARK_BYTES = 1 << 16
+
 
 @dataclass(frozen=True, slots=True)
 class CompleteMark:

@@ -11,12 +11,13 @@ from torch.utils.data import Dataset
 
 from nti_batch.data.image_locations import ImagePlace, locate_images
 from nti_batch.data.images import decode_image
-from nti_batch.data.shards import expand_shards, name_shards
+from nti_batch.data.shards import expand_shards, name_shards, public_address
 from nti_batch.data.tar import MemberPlace, locate_members
 from nti_batch.output.inversions import INVERT, open_inversions
 from nti_batch.output.manifest_rows import InversionRow
 from nti_batch.output.serialization import StoredInversion, decode_inversion
 from nti_batch.output.stored_part import StoredPart
+from nti_batch.phrases import hide_credentials
 
 _MAX_CACHED_PARTS = 1024
 """Parts whose places are remembered; to read the headers of a part again takes milliseconds."""
@@ -60,7 +61,7 @@ class InversionDataset(Dataset[StoredInversion]):
         if pixels:
             self._urls = self.run.shards if shards is None else name_shards(expand_shards(shards))
         elif shards is not None:
-            raise ValueError(f"shards is {shards!r}, and no pixels are asked for: add pixels=True")
+            raise ValueError(f"shards is {hide_credentials(shards)!r}, and no pixels are asked for: add pixels=True")
         self.ids = []
         self._of_index: list[StoredPart[InversionRow]] = []
         """Part of the items before each entry of `_ends`."""
@@ -121,16 +122,17 @@ class InversionDataset(Dataset[StoredInversion]):
         if shard not in self._urls:
             raise ValueError(f"the input shard {shard!r} is not among {', '.join(self._urls)}: give shards=... with it")
         url = self._urls[shard]
+        shown = public_address(url)
         if shard not in self._images:
             self._images[shard] = locate_images(url)
         if key not in self._images[shard]:
-            raise ValueError(f"shard {url!r} has no whole image of the key {key!r}, which was inverted")
+            raise ValueError(f"shard {shown!r} has no whole image of the key {key!r}, which was inverted")
         settings = self.run.settings
         try:
             path, place = self._images[shard][key]
             return decode_image(place.read(path), settings.height, settings.width, max_memory=None)
         except ValueError as error:
-            raise ValueError(f"shard {url!r} is damaged at the key {key!r}, which was inverted: {error}") from error
+            raise ValueError(f"shard {shown!r} is damaged at the key {key!r}, which was inverted: {error}") from error
 
 
 def _locate_records(part: StoredPart[InversionRow]) -> tuple[Path, dict[_Id, _RecordPlace]]:

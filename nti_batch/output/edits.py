@@ -5,6 +5,7 @@ OUT/edits/<shard>.<k>of<n>.<part>.tar      members <key>+<name>.png and <key>+<n
 
 import hashlib
 import io
+import struct
 import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -22,6 +23,9 @@ from nti_batch.output.run_folder import OutputRun
 from nti_batch.output.run_kind import RunKind
 from nti_batch.records import EditedImage, WorkUnit
 from nti_batch.settings import EditRunSettings
+
+MAX_PIXELS = 1 << 26
+"""Largest edited image, in pixels: it takes 192 MiB."""
 
 
 def encode_edit(edit: EditedImage, settings: EditRunSettings) -> tuple[bytes, Metadata]:
@@ -89,7 +93,29 @@ def read_edited_images(run: EditRun, unit: WorkUnit, only: Collection[str]) -> I
         manifest = part.read()
         rows = {row.id: row for row in manifest.rows if row.id in only and row.status == "done"}
         if rows:
-            for payload, metadata in read_members(manifest.check_tar()):
+            tar = manifest.check_tar()
+            for payload, metadata in read_members(tar):
                 if row := rows.get(EditRow.of_metadata(metadata, "").id):
-                    pixels = np.array(Image.open(io.BytesIO(payload)))
-                    yield row, torch.from_numpy(pixels).permute(2, 0, 1)
+                    try:
+                        pixels = decode_png(payload)
+                    except ValueError as error:
+                        raise ValueError(f"{tar} is damaged: {row.id!r} {error}") from error
+                    yield row, pixels
+
+
+def decode_png(payload: bytes) -> Tensor:
+    """Decode what `encode_edit` wrote, uint8 [3, height, width].
+
+    Raises:
+        ValueError: If it is no such image.
+    """
+    try:
+        width, height = struct.unpack(">II", payload[16:24])
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"it has {width} x {height} pixels, allowed: {MAX_PIXELS:,} in all")
+        image = Image.open(io.BytesIO(payload), formats=["PNG"])
+        if image.mode != "RGB":
+            raise ValueError(f"its mode is {image.mode!r}, not 'RGB'")
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    except Exception as error:  # Pillow raises errors of many kinds for broken files
+        raise ValueError(f"is no image: {error}") from error

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from nti_batch.files import atomic_write, translate_os_errors
 from nti_batch.json_object import Json
+from nti_batch.lock import lock_folder
 from nti_batch.output.inversions import InversionRun, read_part
 from nti_batch.output.manifest_rows import InversionRow, member_name
 from nti_batch.output.serialization import StoredInversion
@@ -107,16 +108,18 @@ def export_run(run: InversionRun, folder: Path, only: Collection[tuple[str, str]
         only: Shard and key of each image to export; None for all.
 
     Raises:
-        ValueError: If it is no run, or one of direct inversion.
-        OutputError: If the folder cannot be written.
+        ValueError: If it is no run, or one of direct inversion, or the folder cannot be written.
+        OutputError: If a file cannot be written.
+        UnitInUseError: If another export writes to it.
     """
     if run.settings.inversion.method == "direct":
         raise ValueError(
             f"{str(run.out)!r} was inverted with --model.method=direct, whose embeddings do not rebuild an image: "
             "export a run of another method, or read its pivot with `nti_batch.read_inversions`"
         )
-    parts = (_export_part(part, folder, only) for part in run.all_parts())
-    return sum(parts, Exported())
+    with lock_folder(folder, "export.lock", "FOLDER"):
+        parts = (_export_part(part, folder, only) for part in run.all_parts())
+        return sum(parts, Exported())
 
 
 def _export_part(part: StoredPart[InversionRow], folder: Path, only: Collection[tuple[str, str]] | None) -> Exported:

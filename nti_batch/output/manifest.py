@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic
 
+from nti_batch.files import open_regular, read_bounded
 from nti_batch.json_object import JsonObject
 from nti_batch.output.format_version import check_format_version, format_versions
 from nti_batch.output.manifest_rows import AnyRow
@@ -19,6 +20,9 @@ from nti_batch.output.origin import Origin
 
 _MAX_TAIL = 1 << 16
 """Bytes that hold the last two lines of every manifest."""
+
+MAX_MANIFEST_BYTES = 1 << 26
+"""Largest manifest that is read. A part ends long before its manifest is as large."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +62,20 @@ class Manifest(Generic[AnyRow]):
             ValueError: If the file is damaged or a newer nti_batch wrote it, naming the file.
         """
         try:
-            *lines, last, checksum = path.read_bytes().decode().splitlines(keepends=True)
+            *lines, last, checksum = read_bounded(path, MAX_MANIFEST_BYTES).decode().splitlines(keepends=True)
             footer = JsonObject(json.loads(last), path)
             check_format_version(footer)
             if checksum != json.dumps({"sha256": _sha256("".join(lines) + last.removesuffix("\n"))}) + "\n":
                 raise ValueError("its content does not have the checksum in its last line")
-            return cls(
+            manifest = cls(
                 rows=[row_type.from_json(json.loads(line)) for line in lines],
                 tar=_tar(path, footer),
                 tar_sha256=footer.text("tar_sha256"),
                 origin=Origin.from_json(footer.section("origin")),
             )
+            if manifest.tar is None and any(row.status == "done" for row in manifest.rows):
+                raise ValueError("it has finished records and names no tar")
+            return manifest
         except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path} is damaged: {error}") from error
 
@@ -80,9 +87,9 @@ class Manifest(Generic[AnyRow]):
         """
         assert self.tar is not None
         try:
-            with open(self.tar, "rb") as file:
+            with open_regular(self.tar) as file:
                 checksum = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise ValueError(f"{self.tar} is damaged: {error}") from error
         if checksum != self.tar_sha256:
             raise ValueError(f"{self.tar} is damaged: it does not have the checksum in its manifest")
@@ -92,7 +99,7 @@ class Manifest(Generic[AnyRow]):
 def read_generation(path: Path) -> int:
     """Read the highest generation of a manifest's rows, from the end of the file; 0 if the file is damaged."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - _MAX_TAIL))
             footer = JsonObject(json.loads(file.read().splitlines()[-2]), path)
         return footer.integer("generation", 0, 1 << 30)

@@ -27,6 +27,11 @@ class Column(NamedTuple):
     """Types that the value may have."""
 
 
+LAST_SECOND = 253_402_300_799
+"""End of the year 9999 in seconds since 1970; datetime knows no later time."""
+
+_LIMITS = {"finished": (0, LAST_SECOND), "seconds": (0, 1e9)}
+_MAX_NUMBER = 1e15
 _TEXT = (str,)
 _OPTIONAL_NUMBER = (int, float, type(None))
 _OPTIONAL_COUNT = (int, type(None))
@@ -119,6 +124,10 @@ class Row(ABC):
         for key, column in cls.columns.items():
             if type(values[key]) not in column.types:
                 raise ValueError(f"{key} of a row is {values[key]!r}")
+            if type(value := values[key]) in (int, float):
+                least, most = _LIMITS.get(key, (-_MAX_NUMBER, _MAX_NUMBER))
+                if not least <= value <= most:  # nan, too
+                    raise ValueError(f"{key} of a row is {value}, allowed: {least:g} to {most:g}")
         return cls(**{column.field: values[key] for key, column in cls.columns.items()})
 
     @classmethod

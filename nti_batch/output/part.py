@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Generic
 
 from nti_batch.data.tar import Header
-from nti_batch.files import atomic_write, sync_folder, translate_os_errors
-from nti_batch.output.manifest import Manifest
+from nti_batch.files import atomic_write, open_regular, sync_folder, translate_os_errors
+from nti_batch.output.manifest import MAX_MANIFEST_BYTES, Manifest
 from nti_batch.output.manifest_rows import AnyRow, Metadata, member_name
 from nti_batch.output.origin import Origin
 from nti_batch.output.run_kind import AnyRecord, AnySettings, RunKind
@@ -21,6 +21,9 @@ from nti_batch.records import Failure, WorkUnit
 
 DAMAGE = (tarfile.TarError, OSError, KeyError, TypeError, ValueError, RecursionError)
 """Errors that reading a damaged part can raise."""
+
+MAX_MEMBER_BYTES = 1 << 28
+"""Largest member of a part."""
 
 
 class PartWriter(Generic[AnyRecord, AnyRow, AnySettings]):
@@ -46,6 +49,7 @@ class PartWriter(Generic[AnyRecord, AnyRow, AnySettings]):
         self.kind, self.part, self.origin = kind, part, origin
         self.started = time.monotonic()
         self.rows: list[AnyRow] = []
+        self._row_bytes = 0
         self._settings, self._generations = settings, generations
         self._checksum = hashlib.sha256()
         self._unfinished = part.with_name(part.name + ".tmp")
@@ -70,7 +74,7 @@ class PartWriter(Generic[AnyRecord, AnyRow, AnySettings]):
             if self._file is None:
                 self._file = open(self._unfinished, "wb", buffering=0)  # noqa: SIM115 (it lives until the commit)
             self._write(b"".join(_tar_member(name, content) for name, content in members))
-        self.rows.append(row)
+        self._append(row)
 
     def add_failure(self, failure: Failure) -> None:
         """Append the row of a failed record, which has no members."""
@@ -81,7 +85,16 @@ class PartWriter(Generic[AnyRecord, AnyRow, AnySettings]):
         self._add_row(self.kind.row_type.of_recovery(unit))
 
     def _add_row(self, row: AnyRow) -> None:
-        self.rows.append(replace(row, generation=self._generations.get(row.id, 0)))
+        self._append(replace(row, generation=self._generations.get(row.id, 0)))
+
+    def _append(self, row: AnyRow) -> None:
+        self.rows.append(row)
+        self._row_bytes += len(json.dumps(row.to_json()))
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the manifest has half the size that a reader allows."""
+        return self._row_bytes > MAX_MANIFEST_BYTES // 2
 
     def commit(self) -> None:
         """Finish the tar and write the manifest that names its records.
@@ -136,13 +149,15 @@ def read_members(part: Path) -> Iterator[tuple[bytes, Metadata]]:
     """
     payloads: dict[str, bytes] = {}
     try:
-        with tarfile.open(part, "r:", tarinfo=Header) as tar:
+        with open_regular(part) as file, tarfile.open(fileobj=file, mode="r:", tarinfo=Header) as tar:
             for member in tar:
                 stem, _, suffix = member.name.rpartition(".")
                 if suffix == "json":
                     payload, metadata = payloads.pop(stem), json.loads(_content(tar, member))
                     _check_record(stem, payload, metadata)
                     yield payload, metadata
+                elif payloads:
+                    raise ValueError(f"no .json for {', '.join(payloads)}")
                 else:
                     payloads[stem] = _content(tar, member)
     except DAMAGE as error:
@@ -160,6 +175,8 @@ def _check_record(stem: str, payload: bytes, metadata: Metadata) -> None:
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    if member.issparse() or member.size > MAX_MEMBER_BYTES:
+        raise ValueError(f"{member.name!r} has {member.size:,} bytes, allowed: {MAX_MEMBER_BYTES:,}, not sparse")
     file = tar.extractfile(member)
     return file.read() if file else b""
 
@@ -174,7 +191,7 @@ def read_metadata(part: Path, stems: Collection[str]) -> Iterator[Metadata]:
     Raises:
         DAMAGE: If the part cannot be read.
     """
-    with tarfile.open(part, "r:", tarinfo=Header) as tar:
+    with open_regular(part) as file, tarfile.open(fileobj=file, mode="r:", tarinfo=Header) as tar:
         for member in tar:
             stem, _, suffix = member.name.rpartition(".")
             if suffix == "json" and stem in stems:

@@ -8,6 +8,8 @@ from nti_batch.output.format_version import check_format_version
 from nti_batch.settings import flatten
 
 RUN_FILE = "run.json"
+MAX_RUN_BYTES = 1 << 26
+"""Largest `run.json` that is read: the addresses of more than half a million shards."""
 
 
 def read_run_file(out: Path, command: str = "invert") -> JsonObject:
@@ -22,15 +24,11 @@ def read_run_file(out: Path, command: str = "invert") -> JsonObject:
     """
     path = out / RUN_FILE
     try:
-        content = JsonObject(json.loads(path.read_bytes()), path)
+        content = JsonObject.read(path, MAX_RUN_BYTES)
     except FileNotFoundError as error:
         raise ValueError(
             f"{str(out)!r} is no run of `nti-batch {command}`: it has no {RUN_FILE!r}; give the --output.dir of one"
         ) from error
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
     check_format_version(content)
     return content
 

@@ -23,16 +23,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Generic, Self
 
-from nti_batch.data.shards import Shards, absolute_address, public_address
+from nti_batch.data.shards import Shards, stored_address
 from nti_batch.files import atomic_write, check_writable, translate_os_errors
 from nti_batch.json_object import Json, JsonObject
 from nti_batch.lock import UnitLock, exclusive
-from nti_batch.output.complete_mark import CompleteMark
+from nti_batch.output.complete_mark import MAX_MARK_BYTES, CompleteMark
 from nti_batch.output.format_version import format_versions
 from nti_batch.output.manifest_rows import AnyRow
 from nti_batch.output.origin import Origin
 from nti_batch.output.part import PartWriter, read_members
-from nti_batch.output.run_file import RUN_FILE, read_run_file, refuse_other_settings
+from nti_batch.output.run_file import MAX_RUN_BYTES, RUN_FILE, read_run_file, refuse_other_settings
 from nti_batch.output.run_kind import AnyRecord, AnySettings, RunKind
 from nti_batch.output.stored_part import Located, StoredPart, stored_parts
 from nti_batch.records import WorkUnit
@@ -85,7 +85,7 @@ class OutputRun(Generic[AnyRecord, AnyRow, AnySettings]):
         Raises:
             ValueError: If the folder cannot be written, or holds a run with other settings.
         """
-        given = {name: public_address(absolute_address(url)) for name, url in shards.items()}
+        given = {name: stored_address(url) for name, url in shards.items()}
         try:
             if dry_run:
                 check_writable(out / kind.folder)
@@ -144,7 +144,13 @@ class OutputRun(Generic[AnyRecord, AnyRow, AnySettings]):
         path = self.out / RUN_FILE
         known = json.loads(path.read_bytes()) if path.exists() else {}
         if any(known.get(key) != value for key, value in content.items()):
-            atomic_write(path, json.dumps({**format_versions(), **content}, indent=2) + "\n")
+            text = json.dumps({**format_versions(), **content}, indent=2) + "\n"
+            if len(text) > MAX_RUN_BYTES:
+                raise ValueError(
+                    f"{path} would have {len(text):,} bytes for {len(self.shards):,} shards, allowed: "
+                    f"{MAX_RUN_BYTES:,}: give each of several output folders a part of the shards"
+                )
+            atomic_write(path, text)
 
     def _part(self, unit: WorkUnit, number: int) -> Path:
         return self.folder / f"{unit.name}.{number:05d}.tar"
@@ -263,11 +269,11 @@ class OutputRun(Generic[AnyRecord, AnyRow, AnySettings]):
         """
         path = self._complete(unit)
         try:
-            return CompleteMark.from_json(JsonObject(json.loads(path.read_bytes()), path))
+            return CompleteMark.from_json(JsonObject.read(path, MAX_MARK_BYTES))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is damaged: {error}; remove it, and run the job again") from error
+        except ValueError as error:
+            raise ValueError(f"{error}; remove it, and run the job again") from error
 
     def _complete(self, unit: WorkUnit) -> Path:
         return self.folder / f"{unit.name}.complete"

@@ -22,16 +22,20 @@ from math import prod
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from nti_batch.diffusion.pooled_embedding import split_pooled
 from nti_batch.diffusion.rounding import Storage, split_change
-from nti_batch.json_object import JsonObject
+from nti_batch.json_object import Json, JsonObject
 from nti_batch.output.format_version import format_versions
 from nti_batch.output.manifest_rows import Metadata
 from nti_batch.records import Inversion
 from nti_batch.settings import InversionRunSettings
+
+MAX_TENSOR_BYTES = 1 << 28
+"""Largest tensor of an inversion, in float32: 999 steps of Stable Diffusion 1.5, or 400 of XL."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -162,12 +166,32 @@ def unpack_tensors(payload: bytes, num_steps: int) -> tuple[Tensor, Tensor, Tens
     tensors = load(payload)
     match layout := _layout(payload):
         case "float32-1" | "float16-1":
-            null_embeddings = tensors["null_embeddings"].float()
+            null_embeddings = _to_float(tensors["null_embeddings"])
         case "compact-1":
             null_embeddings = _expand(tensors, num_steps)
         case _:
             raise ValueError(f"the layout is {layout!r}: a newer nti_batch wrote it; update this one")
-    return tensors["noise_latents"], null_embeddings, tensors["pivot"].float() if "pivot" in tensors else None
+    return tensors["noise_latents"], null_embeddings, _to_float(tensors["pivot"]) if "pivot" in tensors else None
+
+
+def _to_float(tensor: Tensor) -> Tensor:
+    """A tensor in float32.
+
+    Raises:
+        ValueError: If it is too large.
+    """
+    check_size(tensor.shape)
+    return tensor.float()
+
+
+def check_size(shape: Sequence[int]) -> None:
+    """Check the size of a tensor in float32.
+
+    Raises:
+        ValueError: If it is too large.
+    """
+    if (size := 4 * prod(shape)) > MAX_TENSOR_BYTES:
+        raise ValueError(f"a tensor of the shape {list(shape)} takes {size:,} bytes, allowed: {MAX_TENSOR_BYTES:,}")
 
 
 def decode_inversion(payload: bytes, metadata: Metadata) -> StoredInversion:
@@ -177,8 +201,10 @@ def decode_inversion(payload: bytes, metadata: Metadata) -> StoredInversion:
         ValueError: If the layout is not known here, or the metadata is damaged.
     """
     try:
-        num_steps = len(metadata["timesteps"])  # type: ignore[arg-type]
+        num_steps = len(_timesteps(metadata))
         noise_latents, null_embeddings, pivot = unpack_tensors(payload, num_steps)
+        if null_embeddings.ndim != 3 or len(null_embeddings) != num_steps or noise_latents.ndim != 3:
+            raise ValueError(f"its tensors do not have the shapes of an inversion in {num_steps} steps")
         return StoredInversion(
             shard=str(metadata["shard"]),
             key=str(metadata["key"]),
@@ -188,8 +214,23 @@ def decode_inversion(payload: bytes, metadata: Metadata) -> StoredInversion:
             metadata=metadata,
             pivot=pivot,
         )
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{metadata['key']!r} cannot be read: {error}") from error
+    # RuntimeError: torch's for shapes that do not fit each other
+    except (ValueError, KeyError, TypeError, RuntimeError, OverflowError, zlib.error, SafetensorError) as error:
+        raise ValueError(f"{metadata.get('key')!r} cannot be read: {error!r}") from error
+
+
+def _timesteps(metadata: Metadata) -> list[Json]:
+    """Timesteps of an inversion, the noisiest first.
+
+    Raises:
+        ValueError: If they, or the width of the pooled embedding, are damaged.
+    """
+    timesteps, pooled = metadata["timesteps"], metadata.get("pooled_dim", 0)
+    if not (isinstance(timesteps, list) and timesteps and all(type(t) is int for t in timesteps)):
+        raise ValueError("its timesteps are no list of integers")
+    if not (type(pooled) is int and pooled >= 0):
+        raise ValueError(f"its pooled_dim is {pooled!r}")
+    return timesteps
 
 
 def _layout(payload: bytes) -> str | None:
@@ -224,7 +265,12 @@ def _deflate(levels: bytes) -> bytes:
 def _expand(tensors: dict[str, Tensor], num_steps: int) -> Tensor:
     """Null embeddings from what `_compact` gave, [T, tokens, dim] float32."""
     null_embedding = tensors["start"].float()
-    stream = zlib.decompress(tensors["levels"].numpy().tobytes())
+    check_size((num_steps, *null_embedding.shape))
+    size = len(tensors["moved"]) * null_embedding.numel()
+    # one byte more would show a longer stream, which may have no end
+    stream = zlib.decompressobj().decompress(tensors["levels"].numpy().tobytes(), size + 1)
+    if len(tensors["moved"]) > num_steps or len(stream) != size:
+        raise ValueError(f"levels do not hold the {size:,} bytes of {len(tensors['moved'])} rows")
     levels = torch.from_numpy(np.frombuffer(stream, np.int8).copy()).view(-1, *null_embedding.shape)
     changes = dict(zip(tensors["moved"].tolist(), tensors["scales"].view(-1, 1, 1) * levels, strict=True))
     rows = []

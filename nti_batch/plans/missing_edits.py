@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from itertools import groupby, islice
 from pathlib import Path
 
-from nti_batch.data.samples import read_inputs
-from nti_batch.data.shards import refuse_pipes, work_units
+from nti_batch.data.samples import ALL_READ, Reading, read_inputs
+from nti_batch.data.shards import public_address, refuse_pipes, work_units
 from nti_batch.editing.pie_bench import read_edits
 from nti_batch.editing.requests import ImageEdits, read_requests, request_id, request_sha256
 from nti_batch.output.edits import EditRun
@@ -69,7 +69,7 @@ class EditPlan(Plan[EditedImage, EditRow, EditRunSettings]):
         inversions: InversionRun,
         requests: Sequence[EditRequest] | None,
         redo: Redo = NOTHING_AGAIN,
-        limit: int | None = None,
+        reading: Reading = ALL_READ,
     ) -> None:
         """Sort the requests into work units.
 
@@ -78,32 +78,32 @@ class EditPlan(Plan[EditedImage, EditRow, EditRunSettings]):
             inversions: The inversions to edit.
             requests: Listed edits; None edits or reconstructs every inversion.
             redo: Committed edits that count as missing.
-            limit: Number of edits from the beginning of the list, or of the inversions in the order of their keys.
+            reading: How much of the list is edited, and whether reading an input image may run a shell command.
         """
-        super().__init__(run, work_units(inversions.shards, run.settings.units_per_shard), redo, limit)
+        super().__init__(run, work_units(inversions.shards, run.settings.units_per_shard), redo, reading)
         self.inversions = inversions
         self._units = {(unit.shard, unit.index): unit for unit in self.units}
         self._inverted: tuple[str, dict[str, str]] = "", {}
         """The last shard whose rows were read, and the checksum of each of its inversions by key."""
         self._listed: dict[WorkUnit, list[EditRequest]] | None = None
-        if requests is not None or limit is not None:
+        if requests is not None or reading.limit is not None:
             self._listed = {}
-            for request in islice(self._requests_of_all() if requests is None else requests, limit):
+            for request in islice(self._requests_of_all() if requests is None else requests, reading.limit):
                 self._listed.setdefault(self.unit_of(request.shard, request.key), []).append(request)
 
     @classmethod
-    def of_run(cls, run: EditRun) -> "EditPlan":
+    def of_run(cls, run: EditRun, allow_pipe: bool = False) -> "EditPlan":
         """The plan of a whole run, from its recorded settings.
+
+        Args:
+            run: The output folder.
+            allow_pipe: Whether reading an input image may run a shell command.
 
         Raises:
             ValueError: If what the run was made from is gone.
         """
         inversions = open_inversions(run.settings.inversions)
-        return cls(run, inversions, read_edit_list(run.settings, inversions))
-
-    def check_pipes(self, allow_pipe: bool) -> None:
-        """Raise a ValueError if the scores need a shell command and that is not allowed; see `check_pipes`."""
-        check_pipes((request for unit in self.units for request in self.requests_of(unit)), self.inversions, allow_pipe)
+        return cls(run, inversions, read_edit_list(run.settings, inversions), reading=Reading(allow_pipe=allow_pipe))
 
     def unit_of(self, shard: str, key: str) -> WorkUnit:
         """The work unit of an image's edits."""
@@ -248,16 +248,20 @@ class EditPlan(Plan[EditedImage, EditRow, EditRunSettings]):
         )
 
     def read_originals(self, unit: WorkUnit, requests: Iterable[EditRequest]) -> dict[ImageId, CaptionedImage]:
-        """Input images of the requests that have a mask; without them such edits get no scores."""
+        """Input images of the requests that have a mask; without them such edits get no scores.
+
+        Raises:
+            ValueError: If the shard is a shell command, and that is not allowed.
+        """
         wanted = {(request.shard, request.key) for request in requests if request.mask}
         if not wanted:
             return {}
         settings = self.inversions.settings
-        found = read_inputs([unit], settings.caption, settings.height, settings.width, wanted)
+        found = read_inputs([unit], settings.caption, settings.height, settings.width, wanted, self.reading.allow_pipe)
         if len(found) < len(wanted):
             logger.warning(
                 "%s: %d of %d inputs cannot be read, so their edits get no scores",
-                unit.url,
+                public_address(unit.url),
                 len(wanted) - len(found),
                 len(wanted),
             )

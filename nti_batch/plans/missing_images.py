@@ -1,11 +1,11 @@
 """The plan of an inversion run: which images of each work unit are missing."""
 
 import logging
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from pathlib import Path
 
 from nti_batch.data.input_state import input_states
-from nti_batch.data.samples import RawSample, Reading, caption_source, decode_sample, first_keys, read_unit
+from nti_batch.data.samples import ALL_READ, RawSample, Reading, caption_source, decode_sample, first_keys, read_unit
 from nti_batch.data.shard_reader import read_keys
 from nti_batch.data.shards import Shards, refuse_pipes, work_units
 from nti_batch.output.inversions import InversionRun
@@ -27,7 +27,7 @@ class ImagePlan(Plan[Inversion, InversionRow, InversionRunSettings]):
         run: InversionRun,
         units: Sequence[WorkUnit],
         redo: Redo = NOTHING_AGAIN,
-        reading: Reading = Reading(),
+        reading: Reading = ALL_READ,
         stop_requested: Callable[[], bool] = never,
     ) -> None:
         """Take the run and its work units, as `Plan` does.
@@ -39,10 +39,11 @@ class ImagePlan(Plan[Inversion, InversionRow, InversionRunSettings]):
             reading: How the input is read.
             stop_requested: Whether finding what is missing should end early.
         """
-        super().__init__(run, units, redo, reading.limit)
-        self.reading, self._stop_requested = reading, stop_requested
+        super().__init__(run, units, redo, reading)
+        self._stop_requested = stop_requested
         self._limited: dict[str, frozenset[str]] | None = None
         """Keys of the first images of the input by shard, once they are known."""
+
         self._states: tuple[str, list[str]] = "", []
         """The shard that was looked at last, and the state of the input of each of its work units."""
 
@@ -61,11 +62,11 @@ class ImagePlan(Plan[Inversion, InversionRow, InversionRunSettings]):
         present = run.shards if shards is None else shards
         if not allow_pipe:
             refuse_pipes(present.values())
-        return cls(run, work_units(present, run.settings.units_per_shard))
+        return cls(run, work_units(present, run.settings.units_per_shard), reading=Reading(allow_pipe=allow_pipe))
 
     def is_waiting(self, unit: WorkUnit) -> bool:
         """Whether an image of the unit is missing, or is to be computed again."""
-        if self.limit is not None:
+        if self.reading.limit is not None:
             keys = self._limited_keys(unit)
             return bool(keys) and (self.redo.changed or not keys <= self._kept(unit))
         if not self._is_complete(unit) or (self.redo.changed and not self._input_state(unit)):
@@ -85,10 +86,11 @@ class ImagePlan(Plan[Inversion, InversionRow, InversionRunSettings]):
 
     def _limited_keys(self, unit: WorkUnit) -> set[str]:
         """Keys of a work unit that are among the first images of the input."""
-        assert self.limit is not None
+        assert self.reading.limit is not None
         if self._limited is None:
             shards = {unit.shard: unit.url for unit in self.units}
-            self._limited = first_keys(shards, self.run.settings.caption, self.limit, self._stop_requested)
+            caption, allow_pipe = self.run.settings.caption, self.reading.allow_pipe
+            self._limited = first_keys(shards, caption, self.reading.limit, allow_pipe, self._stop_requested)
         return {key for key in self._limited.get(unit.shard, ()) if unit.holds(key)}
 
     def _kept(self, unit: WorkUnit) -> set[str]:
@@ -97,9 +99,8 @@ class ImagePlan(Plan[Inversion, InversionRow, InversionRunSettings]):
 
     def _samples(self, unit: WorkUnit, stop_requested: Callable[[], bool]) -> Iterator[RawSample | Failure]:
         """Samples of a work unit, and failures; with a limit, up to its last sample within the limit."""
-        caption, default = self.run.settings.caption, self.reading.default_caption
-        samples = read_unit(unit, caption, stop_requested, default)
-        if self.limit is None:
+        samples = read_unit(unit, self.run.settings.caption, self.reading, stop_requested)
+        if self.reading.limit is None:
             yield from samples
             return
         remaining = self._limited_keys(unit)
@@ -126,7 +127,7 @@ class ImagePlan(Plan[Inversion, InversionRow, InversionRunSettings]):
                 read.add(sample.key)
                 yield self._decoded(sample)
         self.report_changed(unit, changed)
-        is_whole = self.limit is None and "" not in found
+        is_whole = self.reading.limit is None and "" not in found
         if is_whole and (gone := known.keys() - found - {""}):
             logger.warning(
                 "%s: %d committed images are no longer in the input, such as %r", unit.shard, len(gone), min(gone)
@@ -135,7 +136,7 @@ class ImagePlan(Plan[Inversion, InversionRow, InversionRunSettings]):
             unit,
             records=len(known.keys() | read),
             read=len(read),
-            input_state=state if self.limit is None and (self.redo.changed or not changed) else None,
+            input_state=state if self.reading.limit is None and (self.redo.changed or not changed) else None,
             is_recovered=is_whole and "" in known and known[""].status == "failed",
         )
 
@@ -151,15 +152,18 @@ class ImagePlan(Plan[Inversion, InversionRow, InversionRunSettings]):
 
     def estimate(self, units: Sequence[WorkUnit]) -> int | None:
         """Approximate number of missing images, by the headers of the first shards; None if those are remote."""
-        if self.limit is not None:
+        if self.reading.limit is not None:
             return sum(len(self._limited_keys(unit) - self._kept(unit)) for unit in units)
         urls = list(dict.fromkeys(unit.url for unit in units))[:COUNTED_SHARDS]
-        if not all(Path(url).exists() for url in urls):
+        if not all(os.path.exists(url) for url in urls):  # Path's own raises for a long command
             return None
-        keys = {url: read_keys(url, self.run.settings.caption, self._stop_requested)[0] for url in urls}
+        keys = {url: self._read_keys(url) for url in urls}
         counted = [unit for unit in units if unit.url in keys]
         total = sum(self._count_left(unit, keys[unit.url]) for unit in counted)
         return round(total * len(units) / max(1, len(counted)))
+
+    def _read_keys(self, url: str) -> list[str]:
+        return read_keys(url, self.run.settings.caption, self._stop_requested, self.reading.allow_pipe)[0]
 
     def _count_left(self, unit: WorkUnit, keys: Sequence[str]) -> int:
         """Number of images of a work unit without a row, or that are computed again."""
@@ -173,13 +177,13 @@ class ImagePlan(Plan[Inversion, InversionRow, InversionRunSettings]):
 
     def count_missing(self, committed: Mapping[WorkUnit, Collection[str]]) -> int:
         """Number of missing images of a shard, by the headers of its tar unless all its units are complete."""
-        if self.limit is not None:
+        if self.reading.limit is not None:
             limited = ((unit, key) for unit in committed for key in self._limited_keys(unit))
             return sum(1 for unit, key in limited if member_name(key) not in committed[unit])
         waiting = [unit for unit in committed if not self._is_complete(unit)]
         if not waiting:
             return 0
-        keys = read_keys(waiting[0].url, self.run.settings.caption)[0]
+        keys = self._read_keys(waiting[0].url)
         return sum(1 for unit in waiting for key in keys if unit.holds(key) and member_name(key) not in committed[unit])
 
 

@@ -16,7 +16,7 @@ def open_plan(out: Path, shards: Shards | None = None, allow_pipe: bool = False)
     Args:
         out: The output folder.
         shards: Present addresses of the input shards of an inversion run; None for those that it recorded.
-        allow_pipe: Whether reading a shard of an inversion run may run a shell command.
+        allow_pipe: Whether reading a shard may run a shell command.
 
     Raises:
         ValueError: If the folder is no run, or what it was made from is gone.
@@ -28,4 +28,4 @@ def open_plan(out: Path, shards: Shards | None = None, allow_pipe: bool = False)
             f"{str(out)!r} has edits, which read the shards of their inversions: leave out --data.shards and "
             "--data.images"
         )
-    return EditPlan.of_run(open_edits(out))
+    return EditPlan.of_run(open_edits(out), allow_pipe)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Generic
 
+from nti_batch.data.samples import Reading
 from nti_batch.output.manifest_rows import AnyRow, Row
 from nti_batch.output.run_folder import OutputRun
 from nti_batch.output.run_kind import AnyRecord, AnySettings
@@ -58,7 +59,7 @@ class Plan(ABC, Generic[AnyRecord, AnyRow, AnySettings]):
         run: OutputRun[AnyRecord, AnyRow, AnySettings],
         units: Sequence[WorkUnit],
         redo: Redo,
-        limit: int | None = None,
+        reading: Reading,
     ) -> None:
         """Take the run and its work units.
 
@@ -66,9 +67,9 @@ class Plan(ABC, Generic[AnyRecord, AnyRow, AnySettings]):
             run: The output folder.
             units: Work units, those of a shard one after the other.
             redo: Committed records that count as missing.
-            limit: Number of records from the beginning of the input that count; None counts all.
+            reading: How the input is read, and how much of it.
         """
-        self.run, self.units, self.redo, self.limit = run, list(units), redo, limit
+        self.run, self.units, self.redo, self.reading = run, list(units), redo, reading
 
     @abstractmethod
     def is_waiting(self, unit: WorkUnit) -> bool:

@@ -1,22 +1,23 @@
 """Checks a run: manifests against parts, against the input or the requests, and against reconstructions."""
 
-import io
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from math import nan
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from nti_batch.data.samples import read_inputs
 from nti_batch.data.shard_reader import read_keys
+from nti_batch.data.shards import public_address
 from nti_batch.editing.reconstruct import reconstruct
 from nti_batch.models.load import load_model
+from nti_batch.output.edits import decode_png
 from nti_batch.output.inversions import read_inversions
 from nti_batch.output.manifest import Manifest
 from nti_batch.output.manifest_rows import Metadata, Row
@@ -76,9 +77,7 @@ def _check_shard(plan: ImagePlan | EditPlan, units: Sequence[WorkUnit]) -> Itera
     counts = Counter((row.id, row.generation) for rows in committed.values() for row in rows if row.key)
     yield from (Finding(f"{units[0].shard}/{name}", "is committed twice") for (name, _), n in counts.items() if n > 1)
     if isinstance(plan, ImagePlan):
-        yield from _check_input(
-            units[0], plan.run.settings.caption, {row.key for rows in committed.values() for row in rows}
-        )
+        yield from _check_input(plan, units[0], {row.key for rows in committed.values() for row in rows})
     else:
         yield from _check_requests(plan, committed)
 
@@ -130,13 +129,13 @@ def _check_mark(plan: AnyPlan, unit: WorkUnit, rows: int) -> Iterator[Finding]:
         mark = plan.run.complete_mark(unit)
         if mark and mark.images != rows:
             yield Finding(unit.name, f"is marked complete, and its manifests hold {rows} images")
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         yield Finding(unit.name, str(error))
 
 
-def _check_input(unit: WorkUnit, caption: str, committed: set[str]) -> Iterator[Finding]:
+def _check_input(plan: ImagePlan, unit: WorkUnit, committed: set[str]) -> Iterator[Finding]:
     """Compare the committed keys of a shard with the keys in its input."""
-    keys, errors = read_keys(unit.url, caption)
+    keys, errors = read_keys(unit.url, plan.run.settings.caption, allow_pipe=plan.reading.allow_pipe)
     for key in keys:
         if key not in committed:
             yield Finding(f"{unit.shard}/{key}", "is in the input and not committed")
@@ -144,7 +143,7 @@ def _check_input(unit: WorkUnit, caption: str, committed: set[str]) -> Iterator[
         for key in sorted(committed - set(keys) - {""}):
             yield Finding(f"{unit.shard}/{key}", "is committed and not in the input")
     elif "" not in committed:
-        yield Finding(unit.url, f"cannot be read to its end: {errors[0]}")
+        yield Finding(public_address(unit.url), f"cannot be read to its end: {errors[0]}")
 
 
 def _check_requests(plan: EditPlan, committed: Mapping[WorkUnit, Sequence[Row]]) -> Iterator[Finding]:
@@ -157,12 +156,15 @@ def _check_requests(plan: EditPlan, committed: Mapping[WorkUnit, Sequence[Row]])
 def _record_check(plan: AnyPlan) -> CheckRecord:
     """The check of a record of the run's kind."""
     settings = plan.run.settings.to_json()
-    is_inversion = isinstance(plan, ImagePlan)
+    inverted = plan.inversions.settings if isinstance(plan, EditPlan) else None
 
     def check_record(payload: bytes, metadata: Metadata) -> Iterator[str]:
         if metadata.get("settings") != settings:
             yield "was made with other settings than the run's"
-        yield from check_inversion(decode_inversion(payload, metadata)) if is_inversion else _check_png(payload)
+        if inverted:
+            yield from _check_png(payload, inverted.height, inverted.width)
+        else:
+            yield from check_inversion(decode_inversion(payload, metadata))
 
     return check_record
 
@@ -193,11 +195,14 @@ def _check_tensors(stored: StoredInversion) -> Iterator[str]:
             yield f"{name} hold numbers that are not finite"
 
 
-def _check_png(payload: bytes) -> Iterator[str]:
+def _check_png(payload: bytes, height: int, width: int) -> Iterator[str]:
     try:
-        Image.open(io.BytesIO(payload)).load()
-    except (OSError, SyntaxError) as error:  # what Pillow raises for a broken PNG
-        yield f"is no image: {error}"
+        found = tuple(decode_png(payload).shape[1:])
+    except ValueError as error:
+        yield str(error)
+    else:
+        if found != (height, width):
+            yield f"is an image of the height and width {found}, not {height, width}"
 
 
 def unexpected_files(plan: AnyPlan) -> Iterator[Finding]:
@@ -219,15 +224,16 @@ def _compare_reconstructions(plan: ImagePlan, count: int) -> Iterator[Finding]:
     """Reconstruct some inversions and compare with their recorded PSNR."""
     settings = plan.run.settings
     networks = load_model(settings.source, settings.precision, settings.fingerprint)
-    ids = [(row.shard, row.key) for _, row in choose_rows(plan.run, plan.units, count)]
-    inputs = read_inputs(plan.units, settings.caption, settings.height, settings.width, ids)
+    rows = [row for _, row in choose_rows(plan.run, plan.units, count)]
+    recorded_psnr = {(row.shard, row.key): row.metrics().get("psnr", nan) for row in rows}
+    ids = list(recorded_psnr)
+    inputs = read_inputs(plan.units, settings.caption, settings.height, settings.width, ids, plan.reading.allow_pipe)
     for shard, key in sorted(set(ids) - set(inputs)):
         yield Finding(f"{shard}/{key}", "is committed, and its input cannot be read")
     for stored in read_inversions(plan.run.out, inputs):
         image = reconstruct(networks, [stored], guided=True).cpu()
         reached = psnr(image, inputs[stored.shard, stored.key].pixels[None] / 255).item()
-        recorded = stored.metadata["psnr"]
-        assert isinstance(recorded, float)
-        if abs(reached - recorded) > RECONSTRUCTION_TOLERANCE:
+        recorded = recorded_psnr[stored.shard, stored.key]
+        if not abs(reached - recorded) <= RECONSTRUCTION_TOLERANCE:
             what = f"is reconstructed at {reached:.3f} dB, and {recorded:.3f} dB are recorded"
             yield Finding(f"{stored.shard}/{stored.key}", what)

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 from torch import Tensor
 
 from nti_batch.data.images import to_bytes, to_image
+from nti_batch.data.shards import public_address
 from nti_batch.output.run_folder import OutputRun
 from nti_batch.report.charts import Chart
 from nti_batch.report.statistics import Reason
 from nti_batch.settings import flatten
+from nti_batch.terminal import own_lines
 
 LOSSLESS_SIZE = 128
 
@@ -85,19 +88,24 @@ class Page:
         environment = jinja2.Environment(
             loader=jinja2.FileSystemLoader(Path(__file__).parent),
             autoescape=True,
+            finalize=_make_showable,
             undefined=jinja2.StrictUndefined,
             trim_blocks=True,
             lstrip_blocks=True,
             keep_trailing_newline=True,
         )
-        html = environment.get_template("page.html").render(page=self)
-        # a path may hold half a surrogate pair, which UTF-8 cannot encode
-        return html.encode(errors="backslashreplace").decode()
+        return environment.get_template("page.html").render(page=self)
+
+
+def _make_showable(value: object) -> object:
+    """Escape what is not printable in a text, and hide credentials; a chart is markup of our own."""
+    is_text = isinstance(value, str) and not isinstance(value, Markup)
+    return own_lines(str(value)) if is_text else value
 
 
 def settings_of(run: OutputRun[Any, Any, Any]) -> list[tuple[str, str]]:
     """Settings and shards of a run, as rows of a table."""
-    addresses = list(run.shards.values())
+    addresses = [public_address(url) for url in run.shards.values()]
     summary = f"{len(addresses):,}, from {addresses[0]} to {addresses[-1]}" if addresses else "none"
     settings = flatten(run.settings.to_json()) | {"shards": summary}
     return [(name, value if isinstance(value, str) else json.dumps(value)) for name, value in settings.items()]

@@ -1,5 +1,6 @@
 """The preview of a run: some records beside their sources, in one image file."""
 
+import bisect
 from collections.abc import Sequence
 from itertools import islice, zip_longest
 from pathlib import Path
@@ -10,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from nti_batch.data.images import to_bytes, to_image
+from nti_batch.files import atomic_open
 from nti_batch.models.stable_diffusion import StableDiffusion
 from nti_batch.output.run_folder import AnyRun
 from nti_batch.output.stored_part import Located
@@ -21,6 +23,11 @@ from nti_batch.scores.metrics import psnr
 
 MARGIN = 12
 LABEL = 18
+MAX_SIDE = 1024
+"""Largest side of an image of the preview, in pixels."""
+
+MAX_CAPTION = 2_000
+"""Characters of a caption that are drawn at most; a file may hold a million."""
 
 
 def choose_rows(run: AnyRun, units: Sequence[WorkUnit], count: int) -> list[Located[Any]]:
@@ -47,7 +54,9 @@ def draw_preview(plan: ImagePlan | EditPlan, networks: StableDiffusion, count: i
     if not shown:
         return None
     path = plan.run.out / "preview.png"
-    draw_rows([_strip(example) for example in shown]).save(path)
+    sheet = draw_rows([_strip(example) for example in shown])
+    with atomic_open(path) as file:
+        sheet.save(file, "PNG")
     return path
 
 
@@ -70,8 +79,9 @@ def draw_rows(rows: Sequence[tuple[Sequence[str], Tensor, Sequence[str]]]) -> Im
         rows: Lines of text, images, [images, 3, height, width] in [0, 1], and a label for each image.
     """
     height, width = rows[0][1].shape[-2:]
-    zoom = max(1, 128 // height)
-    cell_width, cell_height = width * zoom + MARGIN, height * zoom + (2 + len(rows[0][0])) * LABEL
+    zoom = min(max(1, 128 // height), MAX_SIDE / max(height, width))
+    shown_width, shown_height = round(width * zoom), round(height * zoom)
+    cell_width, cell_height = shown_width + MARGIN, shown_height + (2 + len(rows[0][0])) * LABEL
     columns = 2 if len(rows) > 1 else 1
     strip = len(rows[0][1]) * cell_width + 2 * MARGIN
     sheet = Image.new("RGB", (columns * strip, -(-len(rows) // columns) * cell_height + MARGIN), "white")
@@ -82,15 +92,19 @@ def draw_rows(rows: Sequence[tuple[Sequence[str], Tensor, Sequence[str]]]) -> Im
             pen.text((left, top), _fitting(caption, strip - 2 * MARGIN, pen, font), "black", font)
             top += LABEL
         for i, (label, image) in enumerate(zip(labels, images, strict=True)):
-            tile = to_image(to_bytes(image)).resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
+            resampling = Image.Resampling.BOX if zoom < 1 else Image.Resampling.NEAREST
+            tile = to_image(to_bytes(image)).resize((shown_width, shown_height), resampling)
             sheet.paste(tile, (left + i * cell_width, top))
-            pen.text((left + i * cell_width, top + height * zoom + 1), label, "black", font)
+            pen.text((left + i * cell_width, top + shown_height + 1), label, "black", font)
     return sheet
 
 
 def _fitting(caption: str, width: int, pen: ImageDraw.ImageDraw, font: Any) -> str:
     """A caption on one line, cut to a width in pixels; neither keys nor prompts need be one line."""
-    caption = " ".join(caption.split())
-    while pen.textlength(caption, font) > width:
-        caption = caption[:-5] + "..."
-    return caption
+    # half a surrogate pair, which a key may hold, cannot be drawn
+    caption = " ".join(caption[:MAX_CAPTION].split()).encode(errors="replace").decode()
+    if pen.textlength(caption, font) <= width:
+        return caption
+    lengths = range(len(caption))
+    too_long = bisect.bisect(lengths, width, key=lambda n: int(pen.textlength(f"{caption[:n]}...", font)))
+    return f"{caption[: max(0, too_long - 1)]}..."

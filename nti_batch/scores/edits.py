@@ -5,7 +5,8 @@ pixels among all pixels,
 
     MSE = s MSE(unedited pixels)        PSNR = PSNR(unedited pixels) - 10 log10 s
 
-so that a larger mask gives a better score. `unedited` averages over the unedited pixels alone.
+so that a larger mask gives a better score. Its SSIM leaves out a border of 5 pixels: it is that of torchmetrics up to
+version 1.4.1, as in the time of the benchmark. `unedited` averages over the unedited pixels alone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,10 @@ from nti_batch.scores.learned import LearnedScores
 from nti_batch.scores.metrics import mse, psnr, ssim
 
 Protocol = Literal["pie-bench", "unedited"]
+
+
+SSIM_BORDER = 5
+"""Width in pixels of the border that torchmetrics left out of the mean of SSIM up to version 1.4.1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +73,9 @@ def score_edits(
         inside: Edited part, bool [batch, height, width].
         prompts: Prompt of each edit.
         learned: Scores by networks; those without weights are left out.
-        protocol: `pie-bench` is the benchmark's own, which also gives DINO a white of 255. `unedited` averages over
-            the unedited pixels alone, and gives DINO the white of 1 that it was trained on.
+        protocol: `pie-bench` is the benchmark's own, which also gives DINO a white of 255 and leaves a border out of
+            SSIM. `unedited` averages over the unedited pixels alone, and gives DINO the white of 1 that it was trained
+            on.
 
     Returns:
         The scores of each image.
@@ -77,15 +83,17 @@ def score_edits(
     outside = ~inside
     if protocol == "pie-bench":
         images, where, white = (edited * outside[:, None], sources * outside[:, None]), None, 255.0
+        ssim_where = _without_border(outside)
     else:
         images, where, white = (edited, sources), outside, 1.0
+        ssim_where = outside
     has_outside, has_inside = outside.any(dim=(1, 2)), inside.any(dim=(1, 2))
     columns = {
         "structure": learned.structure and _to_list(learned.structure(edited, sources, white)),
         "psnr": _to_list(psnr(*images, where), has_outside),
         "lpips": learned.lpips and _to_list(learned.lpips(*images, where), has_outside),
         "mse": _to_list(mse(*images, where), has_outside),
-        "ssim": _to_list(ssim(*images, where), has_outside),
+        "ssim": _to_list(ssim(*images, ssim_where), has_outside & ssim_where.any(dim=(1, 2))),
         "clip_whole": learned.clip and _to_list(learned.clip(edited, prompts)),
         "clip_edited": learned.clip and _to_list(learned.clip(edited * inside[:, None], prompts), has_inside),
     }
@@ -93,6 +101,13 @@ def score_edits(
         EditScores(**{name: column[i] if column else None for name, column in columns.items()})
         for i in range(len(edited))
     ]
+
+
+def _without_border(pixels: Tensor) -> Tensor:
+    """Return which pixels of images like these SSIM averages over, bool [batch, height, width]."""
+    chosen = torch.zeros_like(pixels)
+    chosen[:, SSIM_BORDER:-SSIM_BORDER, SSIM_BORDER:-SSIM_BORDER] = True
+    return chosen
 
 
 def _to_list(scores: Tensor, is_valid: Tensor | None = None) -> list[float | None]:

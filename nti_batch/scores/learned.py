@@ -41,12 +41,13 @@ class ClipScore:
         Raises:
             ValueError: If one of them does not load.
         """
-        from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
+        # the one by Pillow, as in the benchmark; `CLIPImageProcessor` resizes by torchvision where that is installed
+        from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
         self.model = _load(CLIPModel.from_pretrained, folder).to(device)
         try:
             self.tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-            self.preprocess = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
+            self.preprocess = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
         except OSError as error:
             raise ValueError(f"{folder} does not load: {str(error).splitlines()[0]}") from error
 
@@ -159,7 +160,7 @@ def _load(
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    logging.set_verbosity_error()  # it would advise torchvision, which resizes unlike CLIP's authors
+    logging.set_verbosity_error()
     try:
         model, info = from_pretrained(
             folder,

@@ -34,6 +34,7 @@ from nti_batch.models.stable_diffusion import StableDiffusion
 from nti_batch.output.serialization import StoredInversion
 
 NEVER = InversionSettings(num_inner_steps=2, early_stop_epsilon=0, early_stop_growth=0)
+AUTHORS_LOOP = InversionSettings(solver="authors", early_stop_epsilon=0.15, early_stop_growth=0.3)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_without_early_stop_the_job_and_the_reference_loop_find_the_same_inversion(
     networks: StableDiffusion, shard: Path
 ):
-    images, schedule = load_images({"s": str(shard)}, "txt", 16, 2), networks.schedule(3)
+    images, schedule = load_images({"s": str(shard)}, "txt", (16, 16), 2), networks.schedule(3)
     clock = UNetClock(networks.predict, networks.device)
     inverted = job_loop(networks, clock, images, schedule, NEVER, batch_size=2, storage="float32")
     for image, job in zip(images, inverted, strict=True):
@@ -60,6 +61,21 @@ def test_without_early_stop_the_job_and_the_reference_loop_find_the_same_inversi
         assert (job.forwards, job.backwards) == (3 + 3 * (1 + 2 + 1), 3 * 2)
         assert (reference.forwards, reference.backwards) == (3 + 3 * (1 + 2 + 2), 3 * 2)
     assert not any(p.requires_grad or p.grad is not None for p in networks.unet.parameters())
+
+
+def test_the_solver_called_authors_finds_what_the_reference_loop_finds(networks: StableDiffusion, shard: Path):
+    images, schedule = load_images({"s": str(shard)}, "txt", (16, 16), 3), networks.schedule(4)
+    predict = networks.predict
+    inverted = job_loop(networks, predict, images, schedule, AUTHORS_LOOP, batch_size=2, storage="float32")
+    updates = []
+    for image, job in zip(images, inverted, strict=True):
+        reference = reference_loop(networks, predict, image, schedule, AUTHORS_LOOP)
+        torch.testing.assert_close(job.null_embeddings, reference.null_embeddings, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(job.latents, reference.latents, atol=1e-3, rtol=1e-3)
+        # the reference loop evaluates the prompt again for each step down
+        assert (job.forwards, job.backwards) == (reference.forwards - 4, reference.backwards)
+        updates.append(job.backwards)
+    assert 4 < max(updates) < 40, "some timesteps should stop early and some should not"
 
 
 def test_the_command_prints_both_sides(tiny_model: Path, shard: Path, capsys: pytest.CaptureFixture[str]):
@@ -86,6 +102,7 @@ def test_the_command_prints_both_sides(tiny_model: Path, shard: Path, capsys: py
         ("--rounds=0", "--rounds is 0, allowed: 1 to the number of images, 4"),
         ("--model.name=/none", "model '/none' is not a folder"),
         ("--model.solver=sgd", "model.solver"),
+        ("--model.num_steps=101", "num_steps is 101, allowed with the solver 'authors': 1 to 100"),
     ],
 )
 def test_a_wrong_setting_is_refused(
@@ -105,7 +122,7 @@ def test_a_row_of_a_solver_has_means_over_the_images():
 
 
 def test_a_reconstruction_from_the_stored_tensors_has_the_psnr_of_the_job(networks: StableDiffusion, shard: Path):
-    images, schedule = load_images({"s": str(shard)}, "txt", 16, 2), networks.schedule(50)
+    images, schedule = load_images({"s": str(shard)}, "txt", (16, 16), 2), networks.schedule(50)
     settings = InversionSettings(num_inner_steps=2)
     for storage in get_args(Storage):
         inverted = job_loop(networks, networks.predict, images, schedule, settings, 16, storage)

@@ -55,7 +55,7 @@ def test_every_fact_is_a_line(capsys: pytest.CaptureFixture[str]):
 def test_a_model_that_is_no_file_is_refused(capsys: pytest.CaptureFixture[str]):
     assert main(["env", "--model", "no.safetensors"]) == 2
     captured = capsys.readouterr()
-    assert captured.err == "nti-batch: model 'no.safetensors': there is no such file\n" and not captured.out
+    assert captured.err == "nti-batch: model file 'no.safetensors': there is no such file\n" and not captured.out
 
 
 def test_it_runs_where_no_package_does():

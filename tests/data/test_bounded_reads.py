@@ -35,7 +35,7 @@ def stopped_after(calls: int) -> Callable[[], bool]:
 
 def read_until_stopped(url: str, calls: int) -> list[str]:
     """Read a unit that a stop signal ends; its reader must end without a failure of the shard."""
-    rows = list(read_unit(work_units({"s": url}, 1)[0], "txt", stopped_after(calls)))
+    rows = list(read_unit(work_units({"s": url}, 1)[0], "txt", stopped=stopped_after(calls)))
     assert all(key for key, _ in outcomes(rows))
     return [row.key for row in rows]
 

@@ -4,7 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from nti_batch.data.shards import expand_shards, name_shards, shard_name, work_units
+from nti_batch.data.image_locations import locate_images
+from nti_batch.data.shards import (
+    expand_shards,
+    input_shards,
+    name_shards,
+    public_address,
+    shard_name,
+    stored_address,
+    work_units,
+)
 from nti_batch.records import WorkUnit
 
 
@@ -78,9 +87,66 @@ def test_a_shard_is_named_after_its_file(url: str, name: str):
     assert shard_name(url) == name
 
 
-def test_a_shard_without_a_name_is_refused():
-    with pytest.raises(ValueError, match=r"'https://host/' has no file name"):
-        shard_name("https://host/")
+@pytest.mark.parametrize("url", ["https://host/", "https://u:pw@host", "https://host/?pw", "pipe:get --key=pw -"])
+def test_a_shard_without_a_name_is_refused(url: str):
+    with pytest.raises(ValueError, match=r"has no file name") as caught:
+        shard_name(url)
+    assert "pw" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://user:pw@host:80/d/x.tar?token=t#f", "https://host:80/d/x.tar"),
+        ("https://token@host/x.tar", "https://host/x.tar"),
+        ("https://user:p@w@host/x.tar", "https://host/x.tar"),
+        ("https://user:p/w@host/x.tar", "https://host/x.tar"),
+        ("https://user:p?w#@host/x.tar?a=b@c", "https://c"),
+        ("https://host:80/d@v1/x.tar?t", "https://host:80/d@v1/x.tar"),
+        ("s3://key:secret@bucket/x.tar", "s3://bucket/x.tar"),
+        ("HTTPS://user:pw@host/x.tar", "HTTPS://host/x.tar"),
+        ("gs://bucket/x.tar?t", "gs://bucket/x.tar"),
+        ("hf://datasets/a/b@main/x.tar", "hf://datasets/a/b@main/x.tar"),
+        ("file:/d/x.tar", "file:/d/x.tar"),
+        ("/d/user:pw@x?y#z.tar", "/d/user:pw@x?y#z.tar"),
+        ("pipe:curl -H 'Key: pw' 'https://u:pw@host/d/x.tar?t=pw' | pv", "pipe:... x.tar"),
+        ("pipe:curl 'https://host/x?t=pw'", "pipe:... x"),
+        ("pipe:", "pipe:..."),
+        ("pipe:curl https://host/x -u user:pw", "pipe:..."),
+    ],
+)
+def test_credentials_of_an_address_are_not_shown(url: str, shown: str):
+    assert public_address(url) == shown
+
+
+@pytest.mark.parametrize(
+    ("url", "stored"),
+    [
+        ("https://user:pw@host/d/x.tar?token=t", "https://host/d/x.tar"),
+        ("pipe:curl 'https://u:pw@host/x.tar?t=pw#f' | pv # x?", "pipe:curl 'https://host/x.tar' | pv # x?"),
+        ("/d/user:pw@x?y#z.tar", "/d/user:pw@x?y#z.tar"),
+    ],
+)
+def test_an_address_is_stored_without_the_credentials_of_its_urls(url: str, stored: str):
+    assert stored_address(url) == stored
+    assert stored_address(stored) == stored
+
+
+def test_no_message_about_an_address_shows_its_credentials(tmp_path: Path):
+    secret = "https://user:PW@host/d/a.tar?token=PW"
+    (tmp_path / "list.txt").write_text("pipe:curl -u user:PW https://host/a.tar\n")
+    for failing in (
+        lambda: expand_shards(f"{secret}::{{1..${{NOT_SET_ANYWHERE}}}}.tar"),
+        lambda: input_shards(f"{secret}::pipe:get PW x.tar", "images"),
+        lambda: expand_shards("s3://user:PW@host/a.tar?PW"),
+        lambda: expand_shards(f"@{secret}"),
+        lambda: expand_shards(f"@{tmp_path}/list.txt"),
+        lambda: name_shards([secret, secret.replace("/d/", "/e/")]),
+        lambda: locate_images(secret),
+    ):
+        with pytest.raises(ValueError, match="shard") as caught:
+            failing()
+        assert "PW" not in str(caught.value)
 
 
 def test_the_units_of_a_shard_are_adjacent():

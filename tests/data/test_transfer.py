@@ -130,6 +130,33 @@ def test_a_transfer_that_breaks_every_time_keeps_what_came_and_fails_the_shard(
     assert server.requests.total() == 3
 
 
+def test_a_rewritten_url_is_no_consent_to_a_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("GOPEN_REWRITE", f"https://=pipe:touch {tmp_path}/ran; cat ")
+    with pytest.raises(ValueError, match="runs a command in a shell"):
+        read("https://host/s.tar")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_neither_terminal_nor_log_nor_rows_show_the_credentials_of_a_url(
+    server: Server, tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    """The job and the commands read from a server that refuses, under an address with a password and a token."""
+    out, url = tmp_path / "out", server.url("404", 99).replace("//", "//user:PASSWORD@") + "?key=TOKEN#TOKEN"
+    assert main(arguments(tiny_model, url, out)) == 3
+    assert main(["verify", str(out)]) == 0
+    assert main(["status", str(out)]) == 0
+    for manifest in out.glob("inversions/*.jsonl"):
+        manifest.unlink()
+    assert main(["verify", str(out)]) == 1
+    assert main(["report", str(out), "--images=0"]) == 0
+    captured = capfd.readouterr()
+    where = f"http://127.0.0.1:{server.server_port}/404/99/s.tar"
+    assert f"{where}: cannot be read to its end: {REFUSED[:-2]}" in captured.out
+    assert f"1, from {where} to {where}" in (out / "report.html").read_text()
+    shown = [path.read_text() for path in out.rglob("*") if path.suffix in {".log", ".html", ".jsonl"}]
+    assert not [text for text in (captured.out, captured.err, *shown) if "PASSWORD" in text or "TOKEN" in text]
+
+
 def test_brackets_and_braces_are_part_of_a_name(server: Server):
     """By its own patterns, curl would ask for each of s1a.tar to s3b.tar."""
     assert read_keys_and_error(server.url("cut", 0).replace("s.tar", "s[1-3]{a,b}.tar")) == (KEYS, "")
@@ -170,7 +197,7 @@ def test_a_stop_does_not_wait_for_a_transfer_and_fails_nothing(
     monkeypatch.setattr(transfer, "READ_TIMEOUT", 3600.0)
     monkeypatch.setattr(shard_reader, "RETRY_DELAYS", (3600.0,))
     url = server.url(behaviour, 99)
-    rows = list(read_unit(WorkUnit("s", url, 0, 1), "txt", lambda: server.requests.total() > 0))
+    rows = list(read_unit(WorkUnit("s", url, 0, 1), "txt", stopped=lambda: server.requests.total() > 0))
     assert all(isinstance(row, RawSample) for row in rows)
 
 

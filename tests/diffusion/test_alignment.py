@@ -14,11 +14,14 @@ from nti_batch.models.source import ModelSource
 from nti_batch.models.stable_diffusion import StableDiffusion
 
 
-def matrix(source_end: int, edit_end: int, **columns: dict[int, float]) -> Tensor:
-    """Columns `_j` of an alignment by hand, with start, end and padding one to one."""
+def matrix(
+    source_end: int, edit_end: int, padding: dict[int, int] | None = None, **columns: dict[int, float]
+) -> Tensor:
+    """Columns `_j` of an alignment by hand; `padding` maps padding of the edit to the source's, by default from end."""
     alignment = torch.zeros(LENGTH, LENGTH)
-    alignment[0, 0] = 1
-    for i, j in zip(range(source_end, LENGTH), range(edit_end, LENGTH), strict=False):
+    alignment[0, 0] = alignment[source_end, edit_end] = 1
+    from_end = zip(range(edit_end + 1, LENGTH), range(source_end + 1, LENGTH), strict=False)
+    for j, i in (dict(from_end) if padding is None else padding).items():
         alignment[i, j] = 1
     for name, shares in columns.items():
         for i, share in shares.items():
@@ -61,6 +64,13 @@ def test_an_accent_in_two_forms_is_one_word(tiny_model: object):
         assert torch.equal(*(align(networks.tokenize(prompt), edit, kind) for prompt in (composed, decomposed)))
 
 
+@pytest.mark.parametrize(
+    ("phrase", "expected"), [("Tiger", True), ("a red hat", True), ("hat red", False), ("ti", False), ("", False)]
+)
+def test_a_prompt_has_the_words_that_occur_in_it_in_a_row(phrase: str, expected: bool):
+    assert tokenized("a tiger, a red hat", 4).has(phrase) == expected
+
+
 def test_a_prompt_without_words_has_start_end_and_padding():
     assert tokenized("") == TokenizedPrompt("", (), (), 1, LENGTH)
 
@@ -79,6 +89,7 @@ def test_a_phrase_that_is_not_read_is_refused(phrase: str):
         tokenized("a tiger on a hat beyond", 8).find(phrase)
 
 
+THIRDS = {1: 1 / 3, 2: 1 / 3}
 REPLACED = [
     ("a cat sat", "a dog sat", matrix(4, 4, _1={1: 1}, _2={2: 1}, _3={3: 1})),
     ("a cat sat", "a tiger sat", matrix(4, 5, _1={1: 1}, _2={2: 0.5}, _3={2: 0.5}, _4={3: 1})),
@@ -87,7 +98,7 @@ REPLACED = [
     (
         "zebra hat",
         "rhinoceros tigers",
-        matrix(4, 6, **{f"_{j}": {1: 1 / 3, 2: 1 / 3} for j in (1, 2, 3)}, _4={3: 0.5}, _5={3: 0.5}),
+        matrix(4, 6, _1=THIRDS, _2=THIRDS, _3=THIRDS, _4={3: 0.5}, _5={3: 0.5}),
     ),
     ("tiger", "hat", matrix(3, 2, _1={1: 1, 2: 1})),
 ]
@@ -98,17 +109,24 @@ def test_replace_spreads_a_word_over_the_word_at_its_place(source: str, edit: st
     torch.testing.assert_close(align(tokenized(source), tokenized(edit), "replace"), expected)
 
 
+def same(first: int) -> dict[int, int]:
+    """Padding from one position on stands for the padding at its place."""
+    return {j: j for j in range(first, LENGTH)}
+
+
 REFINED = [
-    ("cat sat", "a cat sat", matrix(3, 4, _2={1: 1}, _3={2: 1})),
-    ("a cat sat", "cat sat", matrix(4, 3, _1={2: 1}, _2={3: 1})),
-    ("a cat", "a cat with zebras", matrix(3, 6, _1={1: 1}, _2={2: 1})),
-    ("a cat with zebras", "a cat", matrix(6, 3, _1={1: 1}, _2={2: 1})),
-    ("a tiger", "a striped Tiger", matrix(4, 6, _1={1: 1}, _4={2: 1}, _5={3: 1})),
-    ("a striped tiger", "a tiger", matrix(6, 4, _1={1: 1}, _2={4: 1}, _3={5: 1})),
-    ("a cat sat", "a tiger sat", matrix(4, 5, _1={1: 1}, _4={3: 1})),
-    ("a cat", "two big dogs", matrix(3, 4)),
-    ("a cat on a hat", "on a hat a cat", matrix(6, 6, _1={3: 1}, _2={4: 1}, _3={5: 1})),
-    ("", "a cat", matrix(1, 3)),
+    ("cat sat", "a cat sat", matrix(3, 4, same(5), _2={1: 1}, _3={2: 1})),
+    ("a cat sat", "cat sat", matrix(4, 3, {4: 5, **same(5)}, _1={2: 1}, _2={3: 1})),
+    ("a cat", "a cat with zebras", matrix(3, 6, same(7), _1={1: 1}, _2={2: 1})),
+    ("a cat with zebras", "a cat", matrix(6, 3, {4: 7, 5: 8, 6: 9, **same(7)}, _1={1: 1}, _2={2: 1})),
+    ("a tiger", "a striped Tiger", matrix(4, 6, same(7), _1={1: 1}, _4={2: 1}, _5={3: 1})),
+    ("a striped tiger", "a tiger", matrix(6, 4, {5: 7, 6: 8, **same(7)}, _1={1: 1}, _2={4: 1}, _3={5: 1})),
+    ("a cat sat", "a tiger sat", matrix(4, 5, same(6), _1={1: 1}, _4={3: 1})),
+    ("a cat", "two big dogs", matrix(3, 4, same(5))),
+    ("a cat on a hat", "on a hat a cat", matrix(6, 6, same(7), _1={3: 1}, _2={4: 1}, _3={5: 1})),
+    ("", "a cat", matrix(1, 3, same(4))),
+    ("a b c d e f g h", "a", matrix(9, 2, {3: 10, 4: 11, **same(10)}, _1={1: 1})),
+    ("a b c d e f g h i k", "a", matrix(11, 2, {}, _1={1: 1})),
 ]
 
 
@@ -155,9 +173,11 @@ def test_a_prompt_is_aligned_with_itself(words: list[str], kind: Kind):
 
 @given(source=WORDS, edit=WORDS)
 def test_refine_gives_each_token_one_partner_at_most_and_never_crosses(source: list[str], edit: list[str]):
-    alignment = align(tokenized(" ".join(source), 24), tokenized(" ".join(edit), 24), "refine")
-    partners = alignment.nonzero()
+    prompt = tokenized(" ".join(edit), 24)
+    alignment = align(tokenized(" ".join(source), 24), prompt, "refine")
     assert torch.equal(alignment, alignment.bool().float())
+    assert alignment.sum(0).max() == 1
+    partners = alignment[:, : prompt.end + 1].nonzero()
     assert (partners.diff(dim=0) > 0).all()
 
 

@@ -62,12 +62,57 @@ def test_cross_maps_follow_the_equation(t: int):
     for row, place in enumerate(ROWS):
         for h, p, j in product(range(2), range(6), range(12)) if place else ():
             source, edit = place[0], controls[place[1]][place[2]]
-            start, end = (round(STEPS * share) for share in edit.cross_replace_steps[:, j].tolist())
+            start, end = (int(11 * share) for share in edit.cross_replace_steps[:, j].tolist())
             if start <= STEPS - t < end:
                 partners = [i for i in range(12) if edit.alignment[i, j] != 0]
                 replaced = sum(maps[source, h, p, i] * edit.alignment[i, j] for i in partners) or maps[row, h, p, j]
                 expected[row, h, p, j] = edit.weights[j] * replaced
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("steps", "share", "cross", "rest"),
+    [
+        (50, 0.4, 20, 20),
+        (50, 0.6, 30, 30),
+        (50, 0.99, 50, 49),
+        (20, 0.38, 7, 7),
+        (20, 0.29, 6, 5),
+        (50, 0.58, 29, 28),  # 0.58 * 50 is 28.999999999999996 in floating point
+        (100, 0.29, 29, 28),
+        (5, 0.5, 3, 2),
+        (4, 0.1, 0, 0),
+        (7, 1.0, 7, 7),
+        (7, 0.0, 0, 0),
+    ],
+)
+def test_a_share_selects_the_steps_of_the_authors_code(steps: int, share: float, cross: int, rest: int):
+    settings = EditSettings(
+        cross_replace_steps=share, self_replace_steps=share, blend_words=("cat", "cat"), blend_start=share
+    )
+    edit = EditControl.of(tokenized("a cat"), tokenized("a cat"), settings)
+    control = AttentionControl.of([[edit]], steps, (4, 4), [(4, 4)], torch.device("cpu"))
+    of_steps = [control.at(t) for t in range(steps, 0, -1)]
+    assert [step.cross is not None for step in of_steps] == [True] * cross + [False] * (steps - cross)
+    assert [step.self_rows is not None for step in of_steps] == [True] * rest + [False] * (steps - rest)
+    latents, blended = torch.randn(2, 4, 4, 4), []
+    for t in range(steps, 0, -1):
+        blend = LocalBlend(control)
+        blend.collect(torch.zeros(2, 1, 16, 12))  # no attention anywhere: all of the edit becomes its source
+        blended.append(not torch.equal(blend(latents, t), latents))
+    assert blended == [False] * rest + [True] * (steps - rest)
+
+
+def test_a_range_of_steps_has_both_ends_of_the_authors_code():
+    edit = EditControl.of(
+        tokenized("a cat"),
+        tokenized("a cat"),
+        EditSettings(cross_replace_steps=(0.2, 0.55), self_replace_steps=(0.29, 0.58)),
+    )
+    control = AttentionControl.of([[edit]], 50, (4, 4), [(4, 4)], torch.device("cpu"))
+    of_steps = [control.at(t) for t in range(50, 0, -1)]
+    assert [i for i, step in enumerate(of_steps) if step.cross is not None] == list(range(10, 28))
+    assert [i for i, step in enumerate(of_steps) if step.self_rows is not None] == list(range(14, 28))
 
 
 @pytest.mark.parametrize("t", [10, 8, 7, 3, 2])
@@ -142,6 +187,20 @@ def test_local_blend_follows_the_equation(t: int):
                     kept += 1
     assert torch.equal(blend(latents, t), expected)
     assert (kept > 20) == (t <= 8)
+
+
+@pytest.mark.parametrize("words", [("tiger", ""), ("", "cat"), ("", "")])
+def test_without_one_blend_word_the_mask_is_the_other_words_alone(words: tuple[str, str]):
+    settings = EditSettings(blend_words=words, blend_threshold=0.8, blend_start=0)
+    edit = EditControl.of(tokenized("a tiger sat"), tokenized("a cat sat"), settings)
+    control = AttentionControl.of([[edit]], STEPS, LATENTS, [MAP], torch.device("cpu"))
+    blend, maps, latents = LocalBlend(control), some_maps(MAP)[:2], torch.randn(2, 4, *LATENTS)
+    blend.collect(maps)
+    row, chosen = (0, [2, 3]) if words[0] else (1, [2])
+    of_word = torch.zeros(12).index_fill(0, torch.tensor(chosen), 1.0)
+    mask = torch.tensor(attended([maps], row, of_word, 0.8)) if any(words) else torch.zeros(LATENTS, dtype=torch.bool)
+    assert torch.equal(blend(latents, STEPS)[1], torch.where(mask, latents[1], latents[0]))
+    assert bool(mask.any()) == any(words) and not mask.all()
 
 
 def test_where_nothing_is_controlled_the_layers_own_attention_runs_bit_for_bit(networks: StableDiffusion):

@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -19,13 +20,26 @@ from nti_batch.diffusion.settings import InversionSettings, Solver
 from nti_batch.diffusion.solvers import Moments, adam_step
 
 
+@dataclass
+class Reference:
+    """What the authors' loop finds for one image."""
+
+    embeddings: list[Tensor]
+    latents: Tensor
+    updates: list[int]
+
+
 def reference_loop(
     predict: Predictor, schedule: DDIMSchedule, latents: Tensor, prompt: Tensor, settings: InversionSettings
-) -> tuple[list[Tensor], Tensor]:
-    """One image, plainly: pivot, then for each timestep N steps of torch's Adam and an advance of its own."""
+) -> Reference:
+    """One image as the authors' code inverts it, plainly.
+
+    At step i a new Adam with the rate 0.01 (1 - i / 100) updates at most N times, and no more once the loss before an
+    update was below 0.00001 + 0.00002 i. Both embeddings are evaluated again for the step down.
+    """
     prompt = prompt[None]
     trajectory = ddim_invert(predict, schedule, latents[None], prompt)
-    null, z, found = EMPTY[None].double(), trajectory[-1], []
+    null, z, found, updates = EMPTY[None].double(), trajectory[-1], [], []
     for i in range(schedule.num_steps):
         t = torch.tensor([schedule.num_steps - i])
         timestep = schedule.network_timesteps[t]
@@ -36,26 +50,83 @@ def reference_loop(
 
         null = null.clone().requires_grad_()
         optimizer = torch.optim.Adam([null], lr=1e-2 * (1 - i / 100))
+        updates.append(0)
         for _ in range(settings.num_inner_steps):
             loss = (ddim_step(schedule, z, guided(null), t, t - 1) - trajectory[t - 1][0]).square().mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            updates[-1] += 1
+            if loss < settings.early_stop_epsilon + settings.early_stop_growth * i:
+                break
         null = null.detach()
         found.append(null[0])
         z = ddim_step(schedule, z, guided(null), t, t - 1)
-    return found, z[0]
+    return Reference(found, z[0], updates)
 
 
-def test_with_the_early_stop_off_it_is_the_authors_loop():
-    schedule, settings = stable_diffusion_schedule(50), InversionSettings(num_inner_steps=4, **NEVER)
-    inputs = [(latents.double(), prompt.double()) for latents, prompt in images(3)]
+def compare_with_reference(
+    states: list[InversionState], schedule: DDIMSchedule, inputs: list[tuple[Tensor, Tensor]]
+) -> list[Reference]:
+    """Expect what the authors' loop finds."""
+    found = [reference_loop(rowwise, schedule, *image, states[0].settings) for image in inputs]
+    for state, expected in zip(states, found, strict=True):
+        embeddings = torch.stack(state.null_embeddings), torch.stack(expected.embeddings)
+        torch.testing.assert_close(*embeddings, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(state.current_latents, expected.latents, atol=1e-4, rtol=1e-4)
+        assert state.inner_steps == expected.updates
+    return found
+
+
+def doubles(count: int) -> list[tuple[Tensor, Tensor]]:
+    return [(latents.double(), prompt.double()) for latents, prompt in images(count)]
+
+
+@pytest.mark.parametrize("solver", ["adam", "authors"])
+def test_with_the_early_stop_off_it_is_the_authors_loop(solver: Solver):
+    schedule, settings = stable_diffusion_schedule(50), InversionSettings(solver=solver, num_inner_steps=4, **NEVER)
+    states, _ = invert(rowwise, schedule, settings, doubles(3), batch_size=2, empty=EMPTY.double())
+    found = compare_with_reference(states, schedule, doubles(3))
+    assert all(reference.updates == [4] * 50 for reference in found)
+
+
+@pytest.mark.parametrize(("num_steps", "inner_steps"), [(50, 10), (50, 1), (20, 10), (100, 10)])
+def test_the_solver_called_authors_is_the_authors_loop_update_by_update(num_steps: int, inner_steps: int):
+    schedule, settings = (
+        stable_diffusion_schedule(num_steps),
+        InversionSettings(solver="authors", num_inner_steps=inner_steps),
+    )
+    inputs = doubles(4)[:3]  # the fourth amplifies rounding errors
     states, _ = invert(rowwise, schedule, settings, inputs, batch_size=2, empty=EMPTY.double())
-    for state, (latents, prompt) in zip(states, inputs, strict=True):
-        embeddings, reached = reference_loop(rowwise, schedule, latents, prompt, settings)
-        torch.testing.assert_close(torch.stack(state.null_embeddings), torch.stack(embeddings), atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(state.current_latents, reached, atol=1e-4, rtol=1e-4)
-        assert state.inner_steps == [4] * 50
+    found = compare_with_reference(states, schedule, inputs)
+    assert {update for reference in found for update in reference.updates} >= {1, inner_steps}, "some should stop early"
+    for state, reference in zip(states, found, strict=True):
+        assert state.backwards == sum(reference.updates)
+        assert state.forwards == 3 * num_steps + sum(reference.updates)  # pivot, prompt, updates and the step down
+
+
+def test_the_solver_called_authors_updates_an_embedding_that_adam_accepts():
+    schedule = stable_diffusion_schedule(50)
+    (theirs,), _ = invert(rowwise, schedule, InversionSettings(solver="authors", early_stop_epsilon=1e9), images(1))
+    (ours,), _ = invert(rowwise, schedule, InversionSettings(early_stop_epsilon=1e9), images(1))
+    assert (theirs.inner_steps, theirs.forwards, theirs.backwards) == ([1] * 50, 200, 50)
+    assert (ours.inner_steps, ours.forwards, ours.backwards) == ([0] * 50, 150, 0)
+
+
+def test_the_solver_called_authors_changes_nothing_without_guidance():
+    settings = InversionSettings(solver="authors", guidance_scale=1)
+    (state,), pool = invert(rowwise, stable_diffusion_schedule(50), settings, images(1))
+    assert all(torch.equal(row, EMPTY) for row in state.null_embeddings)
+    assert (pool.work.forwards, pool.work.backwards) == (100, 0)
+
+
+def test_more_steps_than_the_authors_learning_rate_has_are_refused():
+    settings = InversionSettings(solver="authors")
+    assert settings.learning_rate_at(1, 100) == pytest.approx(1e-4)
+    schedule = stable_diffusion_schedule(101)
+    with pytest.raises(ValueError, match=r"^num_steps is 101, allowed with the solver 'authors': 1 to 100"):
+        InversionPool[int](rowwise, schedule, settings, EMPTY, batch_size=1)
+    InversionPool[int](rowwise, schedule, InversionSettings(), EMPTY, batch_size=1)
 
 
 def test_adam_is_torchs_adam_with_a_step_count_for_each_row():
@@ -197,13 +268,19 @@ def test_all_wrong_settings_are_named_at_once():
 
 
 def test_the_authors_learning_rates_and_thresholds():
-    settings = InversionSettings()
-    for i in range(50):
-        assert settings.learning_rate_at(50 - i, 50) == pytest.approx(1e-2 * (1 - i / 100))
-        assert settings.threshold_at(50 - i, 50) == pytest.approx(1e-5 + i * 2e-5)
+    for settings in (InversionSettings(), InversionSettings(solver="authors")):
+        for i in range(50):
+            assert settings.learning_rate_at(50 - i, 50) == pytest.approx(1e-2 * (1 - i / 100))
+            assert settings.threshold_at(50 - i, 50) == pytest.approx(1e-5 + i * 2e-5)
 
 
-@pytest.mark.parametrize("solver", ["adam", "polyak"])
+@pytest.mark.parametrize(("solver", "rates"), [("adam", (0.01, 0.0075, 0.00525)), ("authors", (0.01, 0.009, 0.0081))])
+def test_the_learning_rate_at_20_steps(solver: Solver, rates: tuple[float, ...]):
+    settings = InversionSettings(solver=solver)
+    assert [settings.learning_rate_at(20 - i, 20) for i in (0, 10, 19)] == pytest.approx(list(rates))
+
+
+@pytest.mark.parametrize("solver", ["adam", "authors", "polyak"])
 @pytest.mark.parametrize("storage", ["float32", "compact"])
 def test_a_network_call_costs_one_read_and_at_most_two_writes(solver: Solver, storage: Storage):
     schedule = stable_diffusion_schedule(5)
@@ -215,4 +292,4 @@ def test_a_network_call_costs_one_read_and_at_most_two_writes(solver: Solver, st
         while len(pool):
             pool.advance()
     assert 0 < traffic.reads <= pool.work.calls
-    assert pool.work.calls <= traffic.writes <= pool.work.calls + (traffic.reads if solver == "adam" else 0)
+    assert pool.work.calls <= traffic.writes <= pool.work.calls + (traffic.reads if solver != "polyak" else 0)

@@ -13,7 +13,7 @@ from helpers.pie_folder import EDITS, SOURCE, edited_part, scene, write_pie_fold
 from nti_batch.data.samples import RawSample, read_unit
 from nti_batch.diffusion.edit_settings import EditSettings
 from nti_batch.editing.masks import mask_pixels
-from nti_batch.editing.pie_bench import category, read_edits, write_shard
+from nti_batch.editing.pie_bench import category, has_missing_blend_word, read_edits, write_shard
 from nti_batch.records import EditRequest, WorkUnit
 
 FIRST, SECOND, THIRD = EDITS
@@ -57,9 +57,24 @@ def test_a_mask_has_its_runs_and_the_four_borders(folder: Path):
     assert mask is not None and torch.equal(mask_pixels(mask, 512, 512), expected)
 
 
-def test_a_run_past_the_end_is_cut_as_the_benchmark_does(tmp_path: Path):
-    mask = first_edit(write_pie_folder(tmp_path / "pie", mask=[512 * 512 - 600, 700])).mask
-    assert mask is not None and mask_pixels(mask, 512, 512).sum() == 4 * 511 + 88 - 1
+BORDERS = 4 * 511
+
+
+@pytest.mark.parametrize(
+    ("runs", "pixels"),
+    [
+        ([512 * 512 - 600, 700], 87),  # 600 pixels to the end, of which the last row and its neighbour are borders
+        ([512 * 512, 5], 0),
+        ([512 * 512 + 7, 5], 0),
+        ([512 * 512 + 7, 5, 1000, 3], 3),
+        ([1000, 3, 10**30, 10**30], 3),
+        ([1000, -3], 0),
+        ([], 0),
+    ],
+)
+def test_what_runs_have_past_the_end_is_left_out_as_the_benchmark_does(tmp_path: Path, runs: list[int], pixels: int):
+    mask = first_edit(write_pie_folder(tmp_path / "pie", mask=runs)).mask
+    assert mask is not None and mask_pixels(mask, 512, 512).sum() == BORDERS + pixels
 
 
 def test_other_settings_are_the_users(folder: Path):
@@ -68,9 +83,31 @@ def test_other_settings_are_the_users(folder: Path):
     assert (settings.cross_replace_steps, settings.equalizer) == (0.8, {"large": 3.0, "circle": 2.0})
 
 
-@pytest.mark.parametrize("words", ["", " ", "circle", "square circle", "circle square", "circ circle"])
-def test_words_that_are_not_in_their_prompts_blend_nothing(tmp_path: Path, words: str):
-    assert first_edit(write_pie_folder(tmp_path / "pie", blended_word=words)).settings == EditSettings()
+@pytest.mark.parametrize("words", ["", " ", "circle"])
+def test_an_edit_without_two_words_does_not_blend(tmp_path: Path, words: str):
+    edit = first_edit(write_pie_folder(tmp_path / "pie", blended_word=words))
+    assert edit.settings == EditSettings() and not has_missing_blend_word(edit)
+
+
+@pytest.mark.parametrize(
+    ("words", "found", "weights"),
+    [
+        ("square circle", ("", "circle"), {"circle": 2.0}),
+        ("circ circle", ("", "circle"), {"circle": 2.0}),
+        (" circle", ("", "circle"), {"circle": 2.0}),
+        ("circle square", ("circle", ""), {}),
+        ("circle ", ("circle", ""), {}),
+        ("circle  circle", ("circle", ""), {}),
+        ("square square", ("", ""), {}),
+        ("circle circle square", ("circle", "circle"), {"circle": 2.0}),
+    ],
+)
+def test_a_word_that_is_not_in_its_prompt_selects_nothing_and_the_other_one_stays(
+    tmp_path: Path, words: str, found: tuple[str, str], weights: dict[str, float]
+):
+    edit = first_edit(write_pie_folder(tmp_path / "pie", blended_word=words))
+    assert edit.settings == EditSettings(blend_words=found, equalizer=weights)
+    assert has_missing_blend_word(edit) == ("" in found)
 
 
 def test_a_word_is_found_in_any_case_and_beside_punctuation(tmp_path: Path):

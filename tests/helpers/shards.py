@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from nti_batch.data.samples import RawSample, read_unit
+from nti_batch.data.samples import RawSample, Reading, read_unit
 from nti_batch.data.shard_reader import count_images
 from nti_batch.data.shards import name_shards, work_units
 from nti_batch.records import Failure
@@ -15,7 +15,7 @@ def write_tar(folder: Path, content: bytes, name: str = "shard.tar") -> str:
 
 def read_rows(url: str, units_per_shard: int = 1, caption: str = "txt") -> list[RawSample | Failure]:
     units = work_units(name_shards([url]), units_per_shard)
-    return [row for unit in units for row in read_unit(unit, caption)]
+    return [row for unit in units for row in read_unit(unit, caption, Reading(allow_pipe=True))]
 
 
 def outcomes(rows: list[RawSample | Failure]) -> list[tuple[str, str]]:
@@ -41,5 +41,5 @@ def check_outcomes(folder: Path, content: bytes, expected: list[tuple[str, str]]
     assert of_three_units == sorted(expected + 2 * [row for row in expected if not row[0]])
     keys = sum(1 for key, _ in expected if key)
     assert count_images(url) == keys
-    assert count_images(f"pipe:cat '{url}'") == keys
+    assert count_images(f"pipe:cat '{url}'", allow_pipe=True) == keys
     return rows

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+from collections import Counter
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -188,6 +189,59 @@ def test_a_pie_bench_folder_is_edited_and_scored(tiny_model: Path, tmp_path: Pat
     assert [edit["scores"]["unedited"]["psnr"] for edit in as_json] == pytest.approx(
         [edited[edit["shard"], edit["key"], edit["name"]].psnr_unedited for edit in as_json]
     )
+
+
+def test_the_score_of_a_run_says_which_edits_have_none(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    shard = write_shard(tmp_path / "a.tar", captioned(2))
+    assert main(arguments(tiny_model, shard, tmp_path / "inversions")) == 0
+    mask: dict[str, Json] = {"mask": [0, 9], "mask_size": [16, 16]}
+
+    def scored(exit_code: int, *lines: dict[str, Json]) -> str:
+        flag = edits_flag(tmp_path / "e.jsonl", *lines)
+        assert main(edit(tmp_path / "inversions", tmp_path / "out", flag)) == exit_code
+        capsys.readouterr()
+        assert main(["score", str(tmp_path / "out")]) == 0
+        return capsys.readouterr().out
+
+    without_prompt: list[dict[str, Json]] = [{"key": "000", **mask}, {"key": "001", **mask}]
+    assert scored(0, *without_prompt) == "no edit has scores\nedits without scores: 2 without a prompt\n"
+    others: list[dict[str, Json]] = [
+        {"key": "000", "edit_prompt": "a blue circle"},
+        {"key": "000"},
+        {"key": "none", "edit_prompt": "a star", **mask},
+        {"key": "001", "edit_prompt": "a blue star", **mask},
+    ]
+    table = scored(3, *without_prompt, *others).split("\n\n")[0]
+    assert table.splitlines()[2].startswith("| all | 1 | ")
+    shard.unlink()
+    assert main(["score", str(tmp_path / "out")]) == 0
+    reasons = capsys.readouterr().out.removeprefix("no edit has scores\nedits without scores: ").strip()
+    assert Counter(reasons.split(", ")) == Counter(
+        [
+            "2 without a prompt",
+            "1 without a mask",
+            "1 without a mask and a prompt",
+            "1 that are not done",
+            "1 whose input image cannot be read",
+        ]
+    )
+
+
+def test_edits_with_a_blend_word_that_is_missing_are_counted(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = write_pie_folder(tmp_path / "bench", blended_word="square circle")
+    assert write_pie_shard(folder, tmp_path / "bench.tar") == 3
+    assert main(arguments(tiny_model, tmp_path / "bench.tar", tmp_path / "inversions")) == 0
+    assert main(edit(tmp_path / "inversions", tmp_path / "out", f"--data.edits={folder}")) == 0
+    capsys.readouterr()
+    assert main(["score", str(tmp_path / "out")]) == 0
+    assert "\n1 of 3 edits have a blend word that is not in its prompt" in capsys.readouterr().out
+    assert main(["score", str(tmp_path / "out"), "--json"]) == 0
+    counted = {edit["key"]: edit["has_missing_blend_word"] for edit in json.loads(capsys.readouterr().out)}
+    assert counted == {key: key == next(iter(EDITS)) for key in EDITS}
 
 
 def test_the_shipped_config_sets_the_job(capsys: pytest.CaptureFixture[str]):

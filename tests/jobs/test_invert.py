@@ -105,13 +105,14 @@ def test_settings_for_speed_give_the_same_inversions(tiny_model: Path, shards: s
 
 
 @pytest.mark.parametrize("storage", ["float32", "float16", "compact"])
-@pytest.mark.parametrize("solver", ["adam", "polyak"])
+@pytest.mark.parametrize("solver", ["adam", "authors", "polyak"])
 def test_every_storage_reconstructs_to_the_psnr_of_the_job(tiny_model: Path, tmp_path: Path, storage: str, solver: str):
     shard = write_shard(tmp_path / "s.tar", captioned(2))
     flags = [f"--output.storage={storage}", f"--model.solver={solver}"]
     assert main([*arguments(tiny_model, shard, tmp_path / "out"), *flags]) == 0
     networks = StableDiffusion.load(ModelSource(str(tiny_model)))
     for stored in read_inversions(tmp_path / "out"):
+        assert stored.settings.inversion.solver == solver
         image = reconstruct(networks, [stored], guided=True)
         original = decode_image(png(int(stored.key)), 16, 16)[None] / 255
         assert psnr(image, original).item() == pytest.approx(stored.metadata["psnr"], abs=1e-3)
@@ -151,7 +152,7 @@ WRONG = {
     "--data.units_per_shard=0": "units_per_shard is 0",
     "--data.part=2/2": "data.part is '2/2', allowed: 'K/N' with K = 0 to N - 1",
     "--data.max_failures=5.5": "data.max_failures is '5.5', allowed: a count such as 100, or a share such as 5%",
-    "--data.shards=pipe:cat a.tar": "'pipe:cat a.tar' runs a command in a shell: add --data.allow_pipe=true",
+    "--data.shards=pipe:cat a.tar": "'pipe:... a.tar' runs a command in a shell: add --data.allow_pipe=true",
     "--data.shards=@/no/list.txt": "'@/no/list.txt': the list cannot be read",
     "--model.guidance_scale=0.5": "guidance_scale is 0.5, allowed: at least 1",
     "--model.solver=newton": "newton",
@@ -193,6 +194,17 @@ def test_an_invalid_setting_is_refused_in_one_line_before_a_model_is_loaded(
     assert WRONG[argument] in captured.err
     assert captured.err.count("\n") == 1
     assert captured.out == ""
+
+
+def test_the_authors_solver_refuses_more_steps_than_its_learning_rate_has(
+    tiny_model: Path, shards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(StableDiffusion, "load", lambda *_: pytest.fail("a model was loaded"))
+    flags = ["--model.solver=authors", "--model.num_steps=101"]
+    assert main([*arguments(tiny_model, shards, tmp_path / "out"), *flags]) == 2
+    captured = capsys.readouterr()
+    assert "num_steps is 101, allowed with the solver 'authors': 1 to 100, where the learning rate" in captured.err
+    assert captured.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("precision", ["32", "32-true"])

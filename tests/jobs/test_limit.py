@@ -44,7 +44,7 @@ def test_the_first_images_are_done_and_the_run_is_resumed_without_the_limit(
     assert invert(tiny_model, shards, out, "--data.limit=7") == 0
     said = capsys.readouterr().out
     assert "7 done, 0 failed, 0 missing of 7 images" in said
-    assert "data.limit is 7: what is behind it is not counted; run without it to do the rest" in said
+    assert "data.limit is 7: the rest is not counted; run without it for the rest" in said
     assert ids(out) == FIRST
     assert not list((out / "inversions").glob("*.complete")), "no work unit is marked as complete"
     assert status_of(out, capsys)["missing"] == 3

@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import json
 import os
 import pty
 import re
@@ -70,11 +71,14 @@ def tally(done: int, failed: int, psnr: float) -> Tally:
 
 
 def test_the_tallies_of_all_ranks_add_up_without_missing_and_damaged_files(tmp_path: Path):
-    tallies = RankTallies([tmp_path / f"rank-{rank}.json" for rank in range(5)])
+    tallies = RankTallies([tmp_path / f"rank-{rank}.json" for rank in range(6)])
     tallies.publish(1, tally(5, 1, 100.0))
     tallies.publish(3, tally(2, 0, 44.0))
     (tmp_path / "rank-2.json").write_text('{"done": 3')
     (tmp_path / "rank-4.json").write_text('{"done": 3, "failed": 1, "totals": {"psnr": 7}}')
+    # a metric's name becomes a column of a logger
+    forged = {"done": 3, "failed": 1, "totals": {"psnr\x1b[2J\n": [7.0, 1]}}
+    (tmp_path / "rank-5.json").write_text(json.dumps(forged))
     assert tallies.sum(0, tally(1, 1, 20.0)) == tally(8, 2, 164.0)
 
 

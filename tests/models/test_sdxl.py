@@ -190,8 +190,16 @@ def changed(folder: Path, copy: Path, file: str, **changes: object) -> Path:
     ("file", "change", "words"),
     [
         ("model_index.json", {"requires_aesthetics_score": True}, "is the refiner of Stable Diffusion XL"),
-        ("vae/config.json", {"latents_mean": [0.1] * 4}, "shifts its latents by a mean of each channel"),
-        ("unet/config.json", {"addition_embed_type": "image"}, "is also conditioned on 'image': nti_batch supports"),
+        (
+            "vae/config.json",
+            {"latents_mean": [0.1] * 4},
+            r"latents_mean is \[.*otherwise it is a model that shifts its latents",
+        ),
+        (
+            "unet/config.json",
+            {"addition_embed_type": "image"},
+            r"addition_embed_type is 'image', allowed: null or \"text_time\"; nti_batch supports",
+        ),
         ("unet/config.json", {"in_channels": 9}, r"takes 9 channels and gives 4 \(an inpainting"),
     ],
 )

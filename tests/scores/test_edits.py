@@ -8,6 +8,7 @@ import torch
 from helpers.pie_folder import EDITS, drawn, scene, write_pie_folder
 from helpers.tiny_scores import torchmetrics_lpips, write_clip, write_dino, write_lpips
 from torch import Tensor
+from torchmetrics.functional.image import structural_similarity_index_measure
 
 from nti_batch.diffusion.edit_settings import EditSettings
 from nti_batch.editing.masks import mask_pixels
@@ -42,7 +43,25 @@ def test_the_benchmarks_zeroed_pixels_count_as_equal():
     for a, b, share in zip(theirs, ours, (0.75, 0.5), strict=True):
         assert some(a.mse) == pytest.approx(share * some(b.mse), rel=1e-4)
         assert some(a.psnr) == pytest.approx(some(b.psnr) - 10 * math.log10(share), rel=1e-4)
-        assert some(a.ssim) > some(b.ssim)
+
+
+def test_the_benchmarks_similarity_leaves_out_a_border_of_5_pixels():
+    edited, sources, inside = batch()
+    a, b = (image * ~inside[:, None] for image in (edited, sources))
+    _, maps = structural_similarity_index_measure(a, b, data_range=1.0, reduction="none", return_full_image=True)
+    expected = maps[:, :, 5:27, 5:27].mean((1, 2, 3))
+    scored = score_edits(edited, sources, inside, PROMPTS, NO_WEIGHTS, "pie-bench")
+    assert [score.ssim for score in scored] == pytest.approx(expected.tolist(), abs=1e-5)
+    assert (expected - maps.mean((1, 2, 3))).abs().max() > 1e-2, "the border should matter"
+
+
+def test_an_image_that_is_all_border_has_no_similarity_by_the_benchmarks_protocol():
+    edited, sources = torch.rand(2, 1, 3, 16, 8)
+    inside = torch.zeros(1, 16, 8, dtype=torch.bool)
+    theirs, ours = (
+        score_edits(edited, sources, inside, ["a"], NO_WEIGHTS, protocol)[0] for protocol in ("pie-bench", "unedited")
+    )
+    assert theirs.ssim is None and theirs.psnr is not None and ours.ssim is not None
 
 
 def test_scores_of_the_unedited_part_are_those_of_its_pixels():

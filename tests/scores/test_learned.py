@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from helpers.tiny_scores import squeezenet_features, torchmetrics_lpips, write_clip, write_dino, write_lpips
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -60,6 +61,14 @@ def test_clip_score_is_the_cosine_of_the_embeddings_and_never_negative(tmp_path:
     cosines = [clip_cosine(model, tokenizer, *pair) for pair in zip(images(), PROMPTS, strict=True)]
     expected = [max(0.0, 100 * cosine) for cosine in cosines]
     assert ClipScore(folder, CPU)(images(), PROMPTS).tolist() == pytest.approx(expected, abs=1e-3)
+
+
+def test_clip_images_are_resized_by_pillow_even_where_torchvision_is_installed(
+    clip_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    expected = ClipScore(clip_folder, CPU)(images(), PROMPTS)
+    monkeypatch.setattr(transformers, "CLIPImageProcessor", None)  # torchvision's, where that is installed
+    assert torch.equal(ClipScore(clip_folder, CPU)(images(), PROMPTS), expected)
 
 
 def similarity(model: ViTModel, image: Tensor, white: float) -> Tensor:
