@@ -77,9 +77,9 @@ def _write(writer: ShardWriter, stop: StopSignals) -> int:
         for failure in stats.failures:
             stages[failure.stage] += 1
             print_line(f"{failure.path!r}: {failure.stage}: {failure.error}", sys.stderr)
-    if writer.source.note:
-        print_line(f"not packed: {writer.source.note}", sys.stderr)
     print_line(f"{packed} of {count} images packed into {str(writer.out)!r}")
+    if writer.source.note:
+        print_line(f"not packed: {writer.source.note}")
     for stage, failed in sorted(stages.items()):
         print_line(f"{failed} failed at stage {stage!r}")
     return SOME_FAILED if stages else DONE

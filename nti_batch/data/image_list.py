@@ -19,7 +19,6 @@ from nti_batch.data.folder import (
 from nti_batch.data.samples import read_caption
 from nti_batch.data.tables import Line, csv_lines, json_lines, parquet_lines
 
-_WAY_OUT = ": add one, or give --default_caption"
 TABLES = (".csv", ".jsonl", ".parquet")
 
 
@@ -152,9 +151,8 @@ def _image_of_sample(sample: FolderSample, default_caption: str | None) -> Liste
     if not captions and default_caption is not None:
         return ListedImage(path=images[0], caption=default_caption)
     if len(captions) != 1:
-        reason = f"there are several captions of its name: {', '.join(captions)}"
-        if not captions:
-            reason = f"there is no .txt of its name{_WAY_OUT}"
+        names = ", ".join(captions)
+        reason = f"there are several captions of its name: {names}" if captions else "there is no .txt of its name"
         return ListedImage(path=images[0], stage="caption", error=reason)
     return ListedImage(path=images[0], caption_path=captions[0])
 
@@ -197,6 +195,6 @@ def _image_of_line(number: int, path: object, caption: object) -> ListedImage:
     if os.path.normpath(path).startswith(".."):
         return ListedImage(path=path, stage="image", error="it leads out of the table's folder; write an absolute path")
     if not isinstance(caption, str):
-        reason = f"it has no caption{_WAY_OUT}" if caption is None else f"its caption is {caption!r}, not a text"
+        reason = "it has no caption" if caption is None else f"its caption is {caption!r}, not a text"
         return ListedImage(path=path, stage="caption", error=reason)
     return ListedImage(path=path, caption=caption)

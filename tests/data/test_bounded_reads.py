@@ -16,7 +16,7 @@ from helpers.tars import END, file, forge, header, record, sample
 
 from nti_batch.cli import main
 from nti_batch.data import shard_reader, tar, transfer
-from nti_batch.data.samples import read_unit
+from nti_batch.data.samples import Reading, read_unit
 from nti_batch.data.shard_reader import read_keys
 from nti_batch.data.shards import work_units
 
@@ -35,7 +35,7 @@ def stopped_after(calls: int) -> Callable[[], bool]:
 
 def read_until_stopped(url: str, calls: int) -> list[str]:
     """Read a unit that a stop signal ends; its reader must end without a failure of the shard."""
-    rows = list(read_unit(work_units({"s": url}, 1)[0], "txt", stopped=stopped_after(calls)))
+    rows = list(read_unit(work_units({"s": url}, 1)[0], "txt", Reading(allow_pipe=True), stopped_after(calls)))
     assert all(key for key, _ in outcomes(rows))
     return [row.key for row in rows]
 

@@ -115,10 +115,10 @@ def test_pack_reports_what_it_does_not_pack(tmp_path: Path, capsys: pytest.Captu
     files = {"a.png": png(1), "b.txt": b"words", "c.psd": b"x", "d.json": b"{}", "e.heic": b"image", "e.txt": b"an e"}
     folder = write(tmp_path / "folder", files)
     assert pack(folder, tmp_path / "out") == 3
-    said = capsys.readouterr().err
-    assert "'a.png': caption: there is no .txt of its name: add one, or give --default_caption\n" in said
+    out, said = capsys.readouterr()
+    assert "'a.png': caption: there is no .txt of its name\n" in said
     assert "'b.txt': image: there is no image of this name\n" in said
-    assert "not packed: 2 files are neither images nor captions: 1 with .json, 1 with .psd\n" in said
+    assert "not packed: 2 files are neither images nor captions: 1 with .json, 1 with .psd\n" in out
     assert {name for name in members(tmp_path / "out") if name.endswith(".heic")} == {"00000/000000002.heic"}
 
 
