@@ -1,5 +1,6 @@
 """`nti-batch edit`: the job, or with `--inversions` one image."""
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,8 +62,8 @@ def build_edit_job(argv: Sequence[str], stop: StopSignals) -> Job:
     settings = EditRunSettings(
         model_name=model.name,
         model_config=model.config,
-        inversions=str(inversions.out.resolve()),
-        edits=None if data.edits is None else str(Path(data.edits).resolve()),
+        inversions=os.path.realpath(inversions.out),
+        edits=None if data.edits is None else os.path.realpath(data.edits),
         edit_prompt=data.edit_prompt,
         units_per_shard=data.units_per_shard,
         edit=flags.edit,

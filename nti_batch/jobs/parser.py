@@ -10,6 +10,7 @@ from typing import Any
 
 from jsonargparse import (  # type: ignore[attr-defined]  # ActionConfigFile is exported under a condition
     ActionConfigFile,
+    ArgumentError,
     Namespace,
     set_parsing_settings,
 )
@@ -80,11 +81,14 @@ class ConfigFile(ActionConfigFile):
         """Read the file.
 
         Raises:
-            TypeError: If it has no flags, or wrong ones; the parser turns it into an error of the command line.
+            TypeError: If it holds no flags; the parser turns it into an error of the command line.
+            ArgumentError: If a flag is wrong.
         """
         try:
             super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
-        except (TypeError, ValueError) as error:
+        except (ArgumentError, TypeError, UnicodeDecodeError) as error:
+            if isinstance(error, ArgumentError) and "Unexpected config" not in str(error):
+                raise
             allowed = "allowed: a YAML file with flags, such as 'data: {shards: demo}'"
             raise TypeError(f"--config {values!r}: {error}; {allowed}") from error
 

@@ -28,7 +28,7 @@ from nti_batch.jobs.writer import RecordWriter
 from nti_batch.lock import UnitInUseError
 from nti_batch.output.serialization import StoredSize
 from nti_batch.plans.plan import AnyPlan
-from nti_batch.terminal import print_lines, print_outcome, usage_error
+from nti_batch.terminal import print_error, print_lines, print_outcome, usage_error
 
 logger = logging.getLogger(__name__)
 PREVIEW_SECONDS = 300.0
@@ -122,6 +122,9 @@ def run_job(build: Callable[[Sequence[str], StopSignals], Job], argv: Sequence[s
                 return print_plan(job)
         except (ValueError, ArgumentError) as error:
             return usage_error(error)
+        except (UnitInUseError, OutputError) as error:
+            print_error(str(error))
+            return ERROR
         return run_rank(job)
 
 

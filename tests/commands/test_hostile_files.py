@@ -135,9 +135,7 @@ def flip_bytes(content: bytes, dice: random.Random) -> bytes:
 
 def forge_tensors(content: bytes, dice: random.Random) -> bytes:
     """Forge a number in the header of the first safetensors of a part."""
-    digits = [
-        found for found in re.finditer(rb"\d+", content[:4096]) if content[found.start() - 1 : found.start()] in b"[,"
-    ]
+    digits = list(re.finditer(rb"(?<=[\[,])\d+", content[:4096]))
     if not digits:
         return flip_bytes(content, dice)
     found = dice.choice(digits)
@@ -151,7 +149,7 @@ def damage(path: Path, dice: random.Random) -> None:
     ways: list[Callable[[bytes, random.Random], bytes]] = [flip_bytes]
     ways += [forge_json] * 4 if is_json else [forge_tensors] if path.suffix == ".tar" else []
     path.write_bytes(dice.choice(ways)(content, dice))
-    if path.suffix == ".tar" and dice.random() < 0.7:
+    if path.suffix == ".tar" and path.name != "s.tar" and dice.random() < 0.7:
         match_checksum(path)
 
 
@@ -173,14 +171,11 @@ def fuzz(site: Path, here: Path, examples: int, seed: int, capsys: pytest.Captur
     names = [name for name in files(here) if not name.endswith((".png", ".jpg", ".lock"))]
     for number in range(examples):
         name = names[number % len(names)]
-        state = dice.getstate()
         damage(here / name, dice)
         try:
             ends_in_words(site, name, capsys)
         except BaseException as error:
-            error.add_note(
-                f"seed {seed}, example {number}, {name}, {hash(state)}: {(here / name).read_bytes()[:3000]!r}"
-            )
+            error.add_note(f"seed {seed}, example {number}, {name}: {(here / name).read_bytes()[:3000]!r}")
             raise
         restore(site, here)
 
@@ -194,7 +189,7 @@ def test_a_damaged_or_forged_file_ends_in_words(site: Path, here: Path, capsys: 
 def test_many_damaged_or_forged_files_end_in_words(
     seed: int, site: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ):
-    fuzz(site, here, 1_000, seed, capsys)
+    fuzz(site, here, 300, seed, capsys)
 
 
 def empty(path: Path) -> None:
@@ -220,8 +215,8 @@ def grow(path: Path) -> None:
     os.truncate(path, 1 << 31)
 
 
-KINDS: tuple[str, ...] = ("run/run.json", "run/inversions/*.jsonl", "run/inversions/*.tar", "run/inversions/*.complete")
-KINDS += ("edits/edits/*.jsonl", "edits/edits/*.tar", "list.jsonl", "list.csv", "job.yaml", "pie/mapping_file.json")
+KINDS = ["run/run.json", "run/inversions/*.jsonl", "run/inversions/*.tar", "run/inversions/*.complete"]
+KINDS += ["edits/edits/*.jsonl", "edits/edits/*.tar", "list.jsonl", "list.csv", "job.yaml", "pie/mapping_file.json"]
 
 
 @pytest.mark.parametrize("change", [empty, become_folder, become_loop, become_pipe, grow])
@@ -230,8 +225,8 @@ def test_a_file_that_is_none_ends_in_words(
 ):
     """A list of edits, a YAML file and an input shard are the user's own: their pipes are waited for."""
     for kind in KINDS:
-        own = not kind.startswith(("run", "edits"))
-        if (own and change in (become_pipe, grow)) or (change is grow and kind.endswith(".tar")):
+        is_own = not kind.startswith(("run", "edits"))
+        if (is_own and change in (become_pipe, grow)) or (change is grow and kind.endswith(".tar")):
             continue
         path = next(here.glob(kind))
         change(path)
