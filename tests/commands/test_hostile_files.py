@@ -34,7 +34,12 @@ def site(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
     write_shard(folder / "s.tar", captioned(3))
     assert main(arguments(tiny_model, folder / "s.tar", folder / "run")) == 0
-    words: dict[str, Json] = {"edit_prompt": "a blue circle", "mask": [0, 9], "mask_size": [16, 16], "equalizer": {"blue": 2}}
+    words: dict[str, Json] = {
+        "edit_prompt": "a blue circle",
+        "mask": [0, 9],
+        "mask_size": [16, 16],
+        "equalizer": {"blue": 2},
+    }
     listed = edits_flag(folder / "list.jsonl", {"key": "000", "shard": "s", **words}, {"key": "001", "shard": "s"})
     assert main(edit(folder / "run", folder / "edits", listed)) in (0, 3)
     write_pie_folder(folder / "pie")
