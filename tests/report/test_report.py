@@ -113,7 +113,7 @@ def test_the_worst_median_and_best_are_shown_beside_their_inputs(run: InversionR
 
 def test_a_page_without_the_inputs_shows_the_reconstructions_and_a_note(run: InversionRun, tmp_path: Path):
     run_json = json.loads((run.out / RUN_FILE).read_text())
-    run_json["shards"] = [str(tmp_path / "gone" / Path(url).name) for url in run_json["shards"]]
+    run_json["shards"] = {name: str(tmp_path / "gone" / f"{name}.tar") for name in run_json["shards"]}
     (run.out / RUN_FILE).write_text(json.dumps(run_json))
     page = written(run.out)
     assert "6 of 6 inputs cannot be read any more" in page.all("div", "notes")[0].text
@@ -123,7 +123,7 @@ def test_a_page_without_the_inputs_shows_the_reconstructions_and_a_note(run: Inv
 
 def test_a_flag_names_the_new_place_of_moved_inputs(run: InversionRun, finished: Path, tmp_path: Path):
     run_json = json.loads((run.out / RUN_FILE).read_text())
-    run_json["shards"] = [str(tmp_path / "gone" / Path(url).name) for url in run_json["shards"]]
+    run_json["shards"] = {name: str(tmp_path / "gone" / f"{name}.tar") for name in run_json["shards"]}
     (run.out / RUN_FILE).write_text(json.dumps(run_json))
     page = written(run.out, f"--data.shards={finished}/*.tar")
     assert {tuple(images(article)) for article in page.all("article")} == {("input", "VAE", "reconstruction")}
