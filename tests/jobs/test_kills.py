@@ -1,7 +1,4 @@
-"""A job whose ranks are killed repeatedly loses no image, repeats none, and computes equal bits.
-
-`KILLS=51 pytest tests/jobs/test_kills.py` kills more often.
-"""
+"""A job whose ranks are killed repeatedly loses no image, repeats none, and computes equal bits."""
 
 import os
 import random
@@ -22,7 +19,6 @@ from nti_batch import read_inversions
 from nti_batch.cli import main
 from nti_batch.output.part import read_members
 
-KILLS = int(os.environ.get("KILLS", "12"))
 SEED = int(os.environ.get("SEED", "0"))
 WORLD_SIZES = (1, 2, 3, 1)
 IMAGES_A_KILL = 9
@@ -82,22 +78,23 @@ def written(out: Path) -> int:
         return written(out)
 
 
-@pytest.fixture
-def shards(tmp_path: Path) -> str:
-    """Write three shards with the same keys."""
+def write_shards(folder: Path, kills: int) -> str:
+    """Write three shards with the same keys, and enough images for some kills."""
     for name in "abc":
-        write_shard(tmp_path / f"{name}.tar", captioned(IMAGES_A_KILL * KILLS // 3))
-    return str(tmp_path / "*.tar")
+        write_shard(folder / f"{name}.tar", captioned(IMAGES_A_KILL * kills // 3))
+    return str(folder / "*.tar")
 
 
+@pytest.mark.parametrize("kills", [9, pytest.param(51, marks=pytest.mark.long)])
 def test_a_run_that_is_killed_repeatedly_ends_like_an_unbroken_one(
-    tiny_model: Path, shards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_model: Path, kills: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     """The batch size is 1, so that kills do not change the batches and the bits are equal."""
     out, log, dice = tmp_path / "out", tmp_path / "log", random.Random(SEED)
+    shards = write_shards(tmp_path, kills)
     job_arguments = arguments(tiny_model, shards, out, "--model.batch_size=1", "--output.part_images=4")
     known: dict[tuple[object, object], object] = {}
-    for kill in range(KILLS):
+    for kill in range(kills):
         job = start(job_arguments, WORLD_SIZES[kill % len(WORLD_SIZES)], log)
         enough = written(out) + dice.randint(0, 8) * BYTES_AN_IMAGE
         wait_for(lambda enough=enough: written(out) > enough, job)
@@ -114,7 +111,7 @@ def test_a_run_that_is_killed_repeatedly_ends_like_an_unbroken_one(
     assert main(job_arguments) == 0
     inversions = {(stored.shard, stored.key): stored for stored in read_inversions(out)}
     images = ids(out)
-    assert len(images) == len(set(images)) == 3 * (IMAGES_A_KILL * KILLS // 3)
+    assert len(images) == len(set(images)) == 3 * (IMAGES_A_KILL * kills // 3)
     assert known.items() <= {image: stored.metadata["finished"] for image, stored in inversions.items()}.items()
     assert main(["verify", str(out)]) == 0
     unbroken = tmp_path / "unbroken"
@@ -125,12 +122,12 @@ def test_a_run_that_is_killed_repeatedly_ends_like_an_unbroken_one(
         assert torch.equal(stored.null_embeddings, other.null_embeddings)
     assert not inversions
     with capsys.disabled():
-        print(f"\n{KILLS} kills, {len(images)} images, {len(known)} of them finished before the last kill")
+        print(f"\n{kills} kills, {len(images)} images, {len(known)} of them finished before the last kill")
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT])
-def test_a_job_commits_its_finished_images_after_a_signal(tiny_model: Path, shards: str, tmp_path: Path, signum: int):
-    out, log = tmp_path / "out", tmp_path / "log"
+def test_a_job_commits_its_finished_images_after_a_signal(tiny_model: Path, tmp_path: Path, signum: int):
+    out, log, shards = tmp_path / "out", tmp_path / "log", write_shards(tmp_path, 12)
     (job,) = start(arguments(tiny_model, shards, out), 1, log)
     wait_for(lambda: len(finished(out)) > 2, [job])
     assert job.pid is not None
