@@ -216,7 +216,8 @@ def decode_inversion(payload: bytes, metadata: Metadata) -> StoredInversion:
         )
     # RuntimeError: torch's for shapes that do not fit each other
     except (ValueError, KeyError, TypeError, RuntimeError, OverflowError, zlib.error, SafetensorError) as error:
-        raise ValueError(f"{metadata.get('key')!r} cannot be read: {error!r}") from error
+        reason = str(error) if isinstance(error, ValueError) else repr(error)
+        raise ValueError(f"{metadata.get('key')!r} cannot be read: {reason}") from error
 
 
 def _timesteps(metadata: Metadata) -> list[Json]:

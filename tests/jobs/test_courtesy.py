@@ -154,5 +154,5 @@ def test_weights_that_are_cut_end_the_job_in_one_line(
         weights.write_bytes(whole[:1000])
         assert main(arguments(model, shard, tmp_path / "out")) in (1, 2)
         err = capsys.readouterr().err
-        assert err.startswith(f"nti-batch: model '{model}'") and err.count("\n") == 1
+        assert err.startswith("nti-batch: ") and str(model) in err and err.count("\n") == 1
         weights.write_bytes(whole)

@@ -19,6 +19,7 @@ from nti_batch.cli import main
 
 pytestmark = [
     pytest.mark.slurm,
+    pytest.mark.long,
     pytest.mark.skipif(bool(missing()), reason=f"Slurm is not installed: no {', '.join(missing())}"),
 ]
 SCRIPTS = Path(__file__).parents[2] / "slurm"
