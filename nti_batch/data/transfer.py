@@ -42,7 +42,18 @@ def _is_path(address: str) -> bool:
 
 
 def _path(address: str) -> str:
-    return url2pathname(urlsplit(address).path) if is_url(address) else address
+    """Path of a file, or of a `file:` url.
+
+    Raises:
+        OSError: If it cannot be one.
+    """
+    try:
+        path = url2pathname(urlsplit(address).path) if is_url(address) else address
+    except ValueError as error:
+        raise OSError(f"{address!r} is no url of a file: {error}") from error
+    if "\0" in path:
+        raise OSError(f"{address!r} is no path: it has a zero byte")
+    return path
 
 
 def _open_url(url: str) -> Pipe:

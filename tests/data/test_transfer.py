@@ -206,3 +206,10 @@ def test_the_job_reads_shards_from_a_server(server: Server, tiny_model: Path, tm
     assert main(arguments(tiny_model, server.url("cut", 1), out)) == 0
     assert ids(out) == [("s", key) for key in KEYS]
     assert main(["verify", str(out), "--recompute", "1"]) == 0
+
+
+@pytest.mark.parametrize("url", ["file://[x/a.tar", "file:///a%00b.tar"])
+def test_a_url_that_names_no_file_fails_the_shard(url: str):
+    (row,) = read(url)
+    assert isinstance(row, Failure)
+    assert (row.key, row.stage) == ("", "shard") and "is no" in row.error
