@@ -54,7 +54,9 @@ class ClipScore:
     @torch.no_grad()
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Score images, [batch, 3, height, width] in [0, 1], against one prompt each; return [batch]."""
-        tokens = self.tokenizer(prompts, padding=True, truncation=True, return_tensors="pt")
+        # a tokenizer need not say how many tokens the model reads
+        most = self.model.config.text_config.max_position_embeddings
+        tokens = self.tokenizer(prompts, padding=True, truncation=True, max_length=most, return_tensors="pt")
         pixels = self.preprocess(list(to_bytes(images).cpu()), return_tensors="pt")
         output = self.model(**tokens.to(self.model.device), **pixels.to(self.model.device))
         cosines: Tensor = F.cosine_similarity(output.image_embeds, output.text_embeds)

@@ -1,5 +1,6 @@
 """Scores by networks against second implementations, and the reports of missing weights."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,16 @@ def test_clip_score_is_the_cosine_of_the_embeddings_and_never_negative(tmp_path:
     cosines = [clip_cosine(model, tokenizer, *pair) for pair in zip(images(), PROMPTS, strict=True)]
     expected = [max(0.0, 100 * cosine) for cosine in cosines]
     assert ClipScore(folder, CPU)(images(), PROMPTS).tolist() == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_long_prompt_is_truncated_where_the_tokenizer_names_no_length(tmp_path: Path):
+    folder = write_clip(tmp_path / "clip")
+    long = ["a red circle on the left " * 40]
+    expected = ClipScore(folder, CPU)(images()[:1], long).tolist()
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    del settings["model_max_length"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert ClipScore(folder, CPU)(images()[:1], long).tolist() == expected
 
 
 def test_clip_images_are_resized_by_pillow_even_where_torchvision_is_installed(
