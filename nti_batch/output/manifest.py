@@ -15,7 +15,7 @@ from typing import Generic
 from nti_batch.files import open_regular, read_bounded
 from nti_batch.json_object import JsonObject
 from nti_batch.output.format_version import check_format_version, format_versions
-from nti_batch.output.manifest_rows import AnyRow
+from nti_batch.output.manifest_rows import MAX_GENERATION, AnyRow
 from nti_batch.output.origin import Origin
 
 _MAX_TAIL = 1 << 16
@@ -102,7 +102,7 @@ def read_generation(path: Path) -> int:
         with open_regular(path) as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - _MAX_TAIL))
             footer = JsonObject(json.loads(file.read().splitlines()[-2]), path)
-        return footer.integer("generation", 0, 1 << 30)
+        return footer.integer("generation", 0, MAX_GENERATION)
     except (OSError, ValueError, IndexError, RecursionError):
         return 0
 

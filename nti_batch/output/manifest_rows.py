@@ -26,12 +26,16 @@ class Column(NamedTuple):
     types: tuple[type, ...]
     """Types that the value may have."""
 
+    least: float = -1e15
+    most: float = 1e15
+    """Limits of a number."""
 
+
+MAX_GENERATION = 1 << 30
 LAST_SECOND = 253_402_300_799
 """End of the year 9999 in seconds since 1970; datetime knows no later time."""
 
-_LIMITS = {"finished": (0, LAST_SECOND), "seconds": (0, 1e9)}
-_MAX_NUMBER = 1e15
+_NUMBERS = frozenset((int, float))
 _TEXT = (str,)
 _OPTIONAL_NUMBER = (int, float, type(None))
 _OPTIONAL_COUNT = (int, type(None))
@@ -41,12 +45,12 @@ _COMMON: Mapping[str, Column] = {
     "status": Column("status", _TEXT),
     "stage": Column("stage", _TEXT),
     "error": Column("error", _TEXT),
-    "seconds": Column("seconds", _OPTIONAL_NUMBER),
-    "finished": Column("finished", (int, float)),
+    "seconds": Column("seconds", _OPTIONAL_NUMBER, 0, 1e9),
+    "finished": Column("finished", (int, float), 0, LAST_SECOND),
     "sha256": Column("sha256", _TEXT),
     "json_sha256": Column("json_sha256", _TEXT),
     "input_sha256": Column("input_sha256", _TEXT),
-    "generation": Column("generation", (int,)),
+    "generation": Column("generation", (int,), 0, MAX_GENERATION),
 }
 
 
@@ -121,13 +125,13 @@ class Row(ABC):
         """
         if values.keys() != cls.columns.keys():
             raise ValueError(f"a row has the keys {sorted(values)}, not {sorted(cls.columns)}")
-        for key, column in cls.columns.items():
-            if type(values[key]) not in column.types:
-                raise ValueError(f"{key} of a row is {values[key]!r}")
-            if type(value := values[key]) in (int, float):
-                least, most = _LIMITS.get(key, (-_MAX_NUMBER, _MAX_NUMBER))
-                if not least <= value <= most:  # nan, too
-                    raise ValueError(f"{key} of a row is {value}, allowed: {least:g} to {most:g}")
+        for key, (_, types, least, most) in cls.columns.items():
+            value = values[key]
+            kind = type(value)
+            if kind not in types:
+                raise ValueError(f"{key} of a row is {value!r}")
+            if kind in _NUMBERS and not least <= value <= most:  # nan, too
+                raise ValueError(f"{key} of a row is {value}, allowed: {least:g} to {most:g}")
         return cls(**{column.field: values[key] for key, column in cls.columns.items()})
 
     @classmethod

@@ -31,10 +31,10 @@ class StoredPart(Generic[AnyRow]):
             ValueError: If the manifest is damaged; the text names it.
         """
         manifest = Manifest.read(self.path, self.row_type)
-        return replace(manifest, rows=[row for row in manifest.rows if row.generation == self._counting(row)])
-
-    def _counting(self, row: AnyRow) -> int:
-        return self.newest.get(row.id, row.generation)
+        if not self.newest:
+            return manifest
+        counting = [row for row in manifest.rows if row.generation == self.newest.get(row.id, row.generation)]
+        return replace(manifest, rows=counting)
 
 
 def stored_parts(manifests: Iterable[Path], row_type: type[AnyRow]) -> list[StoredPart[AnyRow]]:
