@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from helpers.inversions import ORIGIN, UNIT, inversion
 from nti_batch.data.shards import name_shards
 from nti_batch.output.inversions import INVERT, InversionRun
 from nti_batch.output.run_folder import OutputRun
@@ -24,3 +25,15 @@ def plan_of(run: InversionRun, shards: Sequence[str] | None = None) -> ImagePlan
 def units_of(run: InversionRun, shards: Sequence[str] | None = None) -> list[WorkUnit]:
     """List the work units of a run, for its own shards or for others."""
     return plan_of(run, shards).units
+
+
+def write(run: InversionRun, keys: list[str], commit: bool = True) -> Path:
+    """Write a part with these images, and return its path."""
+    part = run.new_part(UNIT, ORIGIN)
+    for key in keys:
+        part.add(inversion(key))
+    if commit:
+        part.commit()
+    else:
+        part.close()
+    return part.part

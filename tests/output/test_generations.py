@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.inversions import ORIGIN, SETTINGS, UNIT, inversion
-from helpers.runs import create_run
+from helpers.runs import create_run, write
 
 from nti_batch import read_inversions
 from nti_batch.output.inversions import InversionRun, open_inversions
@@ -22,18 +22,6 @@ from nti_batch.records import Failure
 def run(tmp_path: Path) -> InversionRun:
     """A new run."""
     return create_run(tmp_path / "out", SETTINGS, ["shard[0].tar"])
-
-
-def write(run: InversionRun, keys: list[str], commit: bool = True) -> Path:
-    """Write a part with these images, and return its path."""
-    part = run.new_part(UNIT, ORIGIN)
-    for key in keys:
-        part.add(inversion(key))
-    if commit:
-        part.commit()
-    else:
-        part.close()
-    return part.part
 
 
 def test_jobs_that_start_together_lose_no_shard_and_mix_no_settings(tmp_path: Path):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers.crashes import fill_disk_at, largest_file
 from helpers.inversions import KEYS, ORIGIN, SETTINGS, UNIT, inversion
-from helpers.runs import create_run
+from helpers.runs import create_run, write
 from helpers.tars import forge
 
 from nti_batch import read_inversions
@@ -28,18 +28,6 @@ def run(tmp_path: Path) -> InversionRun:
     """A new run."""
     run = create_run(tmp_path / "out", SETTINGS, ["shard[0].tar"])
     return run
-
-
-def write(run: InversionRun, keys: list[str], commit: bool = True) -> Path:
-    """Write a part with these images, and return its path."""
-    part = run.new_part(UNIT, ORIGIN)
-    for key in keys:
-        part.add(inversion(key))
-    if commit:
-        part.commit()
-    elif part._file:
-        part._file.close()
-    return part.part
 
 
 def test_inversions_are_read_back_bit_for_bit(run: InversionRun):
