@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from nti_batch.data.input_state import input_states
 from nti_batch.data.samples import ALL_READ, RawSample, Reading, caption_source, decode_sample, first_keys, read_unit
 from nti_batch.data.shard_reader import read_keys
-from nti_batch.data.shards import Shards, refuse_pipes, work_units
+from nti_batch.data.shards import Shards, public_address, refuse_pipes, work_units
 from nti_batch.output.inversions import InversionRun
 from nti_batch.output.manifest_rows import InversionRow, Row, member_name
 from nti_batch.plans.plan import NOTHING_AGAIN, Plan, Redo, never
@@ -157,13 +157,13 @@ class ImagePlan(Plan[Inversion, InversionRow, InversionRunSettings]):
         urls = list(dict.fromkeys(unit.url for unit in units))[:COUNTED_SHARDS]
         if not all(os.path.exists(url) for url in urls):  # Path's own raises for a long command
             return None
-        keys = {url: self._read_keys(url) for url in urls}
+        keys = {url: self._read_keys(url)[0] for url in urls}
         counted = [unit for unit in units if unit.url in keys]
         total = sum(self._count_left(unit, keys[unit.url]) for unit in counted)
         return round(total * len(units) / max(1, len(counted)))
 
-    def _read_keys(self, url: str) -> list[str]:
-        return read_keys(url, self.run.settings.caption, self._stop_requested, self.reading.allow_pipe)[0]
+    def _read_keys(self, url: str) -> tuple[list[str], list[str]]:
+        return read_keys(url, self.run.settings.caption, self._stop_requested, self.reading.allow_pipe)
 
     def _count_left(self, unit: WorkUnit, keys: Sequence[str]) -> int:
         """Number of images of a work unit without a row, or that are computed again."""
@@ -183,7 +183,12 @@ class ImagePlan(Plan[Inversion, InversionRow, InversionRunSettings]):
         waiting = [unit for unit in committed if not self._is_complete(unit)]
         if not waiting:
             return 0
-        keys = self._read_keys(waiting[0].url)
+        url = waiting[0].url
+        keys, errors = self._read_keys(url)
+        if errors:
+            logger.warning(
+                "%s cannot be read to its end, so not all its images are counted: %s", public_address(url), errors[0]
+            )
         return sum(1 for unit in waiting for key in keys if unit.holds(key) and member_name(key) not in committed[unit])
 
 

@@ -140,6 +140,15 @@ def test_a_shard_at_another_address_is_the_same_shard(
         assert len(json.loads((out / "run.json").read_text())["shards"]) == 1
 
 
+def test_status_warns_of_a_shard_that_is_gone(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    shard, out = write_shard(tmp_path / "a.tar", captioned(3)), tmp_path / "out"
+    assert main(arguments(tiny_model, shard, out, "--data.limit=1")) == 0
+    shard.rename(tmp_path / "b.tar")
+    capsys.readouterr()
+    assert main(["status", str(out)]) == 0
+    assert f"{shard} cannot be read to its end, so not all its images are counted" in capsys.readouterr().err
+
+
 def test_a_model_that_has_changed_is_refused_by_every_command_that_computes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
