@@ -28,14 +28,9 @@ def replace_file(path: Path, text: str) -> None:
 
 
 @contextmanager
-def atomic_open(path: Path, ending: str = ".tmp") -> Iterator[BinaryIO]:
-    """Open a file that appears whole at the end of the block, or not at all, and then survives a power cut.
-
-    Args:
-        path: File to write.
-        ending: Suffix of the unfinished file beside it.
-    """
-    beside = path.with_name(path.name + ending)
+def atomic_open(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that appears whole at the end of the block, or not at all, and then survives a power cut."""
+    beside = path.with_name(path.name + ".tmp")
     try:
         with open(beside, "wb") as file:
             yield file
@@ -49,9 +44,9 @@ def atomic_open(path: Path, ending: str = ".tmp") -> Iterator[BinaryIO]:
     sync_folder(path.parent)
 
 
-def atomic_write(path: Path, content: str | bytes, ending: str = ".tmp") -> None:
+def atomic_write(path: Path, content: str | bytes) -> None:
     """Write a file that appears whole or not at all, and then survives a power cut."""
-    with atomic_open(path, ending) as file:
+    with atomic_open(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 

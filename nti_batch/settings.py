@@ -180,9 +180,6 @@ class EditRunSettings:
         return settings
 
 
-RunSettings = InversionRunSettings | EditRunSettings
-
-
 def flatten(settings: Mapping[str, Json]) -> dict[str, Json]:
     """Settings in the form of `to_json` by the names of their flags, such as 'model.name'."""
     return {

@@ -42,8 +42,8 @@ def build_invert_job(argv: Sequence[str], stop: StopSignals) -> Job:
     data: InvertDataFlags = flags.data
     output: InvertOutputFlags = flags.output
     shards, description = data.addresses(), ModelDescription.of(model.source)
-    settings = run_settings(model, data, output, description)
     check_model(model.source, description)
+    settings = run_settings(model, data, output, description)
     units = work_units(shards, data.units_per_shard)
     run = OutputRun.create(INVERT, Path(output.dir), settings, shards, flags.dry_run)
     if not data.allow_pipe:

@@ -231,21 +231,21 @@ def read_inputs(
         ValueError: If a shard that has to be read is a shell command, and may not be.
     """
     found: dict[tuple[str, str], CaptionedImage] = {}
+    reading = Reading(default_caption="-", allow_pipe=allow_pipe)
     for shard, url in dict.fromkeys((unit.shard, unit.url) for unit in units):
         keys = {key for name, key in ids if name == shard}
-        for sample in _find_samples(WorkUnit(shard, url, 0, 1), caption, keys, allow_pipe):
-            image = decode_sample(sample, height, width, max_memory=None)
+        for sample in samples_of(keys, read_unit(WorkUnit(shard, url, 0, 1), caption, reading)):
+            image = decode_sample(sample, height, width, max_memory=None) if isinstance(sample, RawSample) else sample
             if isinstance(image, CaptionedImage):
                 found[shard, sample.key] = image
     return found
 
 
-def _find_samples(whole_shard: WorkUnit, caption: str, keys: set[str], allow_pipe: bool) -> Iterator[RawSample]:
-    """Yield the samples of these keys, and stop reading after the last one."""
+def samples_of(keys: Iterable[str], samples: Iterable[RawSample | Failure]) -> Iterator[RawSample | Failure]:
+    """Yield the samples of some keys, and stop reading after the last one."""
     remaining = set(keys)
-    reading = Reading(default_caption="-", allow_pipe=allow_pipe)
-    for sample in read_unit(whole_shard, caption, reading) if remaining else ():
-        if isinstance(sample, RawSample) and sample.key in remaining:
+    for sample in samples if remaining else ():
+        if sample.key in remaining:
             yield sample
             remaining.discard(sample.key)
             if not remaining:

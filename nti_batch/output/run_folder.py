@@ -251,10 +251,6 @@ class OutputRun(Generic[AnyRecord, AnyRow, AnySettings]):
         part.commit()
         return len(part.rows)
 
-    def has_failures(self, unit: WorkUnit) -> bool:
-        """Whether a record of the unit, or its shard, is committed as failed."""
-        return any(row.status == "failed" for row in self.rows(unit))
-
     def mark_complete(self, unit: WorkUnit, mark: CompleteMark) -> None:
         """Mark a work unit as complete, so that its input need not be read again in this state."""
         path = self._complete(unit)

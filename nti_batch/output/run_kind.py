@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
 from nti_batch.json_object import JsonObject
 from nti_batch.output.manifest_rows import AnyRow, Metadata
@@ -38,6 +38,3 @@ class RunKind(Generic[AnyRecord, AnyRow, AnySettings]):
 
     read_settings: Callable[[JsonObject], AnySettings]
     """Reads the settings in a `run.json`."""
-
-
-AnyKind = RunKind[Any, Any, Any]

@@ -5,7 +5,16 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from nti_batch.data.input_state import input_states
-from nti_batch.data.samples import ALL_READ, RawSample, Reading, caption_source, decode_sample, first_keys, read_unit
+from nti_batch.data.samples import (
+    ALL_READ,
+    RawSample,
+    Reading,
+    caption_source,
+    decode_sample,
+    first_keys,
+    read_unit,
+    samples_of,
+)
 from nti_batch.data.shard_reader import read_keys
 from nti_batch.data.shards import Shards, public_address, refuse_pipes, work_units
 from nti_batch.output.inversions import InversionRun
@@ -100,16 +109,7 @@ class ImagePlan(Plan[Inversion, InversionRow, InversionRunSettings]):
     def _samples(self, unit: WorkUnit, stop_requested: Callable[[], bool]) -> Iterator[RawSample | Failure]:
         """Samples of a work unit, and failures; with a limit, up to its last sample within the limit."""
         samples = read_unit(unit, self.run.settings.caption, self.reading, stop_requested)
-        if self.reading.limit is None:
-            yield from samples
-            return
-        remaining = self._limited_keys(unit)
-        for sample in samples if remaining else ():
-            if sample.key in remaining:
-                yield sample
-                remaining.discard(sample.key)
-                if not remaining:
-                    break
+        return samples if self.reading.limit is None else samples_of(self._limited_keys(unit), samples)
 
     def read(
         self, unit: WorkUnit, rows: Sequence[Row], stop_requested: Callable[[], bool] = never

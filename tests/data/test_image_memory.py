@@ -60,7 +60,7 @@ def test_decoding_the_largest_images_adds_no_more_than_the_limit(make: Callable[
 
 
 def kinds_of_images() -> dict[str, bytes]:
-    """The same smooth image in every mode and format that is converted in its own way."""
+    """One smooth image in every mode and format that is converted in its own way."""
     rgb = gradient(600, 800)
     grey, alpha = rgb.convert("L"), Image.new("L", rgb.size, 255)
     profile = rgb_profile(*SPACES["Adobe RGB"])
