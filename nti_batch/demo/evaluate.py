@@ -43,7 +43,9 @@ class Inverted:
     """z_T, [scenes, 4, 16, 16]."""
 
     attention: Tensor
-    """Mean cross-attention over heads, finest layers and timesteps, [scenes, pixels, tokens]."""
+    """Mean cross-attention over heads, finest layers and timesteps, [scenes, pixels, tokens].
+
+    Images and attention are on the CPU, the other tensors on the device of the networks."""
 
 
 @torch.no_grad()
@@ -62,7 +64,8 @@ def invert_scenes(networks: StableDiffusion, scenes: list[Scene]) -> Inverted:
 
     with record_finest_cross_attention(networks.unet) as recorders:
         trajectory = ddim_invert(predict, networks.schedule(NUM_STEPS), latents, prompts)
-    return Inverted(scenes, images, networks.decode_latents(latents), prompts, trajectory[-1], maps)
+    round_trip = networks.decode_latents(latents).cpu()
+    return Inverted(scenes, images, round_trip, prompts, trajectory[-1], maps.cpu())
 
 
 def replay_psnr(networks: StableDiffusion, inverted: Inverted, guidance_scale: float) -> Tensor:
@@ -72,7 +75,7 @@ def replay_psnr(networks: StableDiffusion, inverted: Inverted, guidance_scale: f
     latents = ddim_sample(
         networks.predict, schedule, inverted.noise_latents, inverted.prompts, [empty] * NUM_STEPS, guidance_scale
     )
-    return psnr(networks.decode_latents(latents), inverted.round_trip)
+    return psnr(networks.decode_latents(latents).cpu(), inverted.round_trip)
 
 
 def localisation(inverted: Inverted) -> tuple[float, float]:
@@ -111,9 +114,9 @@ def generate(networks: StableDiffusion, scenes: list[Scene]) -> Tensor:
         captions = [scene.caption for scene in scenes[start : start + BATCH]]
         prompts = networks.embed_prompts(captions)
         empty = networks.embed_prompts([""]).expand_as(prompts)
-        noise = torch.randn(len(captions), 4, SIZE // 4, SIZE // 4, generator=generator)
+        noise = torch.randn(len(captions), 4, SIZE // 4, SIZE // 4, generator=generator).to(networks.device)
         latents = ddim_sample(networks.predict, schedule, noise, prompts, [empty] * NUM_STEPS, GUIDANCE_SCALE)
-        images.append(networks.decode_latents(latents))
+        images.append(networks.decode_latents(latents).cpu())
     return torch.cat(images)
 
 

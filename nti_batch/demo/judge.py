@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nti_batch.demo.scenes import COLOURS, PLACES, SHAPES, SIZE, SIZES, Scene, shape_distance
+from nti_batch.demo.scenes import COLOURS, LARGE, PLACES, SHAPES, SIZE, Scene, shape_distance
 
 FRAME = 3
 """Width in pixels of the frame that the background is fitted to."""
@@ -103,7 +103,7 @@ def recognise(image: Tensor, place: str, places: tuple[str, ...]) -> Finding | N
     distances = {math.hypot(x - px, y - py): name for name, (px, py) in PLACES.items()}
     shape, radius, likeness = fit_shape(coverage)
     return Finding(
-        size=min(SIZES, key=lambda name: abs(SIZES[name] - radius)),
+        size="large" if radius > LARGE else "small",
         colour=name_colour(colour),
         shape=shape if likeness >= MIN_LIKENESS else None,
         place=distances[min(distances)] if min(distances) <= REACH else None,

@@ -52,13 +52,13 @@ def _merge(split: Sequence[str], pair: tuple[str, str]) -> list[str]:
 
 
 def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """Make a text encoder of one layer: an embedding depends mostly on its own word, and on the words before it."""
+    """Make a text encoder of two layers, so that a word can find the place that its object has."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
             hidden_size=64,
             intermediate_size=256,
-            num_hidden_layers=1,
+            num_hidden_layers=2,
             num_attention_heads=4,
             max_position_embeddings=MAX_TOKENS,
             bos_token_id=tokenizer.bos_token_id,
@@ -69,12 +69,16 @@ def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def make_vae() -> AutoencoderKL:
-    """Make a VAE from 3 x 64 x 64 pixels to 4 x 16 x 16 latents."""
+    """Make a VAE from 3 x 64 x 64 pixels to 4 x 16 x 16 latents.
+
+    It has no attention, so that a part of the image depends on its own latents.
+    """
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
         block_out_channels=(16, 32, 64),
         latent_channels=4,
+        mid_block_add_attention=False,
         norm_num_groups=8,
         sample_size=SIZE,
     )
@@ -90,7 +94,7 @@ def make_unet(text_dim: int) -> UNet2DConditionModel:
         sample_size=LATENT_SIZE,
         down_block_types=("CrossAttnDownBlock2D",) * 3,
         up_block_types=("CrossAttnUpBlock2D",) * 3,
-        block_out_channels=(32, 64, 96),
+        block_out_channels=(48, 64, 96),
         layers_per_block=1,
         cross_attention_dim=text_dim,
         attention_head_dim=2,

@@ -1,7 +1,7 @@
 """Drawn scenes: one or two flat objects on a softly shaded background, with caption and masks.
 
-A caption does not determine the image. It leaves open the exact position and size of an object and the shading of the
-background, so that guidance can get them wrong.
+A caption does not determine the image, as in life. It leaves open the exact position, size and tone of an object, and
+the tone, the shading and the texture of the background, so that guidance can get them wrong.
 
 A drawn scene has a truth that a camera image lacks: the mask of each object, and the result of a perfect edit
 (`dataclasses.replace` on the scene, then `draw`).
@@ -11,9 +11,11 @@ Images are 64 x 64, RGB, float32 in [0, 1]; x runs right and y down, both in pix
 
 import math
 import random
+from collections.abc import Set
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 SIZE = 64
@@ -30,8 +32,26 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "white": (0.95, 0.95, 0.95),
 }
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross", "ring", "heart")
-SIZES = {"small": 9.0, "large": 13.5}
-"""Radius of the circle around a shape, in pixels."""
+SIZES = {"small": 9.3, "large": 13.0}
+"""Typical radius of the circle around a shape, in pixels."""
+
+RADII = (7.8, 15.2)
+"""Smallest and largest radius in pixels; its logarithm is uniform."""
+
+LARGE = 11.1
+"""Radius in pixels that is as often called small as large."""
+
+LARGE_BLUR = 0.02
+"""Relative width of the range of radii that are called either."""
+
+TONE, MAX_TONE = 0.08, 0.16
+"""Standard deviation of a colour's channels in [0, 1] about the colour of its word, and the largest deviation."""
+
+SHADE = 0.25
+"""Largest relative change of the background's brightness from the centre to a border."""
+
+TEXTURE, TEXTURE_SIZE = 0.04, 5
+"""Standard deviation of the brightness of the background's texture, and the height and width of its grid."""
 
 PLACES = {
     "left": (17.0, 32.0),
@@ -44,16 +64,17 @@ PREPOSITIONS = {"left": "on", "right": "on", "top": "at", "bottom": "at", "middl
 OFFSET = 2.0
 """Largest distance of an object from its place, in x and in y, in pixels."""
 
-STRETCH = 0.1
-"""Largest relative change of an object's radius."""
-
 PAIRS = (("left", "right"), ("top", "bottom"))
 """Places of two objects, in the order of a caption, which is the order of reading."""
 
 
+Tone = tuple[float, float, float]
+"""Difference of a colour from the colour of its word, (red, green, blue)."""
+
+
 @dataclass(frozen=True, slots=True)
 class SceneObject:
-    """Object of a scene. `offset`, in pixels, and `stretch` make two drawings of one caption differ."""
+    """Object of a scene. `offset`, in pixels, `stretch` and `tone` make two drawings of one caption differ."""
 
     size: str
     colour: str
@@ -61,15 +82,7 @@ class SceneObject:
     place: str
     offset: tuple[float, float] = (0.0, 0.0)
     stretch: float = 1.0
-
-    @property
-    def phrase(self) -> str:
-        """Part of the caption, for example 'on the left a large red circle'.
-
-        The place comes first, since a token of CLIP's text encoder depends only on the tokens before it. So the tokens
-        of colour and shape also encode the place.
-        """
-        return f"{PREPOSITIONS[self.place]} the {self.place} a {self.size} {self.colour} {self.shape}"
+    tone: Tone = (0.0, 0.0, 0.0)
 
     @property
     def centre(self) -> tuple[float, float]:
@@ -85,7 +98,7 @@ class SceneObject:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One or two objects on a background whose brightness rises along `shade_angle`."""
+    """One or two objects on a background with a texture, whose brightness rises along `shade_angle`."""
 
     objects: tuple[SceneObject, ...]
     background: str
@@ -95,15 +108,54 @@ class Scene:
     shade: float = 0.0
     """Relative change of the background's brightness from the centre to a border."""
 
+    tone: Tone = (0.0, 0.0, 0.0)
+    """Tone of the background."""
+
+    texture: tuple[float, ...] = (0.0,) * TEXTURE_SIZE**2
+    """Brightness added to the background at the points of a grid over the image, in the order of reading."""
+
     @property
     def caption(self) -> str:
         """Caption that names every object and the background."""
-        return " and ".join(o.phrase for o in self.objects) + f" on {_a(self.background)} background"
+        return " ".join(word.text for word in caption_words(self))
 
 
-def _a(word: str) -> str:
-    """Put the indefinite article before a word."""
-    return f"an {word}" if word[0] in "aeiou" else f"a {word}"
+@dataclass(frozen=True, slots=True)
+class Word:
+    """Word of a caption."""
+
+    text: str
+    region: int | None = None
+    """Index of the object whose colour or shape the word names; the number of objects for the background."""
+
+
+def caption_words(scene: Scene, omitted: Set[tuple[str, int]] = frozenset()) -> list[Word]:
+    """List the words of a caption, such as 'on the left a large red circle on a green background'.
+
+    The place comes first, since a token of CLIP's text encoder depends only on the tokens before it. So the tokens of
+    colour and shape also encode the place.
+
+    Args:
+        scene: Scene to describe.
+        omitted: Attributes to leave out, each with the index of its object; ("background", 0) is the background.
+    """
+    words: list[Word] = []
+    for i, thing in enumerate(scene.objects):
+        told = {kind: getattr(thing, kind) for kind in ("place", "size", "colour") if (kind, i) not in omitted}
+        place = [PREPOSITIONS[thing.place], "the", thing.place] if "place" in told else []
+        adjectives = [Word(told[kind], i if kind == "colour" else None) for kind in ("size", "colour") if kind in told]
+        noun = [*adjectives, Word(thing.shape, i)]
+        words += [Word("and")] * (i > 0) + [*map(Word, place), Word(_article(noun[0].text)), *noun]
+    if ("background", 0) not in omitted:
+        region = len(scene.objects)
+        words += map(Word, ("on", _article(scene.background)))
+        words += [Word(scene.background, region), Word("background", region)]
+    return words
+
+
+def _article(word: str) -> str:
+    """Choose the indefinite article of a word."""
+    return "an" if word[0] in "aeiou" else "a"
 
 
 def random_scene(rng: random.Random, num_objects: int | None = None) -> Scene:
@@ -116,17 +168,40 @@ def random_scene(rng: random.Random, num_objects: int | None = None) -> Scene:
     places = rng.choice(PAIRS) if (num_objects or rng.choice((1, 2))) == 2 else (rng.choice(list(PLACES)),)
     background, *colours = rng.sample(list(COLOURS), 1 + len(places))
     objects = tuple(
-        SceneObject(
-            size=rng.choice(list(SIZES)),
-            colour=colour,
-            shape=rng.choice(SHAPES),
-            place=place,
-            offset=(rng.uniform(-OFFSET, OFFSET), rng.uniform(-OFFSET, OFFSET)),
-            stretch=rng.uniform(1 - STRETCH, 1 + STRETCH),
-        )
-        for colour, place in zip(colours, places, strict=True)
+        _random_object(rng, colour, place, _random_radius(rng)) for colour, place in zip(colours, places, strict=True)
     )
-    return Scene(objects, background, rng.uniform(0, 2 * math.pi), rng.uniform(0.0, 0.16))
+    return Scene(
+        objects,
+        background,
+        shade_angle=rng.uniform(0, 2 * math.pi),
+        shade=rng.uniform(0, SHADE),
+        tone=_random_tone(rng),
+        texture=tuple(round(rng.gauss(0, TEXTURE), 4) for _ in range(TEXTURE_SIZE**2)),
+    )
+
+
+def _random_radius(rng: random.Random) -> float:
+    smallest, largest = map(math.log, RADII)
+    return math.exp(rng.uniform(smallest, largest))
+
+
+def _random_object(rng: random.Random, colour: str, place: str, radius: float) -> SceneObject:
+    """Choose the other attributes; the word of the size is random where the radius is near `LARGE`."""
+    size = "large" if math.log(radius / LARGE) > rng.gauss(0, LARGE_BLUR) else "small"
+    return SceneObject(
+        size=size,
+        colour=colour,
+        shape=rng.choice(SHAPES),
+        place=place,
+        offset=(rng.uniform(-OFFSET, OFFSET), rng.uniform(-OFFSET, OFFSET)),
+        stretch=radius / SIZES[size],
+        tone=_random_tone(rng),
+    )
+
+
+def _random_tone(rng: random.Random) -> Tone:
+    red, green, blue = (round(max(-MAX_TONE, min(rng.gauss(0, TONE), MAX_TONE)), 4) for _ in range(3))
+    return red, green, blue
 
 
 def unseen_scenes(count: int, seed: int = 0) -> list[Scene]:
@@ -205,7 +280,14 @@ def draw(scene: Scene) -> Tensor:
     """Draw a scene, [3, 64, 64] in [0, 1]."""
     axis = (torch.arange(SIZE) + 0.5) / SIZE * 2 - 1
     slope = axis * math.cos(scene.shade_angle) + axis.unsqueeze(1) * math.sin(scene.shade_angle)
-    image = torch.tensor(COLOURS[scene.background])[:, None, None] * (1 + scene.shade * slope)
+    texture = torch.tensor(scene.texture).view(1, 1, TEXTURE_SIZE, TEXTURE_SIZE)
+    texture = F.interpolate(texture, SIZE, mode="bicubic", align_corners=True)[0]
+    image = _colour(scene.background, scene.tone) * (1 + scene.shade * slope) + texture
     for mask, thing in zip(object_masks(scene), scene.objects, strict=True):
-        image = torch.lerp(image, torch.tensor(COLOURS[thing.colour])[:, None, None], mask)
+        image = torch.lerp(image, _colour(thing.colour, thing.tone), mask)
     return image.clamp(0, 1)
+
+
+def _colour(word: str, tone: Tone) -> Tensor:
+    """Colour of a word in a tone, [3, 1, 1]."""
+    return (torch.tensor(COLOURS[word]) + torch.tensor(tone))[:, None, None]

@@ -11,29 +11,38 @@ stages:
     Wang et al., "TokenCompose: Text-to-Image Diffusion with Token-level Supervision", 2024,
     https://arxiv.org/abs/2312.03626.
 
-The training is seeded. It takes 20 minutes to an hour on two cores.
-`python -m nti_batch.demo.evaluate` measures the result.
+The training is seeded, and the same command goes on with a training that was ended. It takes two minutes on a GPU, and
+up to three hours on two cores. `python -m nti_batch.demo.evaluate` measures the result.
 """
 
 import argparse
+import json
 import math
 import random
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import shutil
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPTextModel
 
 from nti_batch.demo.attention import AttentionRecorder, record_finest_cross_attention
-from nti_batch.demo.networks import make_scheduler, make_text_encoder, make_tokenizer, make_unet, make_vae
-from nti_batch.demo.scenes import random_scene
-from nti_batch.demo.training_data import EncodedScenes, draw_all, textures, word_targets
+from nti_batch.demo.captions import CaptionRates
+from nti_batch.demo.networks import (
+    LATENT_SIZE,
+    make_scheduler,
+    make_text_encoder,
+    make_tokenizer,
+    make_unet,
+    make_vae,
+)
+from nti_batch.demo.scenes import SIZE, random_scene
+from nti_batch.demo.training_data import Captions, draw_all, make_captions, region_masks, textures, word_targets
+from nti_batch.demo.training_loop import Batch, Stage, run_stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,150 +51,196 @@ class Recipe:
 
     seed: int = 0
     num_scenes: int = 30_000
-    vae_steps: int = 2_400
+    captions_per_scene: int = 4
+    caption_rates: CaptionRates = field(default_factory=CaptionRates)
+    vae_steps: int = 3_000
     vae_batch: int = 16
     vae_learning_rate: float = 2e-3
     kl_weight: float = 1e-7
     texture_share: float = 0.25
+    composite_share: float = 0.5
+    """Share of the images whose latents are put together from two images."""
+
     unet_batch: int = 32
-    unet_steps: int = 2_000
+    unet_steps: int = 9_000
     unet_learning_rate: float = 1.2e-3
+    unet_decay_share: float = 0.4
+    """Share of the steps, at the end, in which the learning rate falls."""
+
+    unet_average_decay: float = 0.999
     latent_noise: float = 0.1
-    unet_average_decay: float = 0.998
     prompt_dropout: float = 0.1
-    grounding_weight: float = 0.01
+    noisy_share: float = 0.4
+    """Share of the timesteps that are drawn from 500 to 999; the others are drawn from all."""
+
+    grounding_weight: float = 0.05
+    noisy_grounding: float = 3.0
+    """Factor of the grounding loss above timestep 700."""
+
     embedding_scale: float = 0.25
 
 
-class Progress:
-    """Prints a line every 15 seconds with stage, step, losses and remaining time."""
-
-    def __init__(self, stage: str, steps: int) -> None:
-        """Start the clock.
-
-        Args:
-            stage: Name of the stage.
-            steps: Number of steps of the stage.
-        """
-        self.stage, self.steps, self.start, self.last = stage, steps, time.monotonic(), 0.0
-
-    def __call__(self, step: int, **losses: Tensor) -> None:
-        """Report a step, counted from 1, and its losses."""
-        now = time.monotonic()
-        if now - self.last < 15 and step < self.steps:
-            return
-        self.last = now
-        left = (now - self.start) / step * (self.steps - step) / 60
-        values = ", ".join(f"{name} {value.item():.4f}" for name, value in losses.items())
-        print(f"{self.stage}: step {step} of {self.steps}, {values}, {left:.0f} min left", flush=True)
-
-
-def cosine(progress: float) -> float:
+def falling_cosine(progress: float) -> float:
     """Learning rate as a share of its maximum, for a share of the steps; it falls from the first step."""
     return 0.5 + 0.5 * math.cos(math.pi * progress)
 
 
-def constant(progress: float) -> float:
-    """Constant learning rate; the average of the weights replaces a decay."""
-    return 1.0
+def vae_stage(vae: AutoencoderKL, images: Tensor, recipe: Recipe) -> Stage:
+    """Train on the squared error of pixels, with a small KL loss that pulls the latents towards a unit Gaussian.
 
+    Some latents are those of one image within a rectangle, and those of another image outside. The decoder must then
+    show both: so it learns that a part of an image depends on its own latents. Local blend, which puts latents of two
+    images together, relies on that.
 
-def train_steps(
-    parameters: list[nn.Parameter], rate: float, steps: int, decay: Callable[[float], float]
-) -> Iterator[int]:
-    """Yield 1 to `steps`, and update the parameters after each: AdamW with a warm-up and a decay."""
-    optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: min(1.0, (i + 1) / 100) * decay(i / steps))
-    for step in range(1, steps + 1):
-        optimizer.zero_grad()
-        yield step
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-
-
-def train_vae(vae: AutoencoderKL, images: Tensor, recipe: Recipe) -> None:
-    """Train on the squared error of pixels, with a small KL loss that pulls the latents towards a unit Gaussian."""
-    generator = torch.Generator().manual_seed(recipe.seed)
-    progress = Progress("VAE", recipe.vae_steps)
+    Args:
+        vae: VAE to train.
+        images: Drawn scenes, [scenes, 3, 64, 64] uint8.
+        recipe: Settings of the training.
+    """
     num_textures = round(recipe.vae_batch * recipe.texture_share)
-    for step in train_steps(list(vae.parameters()), recipe.vae_learning_rate, recipe.vae_steps, cosine):
+
+    def make_batch(generator: torch.Generator) -> Batch:
         rows = torch.randint(len(images), (recipe.vae_batch - num_textures,), generator=generator)
         batch = torch.cat([images[rows] / 127.5 - 1, textures(num_textures, generator)])
-        posterior = vae.encode(batch).latent_dist
-        error = (vae.decode(posterior.sample(generator)).sample - batch).square().mean()
-        (error + recipe.kl_weight * posterior.kl().mean()).backward()
-        progress(step, mse=error.detach())
+        inside = random_rectangles(recipe.vae_batch, generator)
+        composite = torch.rand(recipe.vae_batch, 1, 1, 1, generator=generator) < recipe.composite_share
+        return {
+            "images": batch[torch.randperm(recipe.vae_batch, generator=generator)],
+            "inside": inside & composite,
+            "noise": torch.randn(recipe.vae_batch, 4, LATENT_SIZE, LATENT_SIZE, generator=generator),
+        }
+
+    def losses(batch: Batch) -> dict[str, Tensor]:
+        images, inside = batch["images"], batch["inside"]
+        posterior = vae.encode(images).latent_dist
+        latents = posterior.mean + posterior.std * batch["noise"]
+        latents = torch.where(inside, latents.roll(1, 0), latents)
+        wide = inside.repeat_interleave(SIZE // LATENT_SIZE, 2).repeat_interleave(SIZE // LATENT_SIZE, 3)
+        target = torch.where(wide, images.roll(1, 0), images)
+        error = F.mse_loss(vae.decode(latents).sample, target)
+        return {"mse": error, "kl": recipe.kl_weight * posterior.kl().mean()}
+
+    return Stage(
+        "VAE", vae, make_batch, losses, recipe.vae_steps, recipe.vae_learning_rate, falling_cosine, 0.0, recipe.seed
+    )
+
+
+def random_rectangles(count: int, generator: torch.Generator) -> Tensor:
+    """Choose a rectangle of latent pixels for each image, bool [count, 1, 16, 16]."""
+    corners = torch.randint(LATENT_SIZE + 1, (2, 2, count), generator=generator).sort(0).values
+    (top, left), (bottom, right) = corners[..., None]
+    axis = torch.arange(LATENT_SIZE)
+    rows, columns = (axis >= top) & (axis < bottom), (axis >= left) & (axis < right)
+    return (rows[:, :, None] & columns[:, None, :])[:, None]
 
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
-    """Compute the posterior means before scaling, [images, 4, 16, 16]."""
-    return torch.cat([vae.encode(batch / 127.5 - 1).latent_dist.mean for batch in images.split(64)])
+    """Compute the posterior means before scaling, [images, 4, 16, 16] on the CPU."""
+    device = next(vae.parameters()).device
+    batches = (batch.to(device) / 127.5 - 1 for batch in images.split(64))
+    return torch.cat([vae.encode(batch).latent_dist.mean.cpu() for batch in batches])
 
 
-def grounding_loss(recorders: list[AttentionRecorder], targets: Tensor, captioned: Tensor) -> Tensor:
-    """Compute the cross-entropy of each pixel's attention over the tokens against its target words.
+def grounding_loss(recorders: list[AttentionRecorder], targets: Tensor) -> Tensor:
+    """Compute the cross-entropy of the attention over the tokens against the target words, [batch].
 
     Args:
         recorders: Attention of the finest layers.
         targets: Output of `word_targets` for the batch.
-        captioned: Images whose prompt is not dropped, bool [batch].
     """
     log_maps = torch.stack([r.attention_map for r in recorders]).clamp(min=1e-6).log().mean(0)
-    return -(targets * log_maps).sum(-1).mean(-1)[captioned].mean()
+    return -(targets * log_maps).sum(-1).mean(-1)
 
 
 def loss_weights(alphas_cumprod: Tensor) -> Tensor:
-    """Compute the weight of each timestep's loss, 1 / sqrt(snr + 0.05), divided by the mean weight.
+    """Compute the weight of each timestep's loss, w1 + w2 with each divided by its mean.
+
+        w1 = 1 / sqrt(snr + 0.05)
+        w2 = 1 / (snr + 0.02)
 
     At 16 x 16 latents, signal-to-noise ratios of 0.01 to 0.3 decide the place and shape of an object. There, the
-    unweighted loss is a hundredth of the loss on clean images.
+    unweighted loss is a hundredth of the loss on clean images. w1 lets the captions decide these. w2, which is nearly
+    the loss on x_0, lets them decide which colour belongs to which of two objects: that is settled at the noisiest
+    timesteps, where w1 alone leaves the caption with next to no say.
     Choi et al., "Perception Prioritized Training of Diffusion Models", 2022, https://arxiv.org/abs/2204.00227.
     """
     snr = alphas_cumprod / (1 - alphas_cumprod)
-    weights = 1 / (snr + 0.05).sqrt()
-    return weights / weights.mean()
+    w1, w2 = 1 / (snr + 0.05).sqrt(), 1 / (snr + 0.02)
+    return w1 / w1.mean() + w2 / w2.mean()
 
 
-def train_unet(
-    unet: UNet2DConditionModel, text_encoder: CLIPTextModel, scenes: EncodedScenes, recipe: Recipe
-) -> tuple[UNet2DConditionModel, CLIPTextModel]:
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedScenes:
+    """Inputs of the UNet and the text encoder for drawn scenes."""
+
+    latents: Tensor
+    """Scaled latents, [scenes, 4, 16, 16]."""
+
+    captions: Captions
+    empty_tokens: Tensor
+    """Tokens of the empty prompt, [1, 77]."""
+
+    masks: Tensor
+    """Output of `region_masks`, [scenes, 3, 256]."""
+
+
+def unet_stage(
+    unet: UNet2DConditionModel,
+    text_encoder: CLIPTextModel,
+    scenes: EncodedScenes,
+    recorders: list[AttentionRecorder],
+    recipe: Recipe,
+) -> Stage:
     """Train on noise prediction with dropped prompts, and on grounding.
 
     Args:
         unet: UNet to train.
         text_encoder: Text encoder to train.
         scenes: Training data.
+        recorders: Attention of the finest layers of the UNet.
         recipe: Settings of the training.
-
-    Returns:
-        Both networks with their averaged weights.
     """
-    generator = torch.Generator().manual_seed(recipe.seed + 1)
-    scheduler = make_scheduler()
-    weights = loss_weights(scheduler.alphas_cumprod)
+    scheduler, size = make_scheduler(), recipe.unet_batch
+    alphas = scheduler.alphas_cumprod
+    weights = loss_weights(alphas)
+
+    def make_batch(generator: torch.Generator) -> Batch:
+        rows = torch.randint(len(scenes.latents), (size,), generator=generator)
+        which = torch.randint(scenes.captions.tokens.shape[1], (size,), generator=generator)
+        captioned = torch.rand(size, generator=generator) >= recipe.prompt_dropout
+        latents = scenes.latents[rows]
+        noise, blur = torch.randn(2, *latents.shape, generator=generator)
+        noisy = torch.rand(size, generator=generator) < recipe.noisy_share
+        low = torch.where(noisy, 500, 0)
+        timesteps = low + ((1000 - low) * torch.rand(size, generator=generator)).long()
+        tokens = scenes.captions.tokens[rows, which].long()
+        grounded = captioned * torch.where(timesteps > 700, recipe.noisy_grounding, 1.0)
+        return {
+            "tokens": torch.where(captioned[:, None], tokens, scenes.empty_tokens),
+            "latents": scheduler.add_noise(latents + recipe.latent_noise * blur, noise, timesteps),
+            "noise": noise,
+            "timesteps": timesteps,
+            "weights": weights[timesteps] / size,
+            "masks": scenes.masks[rows],
+            "regions": scenes.captions.regions[rows, which],
+            "grounded": recipe.grounding_weight * grounded / captioned.sum().clamp(min=1),
+        }
+
+    def losses(batch: Batch) -> dict[str, Tensor]:
+        embeddings = text_encoder(batch["tokens"]).last_hidden_state
+        predicted = unet(batch["latents"], batch["timesteps"], embeddings).sample
+        errors = (predicted - batch["noise"]).square().mean(dim=(1, 2, 3))
+        grounding = grounding_loss(recorders, word_targets(batch["masks"], batch["regions"]))
+        return {"mse": (batch["weights"] * errors).sum(), "grounding": (batch["grounded"] * grounding).sum()}
+
+    def decay(progress: float) -> float:
+        left = (1 - progress) / recipe.unet_decay_share
+        return falling_cosine(1 - left) if left < 1 else 1.0
+
     both = nn.ModuleList([unet, text_encoder])
-    average = AveragedModel(both, multi_avg_fn=get_ema_multi_avg_fn(recipe.unet_average_decay))
-    progress = Progress("UNet", recipe.unet_steps)
-    with record_finest_cross_attention(unet) as recorders:
-        for step in train_steps(list(both.parameters()), recipe.unet_learning_rate, recipe.unet_steps, constant):
-            average.update_parameters(both)
-            rows = torch.randint(len(scenes.latents), (recipe.unet_batch,), generator=generator)
-            captioned = torch.rand(recipe.unet_batch, generator=generator) >= recipe.prompt_dropout
-            prompt = torch.where(captioned[:, None], scenes.tokens[rows], scenes.empty_tokens)
-            latents = scenes.latents[rows]
-            noise, blur = torch.randn(2, *latents.shape, generator=generator)
-            timesteps = torch.randint(1000, (recipe.unet_batch,), generator=generator)
-            noisy = scheduler.add_noise(latents + recipe.latent_noise * blur, noise, timesteps)
-            predicted = unet(noisy, timesteps, text_encoder(prompt).last_hidden_state).sample
-            errors = (predicted - noise).square().mean(dim=(1, 2, 3))
-            error = (errors * weights[timesteps]).mean()
-            grounding = grounding_loss(recorders, scenes.targets[rows].float(), captioned)
-            (error + recipe.grounding_weight * grounding).backward()
-            progress(step, mse=error.detach(), grounding=grounding.detach())
-    both.load_state_dict(average.module.state_dict())
-    return unet, text_encoder
+    rate, average = recipe.unet_learning_rate, recipe.unet_average_decay
+    return Stage("UNet", both, make_batch, losses, recipe.unet_steps, rate, decay, average, recipe.seed + 1)
 
 
 @torch.no_grad()
@@ -203,15 +258,18 @@ def rescale_embeddings(text_encoder: CLIPTextModel, unet: UNet2DConditionModel, 
             parameter.div_(scale)
 
 
-def train(out: Path, recipe: Recipe) -> None:
+def train(out: Path, recipe: Recipe, device: torch.device) -> None:
     """Run all three stages, and write the model folder with weights in half precision.
 
     Args:
-        out: Folder of the model.
+        out: Folder of the model. Until the training ends, it has a subfolder with the state.
         recipe: Settings of the training.
+        device: Device to train on.
     """
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
+    state, text = out / "training", json.dumps(asdict(recipe))
+    state.mkdir(parents=True, exist_ok=True)
     rng = random.Random(f"training-{recipe.seed}")
     # scenes of two objects are harder, since each word belongs to one of them: two thirds of the scenes have two
     scenes = [random_scene(rng, num_objects=rng.choice((1, 2, 2))) for _ in range(recipe.num_scenes)]
@@ -219,26 +277,33 @@ def train(out: Path, recipe: Recipe) -> None:
     print(f"drew {len(scenes)} scenes", flush=True)
 
     torch.manual_seed(recipe.seed)
-    vae = make_vae()
-    train_vae(vae, images, recipe)
+    vae = make_vae().to(device)
+    run_stage(vae_stage(vae, images, recipe), state / "vae.safetensors", text)
     latents = encode(vae, images)
     vae.register_to_config(scaling_factor=1 / latents.std().item())
-    vae.half()
 
     tokenizer = make_tokenizer()
-    tokens = tokenizer([s.caption for s in scenes], padding="max_length", return_tensors="pt").input_ids
+    captions = make_captions(scenes, recipe.captions_per_scene, recipe.caption_rates, tokenizer, rng)
     empty_tokens = tokenizer("", padding="max_length", return_tensors="pt").input_ids
-    targets = word_targets(scenes).half()
+    encoded = EncodedScenes(latents / latents.std(), captions, empty_tokens, region_masks(scenes))
     torch.manual_seed(recipe.seed)
-    text_encoder = make_text_encoder(tokenizer)
-    unet = make_unet(text_encoder.config.hidden_size)
-    train_unet(unet, text_encoder, EncodedScenes(latents / latents.std(), tokens, empty_tokens, targets), recipe)
+    text_encoder = make_text_encoder(tokenizer).to(device)
+    unet = make_unet(text_encoder.config.hidden_size).to(device)
+    with record_finest_cross_attention(unet) as recorders:
+        run_stage(unet_stage(unet, text_encoder, encoded, recorders, recipe), state / "unet.safetensors", text)
     rescale_embeddings(text_encoder, unet, recipe.embedding_scale)
-    parts = vae, text_encoder.half(), tokenizer, unet.half(), make_scheduler()
+    parts = vae.half(), text_encoder.half(), tokenizer, unet.half(), make_scheduler()
     StableDiffusionPipeline(*parts, None, None, requires_safety_checker=False).save_pretrained(out)
+    shutil.rmtree(state)
+
+
+def main() -> None:
+    """Train on a GPU if there is one."""
+    parser = argparse.ArgumentParser(prog="python -m nti_batch.demo.train", description="Train the embedded model.")
+    parser.add_argument("out", type=Path, metavar="OUT", help="output folder of the model")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    train(parser.parse_args().out, Recipe(), device)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m nti_batch.demo.train", description="Train the embedded model.")
-    parser.add_argument("out", type=Path, metavar="OUT", help="output folder of the model")
-    train(parser.parse_args().out, Recipe())
+    main()

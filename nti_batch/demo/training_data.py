@@ -1,34 +1,93 @@
-"""Training data of the embedded model: drawn scenes, textures and attention targets."""
+"""Training data of the embedded model: drawn scenes with several captions, and textures."""
 
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import CLIPTokenizer
 
 from nti_batch.data.images import to_bytes
-from nti_batch.demo.networks import LATENT_SIZE, MAX_TOKENS
-from nti_batch.demo.scenes import SIZE, Scene, draw, object_masks
+from nti_batch.demo.captions import CaptionRates, random_words
+from nti_batch.demo.networks import LATENT_SIZE
+from nti_batch.demo.scenes import SIZE, Scene, Word, draw, object_masks
+
+REGIONS = 3
+"""Two objects and the background."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class EncodedScenes:
-    """Inputs of the UNet and the text encoder for drawn scenes."""
-
-    latents: Tensor
-    """Scaled latents, [scenes, 4, 16, 16]."""
+class Captions:
+    """Several captions of each scene, as tokens."""
 
     tokens: Tensor
-    """Tokens of the captions, [scenes, 77]."""
+    """[scenes, captions, 77] int16."""
 
-    empty_tokens: Tensor
-    """Tokens of the empty prompt, [1, 77]."""
-
-    targets: Tensor
-    """Output of `word_targets`, [scenes, 256, 77]."""
+    regions: Tensor
+    """Region of the image that each token names, [scenes, captions, 77] int8; -1 for none."""
 
 
-def draw_all(scenes: list[Scene]) -> Tensor:
+def make_captions(
+    scenes: Sequence[Scene], count: int, rates: CaptionRates, tokenizer: CLIPTokenizer, rng: random.Random
+) -> Captions:
+    """Write several captions of each scene.
+
+    Every word of a scene is one token, so word i of a caption is token i + 1.
+
+    Args:
+        scenes: Scenes to describe.
+        count: Number of captions of each scene.
+        rates: Shares of captions with each fault.
+        tokenizer: Tokenizer of the model.
+        rng: Source of randomness.
+    """
+    captions = [random_words(scene, rates, rng) for scene in scenes for _ in range(count)]
+    texts = [" ".join(word.text for word in words) for words in captions]
+    tokens = tokenizer(texts, padding="max_length", return_tensors="pt").input_ids
+    regions = torch.full_like(tokens, -1)
+    for row, words, scene in zip(regions, captions, (s for s in scenes for _ in range(count)), strict=True):
+        row[1 : 1 + len(words)] = torch.tensor([_region(word, scene) for word in words])
+    shape = len(scenes), count, -1
+    return Captions(tokens.view(shape).short(), regions.view(shape).char())
+
+
+def _region(word: Word, scene: Scene) -> int:
+    """Index of a word's region; the background is the last one however many objects there are."""
+    if word.region is None:
+        return -1
+    return REGIONS - 1 if word.region == len(scene.objects) else word.region
+
+
+def region_masks(scenes: Sequence[Scene]) -> Tensor:
+    """Compute the coverage of each latent pixel by the objects and the background, [scenes, 3, 256] in [0, 1]."""
+    masks = torch.zeros(len(scenes), REGIONS, LATENT_SIZE**2)
+    for mask, scene in zip(masks, scenes, strict=True):
+        objects = F.avg_pool2d(object_masks(scene), SIZE // LATENT_SIZE).flatten(1)
+        mask[: len(objects)] = objects
+        mask[-1] = (1 - objects.sum(0)).clamp(min=0)
+    return masks
+
+
+def word_targets(masks: Tensor, regions: Tensor) -> Tensor:
+    """Compute which tokens each latent pixel should attend to: the words that name its region, in equal parts.
+
+    The start token stands for a region that the caption does not name.
+
+    Args:
+        masks: Output of `region_masks`, [batch, 3, 256].
+        regions: Region of each token, [batch, 77].
+
+    Returns:
+        Weights of the tokens, [batch, 256, 77].
+    """
+    named = torch.stack([(regions == region).float() for region in range(REGIONS)], dim=1)
+    named[..., 0] = (named.sum(-1) == 0).float()
+    return torch.einsum("brp,brt->bpt", masks, named / named.sum(-1, keepdim=True))
+
+
+def draw_all(scenes: Sequence[Scene]) -> Tensor:
     """Draw all scenes, [scenes, 3, 64, 64] uint8 to save memory."""
     return torch.stack([to_bytes(draw(scene)) for scene in scenes])
 
@@ -45,23 +104,3 @@ def textures(count: int, generator: torch.Generator) -> Tensor:
         image += F.interpolate(detail, SIZE, mode="bilinear")
     grey = image.mean(1, keepdim=True)
     return torch.lerp(grey, image, torch.rand(count, 1, 1, 1, generator=generator)).clamp(-1, 1)
-
-
-def word_targets(scenes: list[Scene]) -> Tensor:
-    """Compute which tokens each latent pixel should attend to: the words of the object drawn there.
-
-    Every word of a scene is one token, so word i of a caption is token i + 1.
-
-    Returns:
-        Weights of the tokens, [scenes, 256, 77]; each row sums to 1.
-    """
-    targets = torch.zeros(len(scenes), LATENT_SIZE**2, MAX_TOKENS)
-    for target, scene in zip(targets, scenes, strict=True):
-        words = scene.caption.split()
-        masks = F.avg_pool2d(object_masks(scene), SIZE // LATENT_SIZE).flatten(1)
-        for mask, thing in zip(masks, scene.objects, strict=True):
-            colour = words.index(thing.colour) + 1
-            target[:, [colour, colour + 1]] = mask[:, None] / 2
-        background = (1 - masks.sum(0)).clamp(min=0)[:, None]
-        target[:, [len(words) - 1, len(words)]] = background / 2
-    return targets
