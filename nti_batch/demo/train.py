@@ -53,9 +53,9 @@ class Recipe:
     num_scenes: int = 30_000
     captions_per_scene: int = 4
     caption_rates: CaptionRates = field(default_factory=CaptionRates)
-    vae_steps: int = 3_000
+    vae_steps: int = 4_000
     vae_batch: int = 16
-    vae_learning_rate: float = 2e-3
+    vae_learning_rate: float = 1e-3
     kl_weight: float = 1e-7
     texture_share: float = 0.25
     composite_share: float = 0.5
