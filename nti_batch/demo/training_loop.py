@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 Batch = Mapping[str, Tensor]
@@ -94,14 +94,14 @@ def run_stage(stage: Stage, checkpoint: Path, recipe: str) -> None:
     Raises:
         ValueError: If the checkpoint is of another recipe.
     """
-    parameters = list(stage.networks.parameters())
+    parameters: list[Tensor] = list(stage.networks.parameters())
     device = parameters[0].device
     # a tensor, since a CUDA graph reads the learning rate from memory
     rate = torch.zeros((), device=device) if device.type == "cuda" else 0.0
     optimizer = torch.optim.AdamW(
         parameters, lr=rate, betas=(0.9, 0.98), weight_decay=1e-3, capturable=device.type == "cuda"
     )
-    state = _State([p for p in parameters], optimizer, stage.average_decay)
+    state = _State(parameters, optimizer, stage.average_decay)
     first = _load(checkpoint, recipe, state) if checkpoint.exists() else 0
     step_of_batch = _Step(stage, state)
     saved = time.monotonic()
@@ -135,19 +135,18 @@ class _Step:
             group["lr"] = learning_rate
             self._run(batch)
             return
-        if self.graph is None:
-            self._record(batch)
+        graph = self.graph = self.graph or self._record(batch)
         group["lr"].fill_(learning_rate)
         for name, tensor in batch.items():
             self.inputs[name].copy_(tensor)
-        self.graph.replay()
+        graph.replay()
 
     def _run(self, batch: Batch) -> None:
         losses = self.stage.losses(batch)
         self.losses = {name: loss.detach() for name, loss in losses.items()}
         self.state.update(losses)
 
-    def _record(self, batch: Batch) -> None:
+    def _record(self, batch: Batch) -> torch.cuda.CUDAGraph:
         """Record the kernels of a step; https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs."""
         self.inputs = {name: tensor.cuda() for name, tensor in batch.items()}
         before = {name: tensor.clone() for name, tensor in self.state.tensors().items()}
@@ -158,10 +157,11 @@ class _Step:
                 self._run(self.inputs)
         torch.cuda.current_stream().wait_stream(stream)
         self.state.optimizer.zero_grad()
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
             self._run(self.inputs)
         self.state.restore(before)
+        return graph
 
 
 def _with_progress(stage: Stage, first: int, step_of_batch: _Step) -> Iterator[int]:
@@ -191,5 +191,5 @@ def _load(path: Path, recipe: str, state: _State) -> int:
         metadata = file.metadata()
         if metadata["recipe"] != recipe:
             raise ValueError(f"{str(path)!r} is of another recipe: remove it, or choose another folder")
-        state.restore({name: file.get_tensor(name) for name in file.keys()})
-        return int(metadata["step"])
+    state.restore(load_file(path))
+    return int(metadata["step"])
