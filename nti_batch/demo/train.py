@@ -46,28 +46,31 @@ from nti_batch.demo.training_loop import Batch, Stage, run_stage
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
-    """Settings of the training."""
+class VaeRecipe:
+    """Settings of the training of the VAE."""
 
-    seed: int = 0
-    num_scenes: int = 30_000
-    captions_per_scene: int = 4
-    caption_rates: CaptionRates = field(default_factory=CaptionRates)
-    vae_steps: int = 4_000
-    vae_batch: int = 16
-    vae_learning_rate: float = 1e-3
+    steps: int = 4_000
+    batch: int = 16
+    learning_rate: float = 1e-3
     kl_weight: float = 1e-7
     texture_share: float = 0.25
     composite_share: float = 0.5
     """Share of the images whose latents are put together from two images."""
 
-    unet_batch: int = 32
-    unet_steps: int = 9_000
-    unet_learning_rate: float = 1.2e-3
-    unet_decay_share: float = 0.4
+
+@dataclass(frozen=True, slots=True)
+class UNetRecipe:
+    """Settings of the training of the UNet and the text encoder."""
+
+    captions_per_scene: int = 4
+    caption_rates: CaptionRates = field(default_factory=CaptionRates)
+    batch: int = 32
+    steps: int = 9_000
+    learning_rate: float = 1.2e-3
+    decay_share: float = 0.4
     """Share of the steps, at the end, in which the learning rate falls."""
 
-    unet_average_decay: float = 0.999
+    average_decay: float = 0.999
     latent_noise: float = 0.1
     prompt_dropout: float = 0.1
     noisy_share: float = 0.4
@@ -80,12 +83,22 @@ class Recipe:
     embedding_scale: float = 0.25
 
 
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Settings of the training."""
+
+    seed: int = 0
+    num_scenes: int = 30_000
+    vae: VaeRecipe = field(default_factory=VaeRecipe)
+    unet: UNetRecipe = field(default_factory=UNetRecipe)
+
+
 def falling_cosine(progress: float) -> float:
     """Learning rate as a share of its maximum, for a share of the steps; it falls from the first step."""
     return 0.5 + 0.5 * math.cos(math.pi * progress)
 
 
-def vae_stage(vae: AutoencoderKL, images: Tensor, recipe: Recipe) -> Stage:
+def vae_stage(vae: AutoencoderKL, images: Tensor, recipe: VaeRecipe, seed: int) -> Stage:
     """Train on the squared error of pixels, with a small KL loss that pulls the latents towards a unit Gaussian.
 
     Some latents are those of one image within a rectangle, and those of another image outside. The decoder must then
@@ -96,18 +109,19 @@ def vae_stage(vae: AutoencoderKL, images: Tensor, recipe: Recipe) -> Stage:
         vae: VAE to train.
         images: Drawn scenes, [scenes, 3, 64, 64] uint8.
         recipe: Settings of the training.
+        seed: Seed of the batches.
     """
-    num_textures = round(recipe.vae_batch * recipe.texture_share)
+    num_textures = round(recipe.batch * recipe.texture_share)
 
     def make_batch(generator: torch.Generator) -> Batch:
-        rows = torch.randint(len(images), (recipe.vae_batch - num_textures,), generator=generator)
+        rows = torch.randint(len(images), (recipe.batch - num_textures,), generator=generator)
         batch = torch.cat([images[rows] / 127.5 - 1, textures(num_textures, generator)])
-        inside = random_rectangles(recipe.vae_batch, generator)
-        composite = torch.rand(recipe.vae_batch, 1, 1, 1, generator=generator) < recipe.composite_share
+        inside = random_rectangles(recipe.batch, generator)
+        composite = torch.rand(recipe.batch, 1, 1, 1, generator=generator) < recipe.composite_share
         return {
-            "images": batch[torch.randperm(recipe.vae_batch, generator=generator)],
+            "images": batch[torch.randperm(recipe.batch, generator=generator)],
             "inside": inside & composite,
-            "noise": torch.randn(recipe.vae_batch, 4, LATENT_SIZE, LATENT_SIZE, generator=generator),
+            "noise": torch.randn(recipe.batch, 4, LATENT_SIZE, LATENT_SIZE, generator=generator),
         }
 
     def losses(batch: Batch) -> dict[str, Tensor]:
@@ -120,9 +134,7 @@ def vae_stage(vae: AutoencoderKL, images: Tensor, recipe: Recipe) -> Stage:
         error = F.mse_loss(vae.decode(latents).sample, target)
         return {"mse": error, "kl": recipe.kl_weight * posterior.kl().mean()}
 
-    return Stage(
-        "VAE", vae, make_batch, losses, recipe.vae_steps, recipe.vae_learning_rate, falling_cosine, 0.0, recipe.seed
-    )
+    return Stage("VAE", vae, make_batch, losses, recipe.steps, recipe.learning_rate, falling_cosine, 0.0, seed)
 
 
 def random_rectangles(count: int, generator: torch.Generator) -> Tensor:
@@ -190,7 +202,8 @@ def unet_stage(
     text_encoder: CLIPTextModel,
     scenes: EncodedScenes,
     recorders: list[AttentionRecorder],
-    recipe: Recipe,
+    recipe: UNetRecipe,
+    seed: int,
 ) -> Stage:
     """Train on noise prediction with dropped prompts, and on grounding.
 
@@ -200,8 +213,9 @@ def unet_stage(
         scenes: Training data.
         recorders: Attention of the finest layers of the UNet.
         recipe: Settings of the training.
+        seed: Seed of the batches.
     """
-    scheduler, size = make_scheduler(), recipe.unet_batch
+    scheduler, size = make_scheduler(), recipe.batch
     alphas = scheduler.alphas_cumprod
     weights = loss_weights(alphas)
 
@@ -235,12 +249,12 @@ def unet_stage(
         return {"mse": (batch["weights"] * errors).sum(), "grounding": (batch["grounded"] * grounding).sum()}
 
     def decay(progress: float) -> float:
-        left = (1 - progress) / recipe.unet_decay_share
+        left = (1 - progress) / recipe.decay_share
         return falling_cosine(1 - left) if left < 1 else 1.0
 
     both = nn.ModuleList([unet, text_encoder])
-    rate, average = recipe.unet_learning_rate, recipe.unet_average_decay
-    return Stage("UNet", both, make_batch, losses, recipe.unet_steps, rate, decay, average, recipe.seed + 1)
+    rate, average = recipe.learning_rate, recipe.average_decay
+    return Stage("UNet", both, make_batch, losses, recipe.steps, rate, decay, average, seed)
 
 
 @torch.no_grad()
@@ -268,7 +282,7 @@ def train(out: Path, recipe: Recipe, device: torch.device) -> None:
     """
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
-    state, text = out / "training", json.dumps(asdict(recipe))
+    state = out / "training"
     state.mkdir(parents=True, exist_ok=True)
     rng = random.Random(f"training-{recipe.seed}")
     # scenes of two objects are harder, since each word belongs to one of them: two thirds of the scenes have two
@@ -278,20 +292,22 @@ def train(out: Path, recipe: Recipe, device: torch.device) -> None:
 
     torch.manual_seed(recipe.seed)
     vae = make_vae().to(device)
-    run_stage(vae_stage(vae, images, recipe), state / "vae.safetensors", text)
+    first = json.dumps([recipe.seed, recipe.num_scenes, asdict(recipe.vae)])
+    run_stage(vae_stage(vae, images, recipe.vae, recipe.seed), state / "vae.safetensors", first)
     latents = encode(vae, images)
     vae.register_to_config(scaling_factor=1 / latents.std().item())
 
     tokenizer = make_tokenizer()
-    captions = make_captions(scenes, recipe.captions_per_scene, recipe.caption_rates, tokenizer, rng)
+    captions = make_captions(scenes, recipe.unet.captions_per_scene, recipe.unet.caption_rates, tokenizer, rng)
     empty_tokens = tokenizer("", padding="max_length", return_tensors="pt").input_ids
     encoded = EncodedScenes(latents / latents.std(), captions, empty_tokens, region_masks(scenes))
     torch.manual_seed(recipe.seed)
     text_encoder = make_text_encoder(tokenizer).to(device)
     unet = make_unet(text_encoder.config.hidden_size).to(device)
     with record_finest_cross_attention(unet) as recorders:
-        run_stage(unet_stage(unet, text_encoder, encoded, recorders, recipe), state / "unet.safetensors", text)
-    rescale_embeddings(text_encoder, unet, recipe.embedding_scale)
+        stage = unet_stage(unet, text_encoder, encoded, recorders, recipe.unet, recipe.seed + 1)
+        run_stage(stage, state / "unet.safetensors", json.dumps(asdict(recipe)))
+    rescale_embeddings(text_encoder, unet, recipe.unet.embedding_scale)
     parts = vae.half(), text_encoder.half(), tokenizer, unet.half(), make_scheduler()
     StableDiffusionPipeline(*parts, None, None, requires_safety_checker=False).save_pretrained(out)
     shutil.rmtree(state)
