@@ -7,7 +7,7 @@ import torch
 from nti_batch.demo.captions import CaptionRates
 from nti_batch.demo.networks import make_tokenizer
 from nti_batch.demo.scenes import Scene, SceneObject
-from nti_batch.demo.train import loss_weights, random_rectangles
+from nti_batch.demo.stages import loss_weights, random_rectangles
 from nti_batch.demo.training_data import make_captions, region_masks, word_targets
 
 SCENE = Scene((SceneObject("large", "red", "square", "left"), SceneObject("small", "blue", "ring", "right")), "green")
