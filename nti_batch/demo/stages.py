@@ -106,7 +106,8 @@ def random_rectangles(count: int, generator: torch.Generator) -> Tensor:
     (top, left), (bottom, right) = corners[..., None]
     axis = torch.arange(LATENT_SIZE)
     rows, columns = (axis >= top) & (axis < bottom), (axis >= left) & (axis < right)
-    return (rows[:, :, None] & columns[:, None, :])[:, None]
+    inside: Tensor = rows[:, None, :, None] & columns[:, None, None, :]
+    return inside
 
 
 def grounding_loss(recorders: list[AttentionRecorder], targets: Tensor) -> Tensor:
