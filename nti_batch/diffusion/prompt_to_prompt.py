@@ -24,19 +24,14 @@ resolution and over the steps so far, 3 x 3 max-pooled and divided by the maximu
 """
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import repeat
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nti_batch.diffusion.ddim import guided_step, predict_at
 from nti_batch.diffusion.edit_settings import EditControl
-from nti_batch.diffusion.guidance import Predictor
-from nti_batch.diffusion.schedule import DDIMSchedule
 
 BLEND_PIXELS = 256
 """Local blend takes the maps of the resolution that is nearest to this many: 16 x 16 in Stable Diffusion."""
@@ -240,48 +235,3 @@ class LocalBlend:
         attention = F.interpolate(pooled, size)
         attention = attention / attention.amax((-2, -1), keepdim=True)
         return (attention > self.control.threshold[:, None, None, None]).any(1)
-
-
-Controlled = Callable[[StepControl], AbstractContextManager[None]]
-"""Puts the network's attention under control within a `with` block."""
-
-
-@torch.no_grad()
-def edit_sample(
-    predict: Predictor,
-    controlled: Controlled,
-    schedule: DDIMSchedule,
-    noise_latents: Tensor,
-    prompt_embeddings: Tensor,
-    null_embeddings: Sequence[Tensor],
-    guidance_scale: float,
-    control: AttentionControl,
-    pivot: Sequence[Tensor] | None = None,
-) -> Tensor:
-    """Sample sources and their edits from z_T down to z_0, [rows, channels, height, width].
-
-    An edit starts from its source's z_T and is guided away from its source's null embeddings.
-
-    Args:
-        predict: The frozen network.
-        controlled: Controls the attention of that network; used for the evaluations of the prompts alone.
-        schedule: The noise levels.
-        noise_latents: z_T, [images, channels, height, width].
-        prompt_embeddings: C, [rows, tokens, dim].
-        null_embeddings: T unconditional embeddings, each [images, tokens, dim]; the first belongs to t = T.
-        guidance_scale: w; at 1 the unconditional embeddings are not used.
-        control: The control of these rows.
-        pivot: z*_{T-1} ... z*_0 of direct inversion, each [images, channels, height, width], which replace the latents
-            of the sources after each step.
-    """
-    rows, num_steps, blend = control.rows, schedule.num_steps, LocalBlend(control)
-    latents, targets = noise_latents[rows.image_of], pivot or repeat(None, num_steps)
-    for t, null_embedding, target in zip(range(num_steps, 0, -1), null_embeddings, targets, strict=True):
-        with controlled(control.at(t, blend)):
-            cond = predict_at(predict, schedule, latents, t, prompt_embeddings)
-        null_rows = null_embedding[rows.image_of]
-        latents = guided_step(predict, schedule, latents, t, cond, null_rows, guidance_scale)
-        if target is not None:
-            latents = latents.index_copy(0, rows.sources, target)
-        latents = blend(latents, t)
-    return latents

@@ -10,8 +10,8 @@ from helpers.inversions import SETTINGS
 from helpers.prompts import noise
 from torch import Tensor
 
+from nti_batch.diffusion.edit_sample import edit_sample
 from nti_batch.diffusion.edit_settings import EditSettings
-from nti_batch.diffusion.prompt_to_prompt import edit_sample
 from nti_batch.diffusion.settings import InversionSettings
 from nti_batch.editing.reconstruct import reconstruct
 from nti_batch.models.stable_diffusion import StableDiffusion
