@@ -5,7 +5,7 @@ and read one by one, so that renaming a field here changes no file.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Self, cast, get_args
 
 from nti_batch.diffusion.edit_settings import EditSettings
@@ -199,6 +199,8 @@ def _edit_settings_from_json(edit: JsonObject) -> EditSettings:
     names = ("kind", "cross_replace_steps", "self_replace_steps", "equalizer", "blend_words")
     values: dict[str, Any] = {name: edit.value(name) for name in names}
     values |= {name: edit.number(name) for name in ("blend_threshold", "blend_start")}
+    later = (item.name for item in fields(EditSettings) if item.name not in values)  # runs of older versions lack them
+    values |= {name: edit.value(name) for name in later if name in edit}
     try:
         return EditSettings(**values)
     except (ValueError, TypeError, AttributeError) as error:

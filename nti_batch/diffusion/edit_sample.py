@@ -1,7 +1,7 @@
 """Samples images and their edits in one batch, from their noise down."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from itertools import repeat
 
 import torch
@@ -34,7 +34,8 @@ def edit_sample(
 
     Args:
         predict: The frozen network.
-        controlled: Controls the attention of that network; used for the evaluations of the prompts alone.
+        controlled: Controls the attention of that network; used for the evaluations of the prompts, and where a method
+            controls them, for those of the null embeddings.
         schedule: The noise levels.
         noise_latents: z_T, [images, channels, height, width].
         prompt_embeddings: C, [rows, tokens, dim].
@@ -50,7 +51,9 @@ def edit_sample(
         with controlled(control.at(t, blend)):
             cond = predict_at(predict, schedule, latents, t, prompt_embeddings)
         null_rows = null_embedding[rows.image_of]
-        latents = guided_step(predict, schedule, latents, t, cond, null_rows, guidance_scale)
+        null_control = control.at_null(t)
+        with controlled(null_control) if null_control else nullcontext():
+            latents = guided_step(predict, schedule, latents, t, cond, null_rows, guidance_scale)
         if target is not None:
             latents = latents.index_copy(0, rows.sources, target)
         latents = blend(latents, t)

@@ -8,19 +8,21 @@ tokens]; z and z* are their latents. At the timestep t of T, in every cross-atte
     M*_t     = c_t (s replaced) + (1 - c_t) M*       c_t is 1 in a range of the steps, which each token has
 
 In self-attention layers coarser than the latents, or of at most 32 x 32 pixels, M*_t = M, likewise in a range of the
-steps: both are the authors' rule for latents of 64 x 64. After a step, local blend restores the source where the blend
-words have no attention:
+steps: both are the authors' rule for latents of 64 x 64 (`self_attention`). After a step, local blend restores the
+source where the blend words have no attention, or where words to keep have it:
 
-    z*_{t-1} <- z_{t-1} + m (z*_{t-1} - z_{t-1})     m is 1 where the blend words' maps are above a threshold, else 0
+    z*_{t-1} <- z_{t-1} + m (1 - k) (z*_{t-1} - z_{t-1})
+    m, k = 1 where the maps of the blend words, of the subtracted words, are above their threshold, else 0
 
-with m the union of the source's and the edit's mask: the maps of their blend words, summed over layers of one
-resolution and over the steps so far, 3 x 3 max-pooled and divided by the maximum. Names here and symbols there:
+with m and k the union of the source's and the edit's mask: the maps of their words, summed over layers of one
+resolution and over the steps so far, for m 3 x 3 max-pooled, and divided by the maximum. Other methods of attention
+have c_t = 0 and may blend, too. Names here and symbols there:
 
     alignment                     A      source to edit tokens
     aligned                       a      1 where a column of A is not zero
     weights                       s      factors of edit tokens: the equalizer
     cross_replace_steps           range of the steps in which c_t is 1
-    self_replace_steps            range of the steps in which M*_t is M in self-attention
+    subtract_words                words of k: `substruct_words` in the authors' code
 """
 
 import math
@@ -32,33 +34,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nti_batch.diffusion.edit_settings import EditControl
+from nti_batch.diffusion.rows import Rows
+from nti_batch.diffusion.self_attention import SelfAttentionControl, SelfAttentionStep
 
 BLEND_PIXELS = 256
 """Local blend takes the maps of the resolution that is nearest to this many: 16 x 16 in Stable Diffusion."""
-
-SELF_PIXELS = 1024
-"""Self-attention layers with no more pixels take the source's maps even where they are as fine as the latents."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Rows:
-    """Rows of a batch: the first image's source, its edits, the second image's source, its edits, ..."""
-
-    image_of: Tensor
-    """Image of each row, [rows]."""
-
-    sources: Tensor
-    """Source's row of each image, [images]."""
-
-    source_of: Tensor
-    """Source's row of each row, [rows]."""
-
-    @classmethod
-    def of(cls, num_edits: Sequence[int], device: torch.device) -> "Rows":
-        """Number the rows of images with so many edits each."""
-        counts = torch.tensor([1 + n for n in num_edits])
-        image_of, sources = torch.arange(len(counts)).repeat_interleave(counts), counts.cumsum(0) - counts
-        return cls(image_of.to(device), sources.to(device), sources[image_of].to(device))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,9 +51,6 @@ class AttentionControl:
 
     num_steps: int
     """T."""
-
-    self_pixels: int
-    """Largest number of pixels of a self-attention layer whose maps are replaced."""
 
     map_size: tuple[int, int]
     """Height and width of the maps that local blend takes."""
@@ -94,16 +71,21 @@ class AttentionControl:
     threshold: Tensor
     """Threshold of local blend, [rows]."""
 
+    subtract_words: Tensor
+    """The same for words of k, [rows, 2, tokens]."""
+
+    subtract_threshold: Tensor
+    """Threshold of k, [rows]."""
+
     cross_steps: Tensor
     """First step in which c_t is 1, and first step in which it is 0 again, [rows, 2, tokens].
 
     Numbers of steps stay on the CPU, which decides whether a layer has maps to replace."""
 
-    self_steps: Tensor
-    """The two steps for self-attention, [rows, 2], on the CPU."""
-
     blend_steps: Tensor
     """First step with local blend, [rows], on the CPU; T for a row without."""
+
+    self_attention: SelfAttentionControl
 
     @classmethod
     def of(
@@ -126,21 +108,21 @@ class AttentionControl:
         length = next((len(edit.weights) for of_image in edits for edit in of_image), 1)
         controls = [row for of_image in edits for row in (EditControl.none(length), *of_image)]
         alignment = torch.stack([row.alignment for row in controls])
-        blend_words = [torch.stack([row.source_words, row.edit_words]) for row in controls]
-        self_steps = [[int(share * num_steps) for share in row.self_replace_steps] for row in controls]
+        rows = Rows.of([len(of_image) for of_image in edits], device)
         return cls(
             num_steps=num_steps,
-            self_pixels=max(math.prod(latent_size) - 1, SELF_PIXELS),
             map_size=min(cross_sizes, key=lambda size: abs(math.log(size[0] * size[1] / BLEND_PIXELS))),
-            rows=Rows.of([len(of_image) for of_image in edits], device),
+            rows=rows,
             alignment=alignment.to(device),
             aligned=alignment.any(1).to(device),
             weights=torch.stack([row.weights for row in controls]).to(device),
-            blend_words=torch.stack(blend_words).to(device),
+            blend_words=torch.stack([row.blend_words for row in controls]).to(device),
             threshold=torch.tensor([row.blend_threshold for row in controls], device=device),
+            subtract_words=torch.stack([row.subtract_words for row in controls]).to(device),
+            subtract_threshold=torch.tensor([row.subtract_threshold for row in controls], device=device),
             cross_steps=torch.stack([row.cross_replace_steps * (num_steps + 1) for row in controls]).long(),
-            self_steps=torch.tensor(self_steps),
             blend_steps=torch.tensor([int(row.blend_start * num_steps) for row in controls]),
+            self_attention=SelfAttentionControl.of(controls, rows, num_steps, latent_size),
         )
 
     @property
@@ -148,37 +130,39 @@ class AttentionControl:
         """Whether any row has local blend."""
         return bool((self.blend_steps < self.num_steps).any())
 
+    @property
+    def subtracts(self) -> bool:
+        """Whether any row has words to keep out of local blend."""
+        return bool(self.subtract_words.any())
+
     def at(self, t: int, blend: "LocalBlend | None" = None) -> "StepControl":
         """Control of the evaluation of the prompts at timestep t, whose maps `blend` collects."""
-        done, device = self.num_steps - t, self.alignment.device
-        cross = (self.cross_steps[:, 0] <= done) & (done < self.cross_steps[:, 1])
-        attending = (self.self_steps[:, 0] <= done) & (done < self.self_steps[:, 1])
-        own = torch.arange(len(attending), device=device)
+        step = self.num_steps - t
+        cross = (self.cross_steps[:, 0] <= step) & (step < self.cross_steps[:, 1])
         return StepControl(
             batch=self,
-            cross=cross.to(device) if cross.any() else None,
-            self_rows=torch.where(attending.to(device), self.rows.source_of, own) if attending.any() else None,
+            cross=cross.to(self.alignment.device) if cross.any() else None,
+            self_attention=self.self_attention.at(step, of_null=False),
             blend=blend if self.blends else None,
         )
+
+    def at_null(self, t: int) -> "StepControl | None":
+        """Control of the evaluation of the null embeddings at timestep t; None if it changes nothing."""
+        self_attention = self.self_attention.at(self.num_steps - t, of_null=True)
+        return StepControl(self, None, self_attention, None) if self_attention.is_active else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StepControl:
-    """The control of one batch at one timestep."""
+    """The control of one batch in one evaluation."""
 
     batch: AttentionControl
     cross: Tensor | None
     """c_t, [rows, tokens]; None if it is 0 for all."""
 
-    self_rows: Tensor | None
-    """The row whose self-attention map each row takes, [rows]; None if each takes its own."""
-
+    self_attention: SelfAttentionStep
     blend: "LocalBlend | None"
     """Collects the maps of the blend words, if any row has local blend."""
-
-    def self_rows_of_layer(self, pixels: int) -> Tensor | None:
-        """`self_rows` for a self-attention layer with so many pixels; None if each row takes its own map there."""
-        return self.self_rows if pixels <= self.batch.self_pixels else None
 
     def needs_maps(self, pixels: int) -> bool:
         """Whether the control reads or replaces the maps of a cross-attention layer with so many pixels."""
@@ -212,12 +196,16 @@ class LocalBlend:
         self.maps: Tensor | None = None
         """Attention of the blend words of source and edit, [rows, 2, map height * map width]."""
 
+        self.subtracted: Tensor | None = None
+        """Attention of the words of k; None if no row has them."""
+
     def collect(self, maps: Tensor) -> None:
         """Add the maps of one layer, [rows, heads, pixels, tokens]."""
         own = maps.mean(1)
         pair = torch.stack([own[self.control.rows.source_of], own], 1)
-        of_words = torch.einsum("rkpt,rkt->rkp", pair, self.control.blend_words)
-        self.maps = of_words if self.maps is None else self.maps + of_words
+        self.maps = _add_words(self.maps, pair, self.control.blend_words)
+        if self.control.subtracts:
+            self.subtracted = _add_words(self.subtracted, pair, self.control.subtract_words)
 
     def __call__(self, latents: Tensor, t: int) -> Tensor:
         """z_{t-1} of all rows with local blend, after the step from t."""
@@ -229,9 +217,25 @@ class LocalBlend:
         return torch.where(mask[:, None], latents, latents[control.rows.source_of])
 
     def _mask(self, size: torch.Size) -> Tensor:
-        """m, [rows, height, width]."""
+        """Where the image may change, m (1 - k), [rows, height, width]."""
         assert self.maps is not None
-        pooled = F.max_pool2d(self.maps.unflatten(-1, self.control.map_size), 3, 1, 1)
-        attention = F.interpolate(pooled, size)
-        attention = attention / attention.amax((-2, -1), keepdim=True)
-        return (attention > self.control.threshold[:, None, None, None]).any(1)
+        control = self.control
+        pooled = F.max_pool2d(self.maps.unflatten(-1, control.map_size), 3, 1, 1)
+        mask = _attended(pooled, size, control.threshold)
+        if self.subtracted is not None:
+            subtracted = self.subtracted.unflatten(-1, control.map_size)
+            mask &= ~_attended(subtracted, size, control.subtract_threshold)
+        return mask
+
+
+def _add_words(maps: Tensor | None, pair: Tensor, words: Tensor) -> Tensor:
+    """Add the attention of words in the maps of source and edit, [rows, 2, pixels, tokens]."""
+    of_words = torch.einsum("rkpt,rkt->rkp", pair, words)
+    return of_words if maps is None else maps + of_words
+
+
+def _attended(maps: Tensor, size: torch.Size, threshold: Tensor) -> Tensor:
+    """Where the attention of source or edit, [rows, 2, ...], is above its threshold, [rows, height, width]."""
+    attention = F.interpolate(maps, size)
+    attention = attention / attention.amax((-2, -1), keepdim=True)
+    return (attention > threshold[:, None, None, None]).any(1)

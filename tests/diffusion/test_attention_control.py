@@ -95,7 +95,7 @@ def test_a_share_selects_the_steps_of_the_authors_code(steps: int, share: float,
     control = AttentionControl.of([[edit]], steps, (4, 4), [(4, 4)], torch.device("cpu"))
     of_steps = [control.at(t) for t in range(steps, 0, -1)]
     assert [step.cross is not None for step in of_steps] == [True] * cross + [False] * (steps - cross)
-    assert [step.self_rows is not None for step in of_steps] == [True] * rest + [False] * (steps - rest)
+    assert [step.self_attention.is_active for step in of_steps] == [True] * rest + [False] * (steps - rest)
     latents, blended = torch.randn(2, 4, 4, 4), []
     for t in range(steps, 0, -1):
         blend = LocalBlend(control)
@@ -113,7 +113,7 @@ def test_a_range_of_steps_has_both_ends_of_the_authors_code():
     control = AttentionControl.of([[edit]], 50, (4, 4), [(4, 4)], torch.device("cpu"))
     of_steps = [control.at(t) for t in range(50, 0, -1)]
     assert [i for i, step in enumerate(of_steps) if step.cross is not None] == list(range(10, 28))
-    assert [i for i, step in enumerate(of_steps) if step.self_rows is not None] == list(range(14, 28))
+    assert [i for i, step in enumerate(of_steps) if step.self_attention.is_active] == list(range(14, 28))
 
 
 @pytest.mark.parametrize("t", [10, 8, 7, 3, 2])
@@ -180,8 +180,8 @@ def test_local_blend_follows_the_equation(t: int):
     for row, place in enumerate(ROWS):
         edit = controls[place[1]][place[2]] if place else None
         if edit and edit.blend_start < 1 and STEPS - t >= STEPS * edit.blend_start:
-            mine = attended(maps, row, edit.edit_words, edit.blend_threshold)
-            sources = attended(maps, place[0], edit.source_words, edit.blend_threshold)
+            mine = attended(maps, row, edit.blend_words[1], edit.blend_threshold)
+            sources = attended(maps, place[0], edit.blend_words[0], edit.blend_threshold)
             for y, x in product(range(LATENTS[0]), range(LATENTS[1])):
                 if not (mine[y][x] or sources[y][x]):
                     expected[row, :, y, x] = latents[place[0], :, y, x]
@@ -217,7 +217,7 @@ def test_where_nothing_is_controlled_the_layers_own_attention_runs_bit_for_bit(n
     for t in (10, 3, 2, 1):
         with networks.controlled(control.at(t)):
             assert torch.equal(predict(t), free[t]) == (t < 3)  # the larger share is 0.8
-        assert (control.at(t).self_rows is None) == (t < 5)
+        assert control.at(t).self_attention.is_active == (t >= 5)
     assert torch.equal(predict(10), free[10])
     assert not control.blends
 
