@@ -199,7 +199,7 @@ def _edit_settings_from_json(edit: JsonObject) -> EditSettings:
     names = ("kind", "cross_replace_steps", "self_replace_steps", "equalizer", "blend_words")
     values: dict[str, Any] = {name: edit.value(name) for name in names}
     values |= {name: edit.number(name) for name in ("blend_threshold", "blend_start")}
-    later = (item.name for item in fields(EditSettings) if item.name not in values)  # runs of older versions lack them
+    later = (item.name for item in fields(EditSettings) if item.name not in values)
     values |= {name: edit.value(name) for name in later if name in edit}
     try:
         return EditSettings(**values)

@@ -61,20 +61,15 @@ EDIT_JSON = {
     "model": {"name": None, "config": None},
     "data": {"inversions": "/runs/inversions", "edits": None, "edit_prompt": "a cat", "units_per_shard": 8},
     "edit": {
-        "attention": "prompt-to-prompt",
         "kind": "replace",
         "cross_replace_steps": {"default_": 0.4, "cat": [0.1, 0.9]},
         "self_replace_steps": [0.2, 0.6],
         "masactrl_steps": [0.1, 0.9],
-        "masactrl_layers": [0.6, 1.0],
-        "pnp_attention_steps": 0.5,
-        "pnp_feature_steps": 0.8,
         "equalizer": {"cat": 2.0},
         "blend_words": ["dog", ["cat", "#2"]],
         "blend_threshold": 0.3,
         "blend_start": 0.2,
         "subtract_words": ["sofa", ""],
-        "subtract_threshold": 0.3,
     },
 }
 

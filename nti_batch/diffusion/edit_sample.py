@@ -48,10 +48,11 @@ def edit_sample(
     rows, num_steps, blend = control.rows, schedule.num_steps, LocalBlend(control)
     latents, targets = noise_latents[rows.image_of], pivot or repeat(None, num_steps)
     for t, null_embedding, target in zip(range(num_steps, 0, -1), null_embeddings, targets, strict=True):
-        with controlled(control.at(t, blend)):
+        step = control.at(t, blend)
+        with controlled(step):
             cond = predict_at(predict, schedule, latents, t, prompt_embeddings)
         null_rows = null_embedding[rows.image_of]
-        null_control = control.at_null(t)
+        null_control = step.of_null()
         with controlled(null_control) if null_control else nullcontext():
             latents = guided_step(predict, schedule, latents, t, cond, null_rows, guidance_scale)
         if target is not None:

@@ -1,17 +1,14 @@
-"""Settings of an edit in words, and their control of the tokens.
+"""Settings of an edit, in words.
 
 `prompt_to_prompt` and `self_attention` explain the names.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import Field, dataclass, field, fields
 from typing import Any, Literal, get_args
 
-import torch
-from torch import Tensor
-
-from nti_batch.diffusion.alignment import Kind, TokenizedPrompt, align
+from nti_batch.diffusion.alignment import Kind
 
 DEFAULT_WORD = "default_"
 """Key of `cross_replace_steps` for all words that have no entry of their own, as in the code of prompt-to-prompt."""
@@ -59,6 +56,13 @@ class EditSettings:
     masactrl_layers: tuple[float, float] = (0.6, 1.0)
     """Self-attention layers in which it does, [start, end] as shares of their number, in the order of evaluation."""
 
+    masactrl_words: tuple[Words, Words] | None = None
+    """Words of the object in the source's prompt and in the edit's, or lists of them: the edit's object attends to the
+    source's object alone, and its background to the background."""
+
+    masactrl_threshold: float = 0.1
+    """Attention of these words, from 0 to 1 over the image, from which a place is of the object."""
+
     pnp_attention_steps: StepRange = 0.5
     """Share of the steps in which plug-and-play takes the source's self-attention maps: a number, or [start, end]."""
 
@@ -103,7 +107,7 @@ class EditSettings:
             yield f"cross_replace_steps is {self.cross_replace_steps}, allowed: words with the key {DEFAULT_WORD!r}"
         for name in _RANGES:
             yield from _range_errors(name, getattr(self, name))
-        for name in ("blend_threshold", "blend_start", "subtract_threshold"):
+        for name in ("blend_threshold", "blend_start", "subtract_threshold", "masactrl_threshold"):
             yield from _range_errors(name, getattr(self, name))
         if not isinstance(self.masactrl_layers, tuple):
             yield f"masactrl_layers is {self.masactrl_layers}, allowed: [start, end] with 0 <= start <= end <= 1"
@@ -123,8 +127,15 @@ class EditSettings:
         return steps if isinstance(steps, Mapping) else {DEFAULT_WORD: steps}
 
     def to_json(self) -> dict[str, Any]:
-        """The settings as JSON reads them back, with lists for tuples; the constructor takes them."""
-        return {item.name: _with_lists(getattr(self, item.name)) for item in fields(self)}
+        """The settings as JSON reads them back, with lists for tuples; the constructor takes them.
+
+        The first settings are always there. Those that came later are left out where they have their default.
+        """
+        written = {item.name: getattr(self, item.name) for item in fields(self) if self._is_written(item)}
+        return {name: _with_lists(value) for name, value in written.items()}
+
+    def _is_written(self, item: "Field[Any]") -> bool:
+        return item.name in FIRST_SETTINGS or getattr(self, item.name) != item.default
 
     @property
     def self_attention(self) -> tuple[StepRange, tuple[float, float], StepRange]:
@@ -138,107 +149,19 @@ class EditSettings:
                 return self.self_replace_steps, (0.0, 1.0), 0.0
 
 
+FIRST_SETTINGS = (
+    "kind",
+    "cross_replace_steps",
+    "self_replace_steps",
+    "equalizer",
+    "blend_words",
+    "blend_threshold",
+    "blend_start",
+)
+"""Settings that every JSON of an edit has."""
+
 _RANGES = ("self_replace_steps", "masactrl_steps", "masactrl_layers", "pnp_attention_steps", "pnp_feature_steps")
-_LISTS = ("cross_replace_steps", *_RANGES, "blend_words", "subtract_words")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class EditControl:
-    """The control of one row."""
-
-    alignment: Tensor
-    """A, [tokens, tokens]."""
-
-    weights: Tensor
-    """s, [tokens]."""
-
-    cross_replace_steps: Tensor
-    """Start and end of each token's range, shares of the steps, [2, tokens] float64."""
-
-    attention: AttentionMethod
-    self_replace_steps: tuple[float, float]
-    """Start and end of the control of self-attention, shares of the steps."""
-
-    self_replace_layers: tuple[float, float]
-    """The same as shares of the layers."""
-
-    feature_steps: tuple[float, float]
-    """Start and end of the control of features, shares of the steps."""
-
-    blend_words: Tensor
-    """1 for the blend words of the source's and the edit's prompt, 0 for other tokens, [2, tokens]."""
-
-    blend_threshold: float
-    blend_start: float
-    """1 for a row without local blend."""
-
-    subtract_words: Tensor
-    """1 for the words to subtract from local blend, [2, tokens]."""
-
-    subtract_threshold: float
-
-    @classmethod
-    def of(cls, source: TokenizedPrompt, edit: TokenizedPrompt, settings: EditSettings) -> "EditControl":
-        """Find the words in the prompts.
-
-        Raises:
-            ValueError: If a word is not in its prompt, or the prompts cannot be aligned.
-        """
-        self_steps, self_layers, feature_steps = settings.self_attention
-        by_word = settings.cross_replace_by_word if settings.attention == "prompt-to-prompt" else {DEFAULT_WORD: 0.0}
-        return cls(
-            alignment=align(source, edit, settings.kind),
-            weights=_by_word(edit, 1.0, settings.equalizer),
-            cross_replace_steps=_ranges_by_word(edit, by_word),
-            attention=settings.attention,
-            self_replace_steps=_start_and_end(self_steps),
-            self_replace_layers=self_layers,
-            feature_steps=_start_and_end(feature_steps),
-            blend_words=_pair_of_words(source, edit, settings.blend_words),
-            blend_threshold=settings.blend_threshold,
-            blend_start=settings.blend_start if settings.blend_words else 1.0,
-            subtract_words=_pair_of_words(source, edit, settings.subtract_words),
-            subtract_threshold=settings.subtract_threshold,
-        )
-
-    @classmethod
-    def none(cls, length: int) -> "EditControl":
-        """The control of a source, which changes nothing."""
-        empty = TokenizedPrompt("", (), (), 1, length)
-        nothing = EditSettings(cross_replace_steps=0.0, self_replace_steps=0.0)
-        return replace(cls.of(empty, empty, nothing), alignment=torch.eye(length))
-
-
-def _pair_of_words(source: TokenizedPrompt, edit: TokenizedPrompt, pair: tuple[Words, Words] | None) -> Tensor:
-    """1 for the words of both prompts, 0 for other tokens, [2, tokens]."""
-    words = zip((source, edit), pair or ("", ""), strict=True)
-    return torch.stack([_by_word(prompt, 0.0, dict.fromkeys(_each(of_prompt), 1.0)) for prompt, of_prompt in words])
-
-
-def _each(words: Words) -> Iterable[str]:
-    return filter(None, [words] if isinstance(words, str) else words)
-
-
-def _ranges_by_word(prompt: TokenizedPrompt, ranges: Mapping[str, StepRange]) -> Tensor:
-    """Start and end of each token's range, [2, tokens] float64."""
-    by_word = {word: _start_and_end(steps) for word, steps in ranges.items()}
-    defaults = by_word.pop(DEFAULT_WORD)
-    bounds = [(defaults[i], {word: r[i] for word, r in by_word.items()}) for i in (0, 1)]
-    return torch.stack([_by_word(prompt, *bound, torch.float64) for bound in bounds])
-
-
-def _by_word(
-    prompt: TokenizedPrompt, default: float, values: Mapping[str, float], dtype: torch.dtype = torch.float32
-) -> Tensor:
-    """A value for each token, [tokens]."""
-    tokens = torch.full((prompt.length,), default, dtype=dtype)
-    for word, value in values.items():
-        tokens[prompt.find(word)] = value
-    return tokens
-
-
-def _start_and_end(steps: StepRange) -> tuple[float, float]:
-    return steps if isinstance(steps, tuple) else (0.0, steps)
+_LISTS = ("cross_replace_steps", *_RANGES, "blend_words", "subtract_words", "masactrl_words")
 
 
 def _range_errors(name: str, steps: StepRange) -> Iterator[str]:
@@ -250,14 +173,14 @@ def _range_errors(name: str, steps: StepRange) -> Iterator[str]:
 
 
 def _with_tuples(value: Any) -> Any:
-    """Tuples for lists, in a mapping too."""
+    """Tuples for lists, at any depth."""
     if isinstance(value, Mapping):
         return {key: _with_tuples(item) for key, item in value.items()}
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(map(_with_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def _with_lists(value: Any) -> Any:
-    """Lists for tuples, in a mapping too."""
+    """Lists for tuples, at any depth."""
     if isinstance(value, Mapping):
         return {key: _with_lists(item) for key, item in value.items()}
-    return list(value) if isinstance(value, tuple) else value
+    return list(map(_with_lists, value)) if isinstance(value, tuple) else value

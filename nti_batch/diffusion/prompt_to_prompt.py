@@ -33,9 +33,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nti_batch.diffusion.edit_settings import EditControl
+from nti_batch.diffusion.edit_control import EditControl
+from nti_batch.diffusion.foreground import ForegroundControl, ForegroundMasks, sum_of_words
 from nti_batch.diffusion.rows import Rows
-from nti_batch.diffusion.self_attention import SelfAttentionControl, SelfAttentionStep
+from nti_batch.diffusion.self_attention import SelfAttentionControl, SelfAttentionStep, SourceRows
 
 BLEND_PIXELS = 256
 """Local blend takes the maps of the resolution that is nearest to this many: 16 x 16 in Stable Diffusion."""
@@ -86,6 +87,8 @@ class AttentionControl:
     """First step with local blend, [rows], on the CPU; T for a row without."""
 
     self_attention: SelfAttentionControl
+    foreground: ForegroundControl | None
+    """None if no row has foreground words."""
 
     @classmethod
     def of(
@@ -109,9 +112,17 @@ class AttentionControl:
         controls = [row for of_image in edits for row in (EditControl.none(length), *of_image)]
         alignment = torch.stack([row.alignment for row in controls])
         rows = Rows.of([len(of_image) for of_image in edits], device)
+        map_size = min(cross_sizes, key=lambda size: abs(math.log(size[0] * size[1] / BLEND_PIXELS)))
+        foreground = ForegroundControl(
+            rows=rows,
+            words=torch.stack([row.foreground_words for row in controls]).to(device),
+            threshold=torch.tensor([row.foreground_threshold for row in controls], device=device),
+            map_size=map_size,
+            layer_sizes=cross_sizes,
+        )
         return cls(
             num_steps=num_steps,
-            map_size=min(cross_sizes, key=lambda size: abs(math.log(size[0] * size[1] / BLEND_PIXELS))),
+            map_size=map_size,
             rows=rows,
             alignment=alignment.to(device),
             aligned=alignment.any(1).to(device),
@@ -123,6 +134,7 @@ class AttentionControl:
             cross_steps=torch.stack([row.cross_replace_steps * (num_steps + 1) for row in controls]).long(),
             blend_steps=torch.tensor([int(row.blend_start * num_steps) for row in controls]),
             self_attention=SelfAttentionControl.of(controls, rows, num_steps, latent_size),
+            foreground=foreground if foreground.words.any() else None,
         )
 
     @property
@@ -139,17 +151,14 @@ class AttentionControl:
         """Control of the evaluation of the prompts at timestep t, whose maps `blend` collects."""
         step = self.num_steps - t
         cross = (self.cross_steps[:, 0] <= step) & (step < self.cross_steps[:, 1])
+        foreground = ForegroundMasks(self.foreground) if self.foreground else None
         return StepControl(
             batch=self,
             cross=cross.to(self.alignment.device) if cross.any() else None,
-            self_attention=self.self_attention.at(step, of_null=False),
-            blend=blend if self.blends else None,
+            self_attention=self.self_attention.at(step),
+            foreground=foreground,
+            collectors=tuple(filter(None, (blend if self.blends else None, foreground))),
         )
-
-    def at_null(self, t: int) -> "StepControl | None":
-        """Control of the evaluation of the null embeddings at timestep t; None if it changes nothing."""
-        self_attention = self.self_attention.at(self.num_steps - t, of_null=True)
-        return StepControl(self, None, self_attention, None) if self_attention.is_active else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -161,8 +170,24 @@ class StepControl:
     """c_t, [rows, tokens]; None if it is 0 for all."""
 
     self_attention: SelfAttentionStep
-    blend: "LocalBlend | None"
-    """Collects the maps of the blend words, if any row has local blend."""
+    foreground: ForegroundMasks | None
+    collectors: "tuple[LocalBlend | ForegroundMasks, ...]"
+    """What collects cross-attention maps, if any row needs them."""
+
+    def of_null(self) -> "StepControl | None":
+        """Control of the evaluation of the null embeddings after that of the prompts; None if it changes nothing."""
+        self_attention = self.self_attention.of_null()
+        return StepControl(self.batch, None, self_attention, self.foreground, ()) if self_attention.is_active else None
+
+    def self_attention_of_layer(self, pixels: int, position: float) -> SourceRows | None:
+        """Rows to attend with in one self-attention layer; None if each row attends with its own.
+
+        Args:
+            pixels: Number of the layer's pixels.
+            position: k / n of layer k, from 0, of n self-attention layers in the order of evaluation.
+        """
+        rows = self.self_attention.of_layer(pixels, position)
+        return rows.masked(self.foreground.of_layer(pixels, position)) if rows and self.foreground else rows
 
     def needs_maps(self, pixels: int) -> bool:
         """Whether the control reads or replaces the maps of a cross-attention layer with so many pixels."""
@@ -171,12 +196,12 @@ class StepControl:
     def cross_attention(self, maps: Tensor) -> Tensor:
         """M*_t of each row from the rows' own cross-attention maps, [rows, heads, pixels, tokens]."""
         replaced = self._replace(maps)
-        if self.blend is not None and self._collects(maps.shape[2]):
-            self.blend.collect(replaced)
+        for collector in self.collectors if self._collects(maps.shape[2]) else ():
+            collector.collect(replaced)
         return replaced
 
     def _collects(self, pixels: int) -> bool:
-        return self.blend is not None and pixels == math.prod(self.batch.map_size)
+        return bool(self.collectors) and pixels == math.prod(self.batch.map_size)
 
     def _replace(self, maps: Tensor) -> Tensor:
         if self.cross is None:
@@ -201,11 +226,12 @@ class LocalBlend:
 
     def collect(self, maps: Tensor) -> None:
         """Add the maps of one layer, [rows, heads, pixels, tokens]."""
-        own = maps.mean(1)
-        pair = torch.stack([own[self.control.rows.source_of], own], 1)
-        self.maps = _add_words(self.maps, pair, self.control.blend_words)
-        if self.control.subtracts:
-            self.subtracted = _add_words(self.subtracted, pair, self.control.subtract_words)
+        control = self.control
+        of_words = sum_of_words(maps, control.rows, control.blend_words)
+        self.maps = of_words if self.maps is None else self.maps + of_words
+        if control.subtracts:
+            of_words = sum_of_words(maps, control.rows, control.subtract_words)
+            self.subtracted = of_words if self.subtracted is None else self.subtracted + of_words
 
     def __call__(self, latents: Tensor, t: int) -> Tensor:
         """z_{t-1} of all rows with local blend, after the step from t."""
@@ -226,12 +252,6 @@ class LocalBlend:
             subtracted = self.subtracted.unflatten(-1, control.map_size)
             mask &= ~_attended(subtracted, size, control.subtract_threshold)
         return mask
-
-
-def _add_words(maps: Tensor | None, pair: Tensor, words: Tensor) -> Tensor:
-    """Add the attention of words in the maps of source and edit, [rows, 2, pixels, tokens]."""
-    of_words = torch.einsum("rkpt,rkt->rkp", pair, words)
-    return of_words if maps is None else maps + of_words
 
 
 def _attended(maps: Tensor, size: torch.Size, threshold: Tensor) -> Tensor:

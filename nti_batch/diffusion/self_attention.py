@@ -4,7 +4,7 @@ Q, K, V are a source's queries, keys and values in a self-attention layer, f its
 of its edit. In a range of the steps and of the layers, the edit has
 
     softmax(Q  K^T / sqrt(d)) V*    prompt-to-prompt and plug-and-play: the map of the source
-    softmax(Q* K^T / sqrt(d)) V     MasaCtrl: the edit looks for its content in the source
+    softmax(Q* K^T / sqrt(d)) V     MasaCtrl: the edit looks for its content in the source (`foreground`: in a part)
     f* <- f                         plug-and-play, in one residual block of the decoder and a range of its own
 
 Prompt-to-prompt controls the evaluations of the prompts alone. The others control those of the null embeddings too,
@@ -18,12 +18,12 @@ https://arxiv.org/abs/2211.12572.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from nti_batch.diffusion.edit_settings import EditControl
+from nti_batch.diffusion.edit_control import EditControl
 from nti_batch.diffusion.rows import Rows
 
 SELF_PIXELS = 1024
@@ -37,6 +37,15 @@ class SourceRows:
     query: Tensor
     key: Tensor
     value: Tensor
+    mask: Tensor | None = None
+    """Whether pixel i of a row may attend to pixel j, bool [rows, 1, i, j]; None if it always may."""
+
+    def masked(self, mask: Tensor | None) -> "SourceRows":
+        """Apply a mask to the rows that take values."""
+        if mask is None:
+            return self
+        own = self.value == torch.arange(len(self.value), device=self.value.device)
+        return replace(self, mask=mask | own[:, None, None, None])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,17 +86,10 @@ class SelfAttentionControl:
             feature_steps=torch.tensor([[int(share * num_steps) for share in row.feature_steps] for row in controls]),
         )
 
-    def at(self, step: int, of_null: bool) -> "SelfAttentionStep":
-        """Control of one evaluation.
-
-        Args:
-            step: Steps done before, 0 to T - 1.
-            of_null: Whether the evaluation is that of the null embeddings.
-        """
-        controlled = ~self.by_maps if of_null else torch.ones_like(self.by_maps)
-        return SelfAttentionStep(
-            self, _is_in(step, self.steps) & controlled, self._source_rows(_is_in(step, self.feature_steps))
-        )
+    def at(self, step: int) -> "SelfAttentionStep":
+        """Control of the evaluation of the prompts after so many steps, 0 to T - 1."""
+        feature_rows = self._source_rows(_is_in(step, self.feature_steps))
+        return SelfAttentionStep(self, _is_in(step, self.steps), feature_rows)
 
     def of_layer(self, active: Tensor, pixels: int, position: float) -> SourceRows | None:
         """The rows that `active` rows take in a layer; None if each takes its own."""
@@ -116,6 +118,10 @@ class SelfAttentionStep:
 
     feature_rows: Tensor | None
     """The row whose features each row takes, [rows]; None if each takes its own."""
+
+    def of_null(self) -> "SelfAttentionStep":
+        """Control of the evaluation of the null embeddings."""
+        return replace(self, active=self.active & ~self.control.by_maps)
 
     @property
     def is_active(self) -> bool:

@@ -129,6 +129,8 @@ SETTINGS_COLUMNS = {
     "self_replace_steps": Column(_steps, _STEPS),
     "masactrl_steps": Column(_steps, _STEPS),
     "masactrl_layers": Column(_range, "a range [0.6, 1] or 0.6;1"),
+    "masactrl_words": Column(_pair, _WORDS),
+    "masactrl_threshold": Column(_number, "a number"),
     "pnp_attention_steps": Column(_steps, _STEPS),
     "pnp_feature_steps": Column(_steps, _STEPS),
     "equalizer": Column(_numbers, 'words with a number each, {"word": 1.5} or word=1.5;other=2'),

@@ -8,8 +8,9 @@ from PIL import Image
 from torch import Tensor
 
 from nti_batch.data.images import to_bytes, to_image
+from nti_batch.diffusion.edit_control import EditControl
 from nti_batch.diffusion.edit_sample import edit_sample
-from nti_batch.diffusion.edit_settings import EditControl, EditSettings
+from nti_batch.diffusion.edit_settings import EditSettings
 from nti_batch.diffusion.guidance import Predictor
 from nti_batch.diffusion.prompt_to_prompt import AttentionControl
 from nti_batch.models.load import load_model

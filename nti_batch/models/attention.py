@@ -42,7 +42,7 @@ class ControlledAttention:
         """Attend, [rows, pixels, channels]; without `encoder_hidden_states` to the pixels themselves."""
         pixels = hidden_states.shape[1]
         if encoder_hidden_states is None:
-            rows = self.control.self_attention.of_layer(pixels, self.position)
+            rows = self.control.self_attention_of_layer(pixels, self.position)
             if rows is not None:
                 return _self_attention(attn, hidden_states, rows)
         elif self.control.needs_maps(pixels):
@@ -90,7 +90,9 @@ def features_from(unet: "UNet2DConditionModel", rows: Tensor | None) -> Iterator
 def _self_attention(attn: "Attention", hidden_states: Tensor, rows: SourceRows) -> Tensor:
     """Self-attention with the queries, keys and values of other rows, so that no map is stored."""
     query, key, value = (_heads(attn, layer(hidden_states)) for layer in (attn.to_q, attn.to_k, attn.to_v))
-    attended = F.scaled_dot_product_attention(query[rows.query], key[rows.key], value[rows.value], scale=attn.scale)
+    attended = F.scaled_dot_product_attention(
+        query[rows.query], key[rows.key], value[rows.value], rows.mask, scale=attn.scale
+    )
     return _project(attn, attended)
 
 

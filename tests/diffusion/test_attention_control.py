@@ -9,8 +9,9 @@ from helpers.edited_samples import SCALE, SOURCE, STEPS, SWAP, control_of, null_
 from helpers.prompts import noise, tokenized
 from torch import Tensor
 
+from nti_batch.diffusion.edit_control import EditControl
 from nti_batch.diffusion.edit_sample import edit_sample
-from nti_batch.diffusion.edit_settings import EditControl, EditSettings
+from nti_batch.diffusion.edit_settings import EditSettings
 from nti_batch.diffusion.prompt_to_prompt import AttentionControl, LocalBlend
 from nti_batch.models.attention import ControlledAttention
 from nti_batch.models.stable_diffusion import StableDiffusion

@@ -10,7 +10,8 @@ import torch
 from helpers.prompts import tokenized
 from jsonargparse import ArgumentParser
 
-from nti_batch.diffusion.edit_settings import EditControl, EditSettings
+from nti_batch.diffusion.edit_control import EditControl
+from nti_batch.diffusion.edit_settings import EditSettings
 
 
 def test_all_wrong_settings_are_named_at_once():

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from helpers.prompts import noise
 from nti_batch.diffusion.ddim import ddim_sample
+from nti_batch.diffusion.edit_control import EditControl
 from nti_batch.diffusion.edit_sample import edit_sample
-from nti_batch.diffusion.edit_settings import EditControl, EditSettings
+from nti_batch.diffusion.edit_settings import EditSettings
 from nti_batch.diffusion.prompt_to_prompt import AttentionControl
 from nti_batch.models.stable_diffusion import StableDiffusion
 
