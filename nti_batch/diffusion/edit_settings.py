@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, get_args
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -13,6 +13,12 @@ from nti_batch.diffusion.alignment import Kind, TokenizedPrompt, align
 DEFAULT_WORD = "default_"
 """Key of `cross_replace_steps` for all words that have no entry of their own, as in the code of prompt-to-prompt."""
 
+MAX_DILATION = 64
+"""Largest `dilate_mask`, as large as the latents of Stable Diffusion."""
+
+Proximal = Literal["l0", "l1"]
+"""Hard or soft threshold of proximal guidance."""
+
 StepRange = float | tuple[float, float]
 """Shares of the steps at which a range starts and ends, 0 to 1; a number s is the range (0, s).
 
@@ -21,7 +27,10 @@ StepRange = float | tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EditSettings:
-    """Changes that an edit makes to the attention. A word is one word of the edit's prompt, or several in a row."""
+    """Changes that an edit makes to the attention and to the guidance.
+
+    A word is one word of the edit's prompt, or several in a row. `proximal` explains proximal guidance.
+    """
 
     kind: Kind = "refine"
     """`replace`: each word of the edit's prompt stands for the source's word at its place; `refine`: words that both
@@ -47,6 +56,31 @@ class EditSettings:
     blend_start: float = 0.2
     """Share of the steps after which local blend begins."""
 
+    guidance_scale: float | None = None
+    """Guidance scale of the edit; None takes that of the inversion, which always is the source's. Edit-friendly DDPM
+    inversion was published with 3.5 for the source and 15 for the edit."""
+
+    skip_steps: float = 0.0
+    """Share of the steps, from the noisiest, in which the edit stays its source: 0.36 in the code of edit-friendly
+    DDPM inversion."""
+
+    proximal: Proximal | None = None
+    """Threshold on the difference that guides the edit: soft ('l1') or hard ('l0'); None for none. The settings below
+    belong to it."""
+
+    quantile: float = 0.7
+    """Quantile of the difference's size that is the threshold."""
+
+    recon_lr: float = 0.0
+    """Share of the distance to the source that inversion guidance takes back where the edit changes little; 0 for no
+    inversion guidance, 1 in most examples of the authors' code."""
+
+    recon_start: float = 0.6
+    """Share of the steps after which inversion guidance begins; the authors' `recon_t` of 400 timesteps."""
+
+    dilate_mask: int = 1
+    """Distance, in latent pixels, to which inversion guidance spares the surroundings of a change."""
+
     def __post_init__(self) -> None:
         """Take lists for tuples, as JSON has them.
 
@@ -65,8 +99,14 @@ class EditSettings:
         if DEFAULT_WORD not in self.cross_replace_by_word:
             yield f"cross_replace_steps is {self.cross_replace_steps}, allowed: words with the key {DEFAULT_WORD!r}"
         yield from _range_errors("self_replace_steps", self.self_replace_steps)
-        for name in ("blend_threshold", "blend_start"):
+        for name in ("blend_threshold", "blend_start", "skip_steps", "quantile", "recon_lr", "recon_start"):
             yield from _range_errors(name, getattr(self, name))
+        if self.guidance_scale is not None and not 1 <= self.guidance_scale < math.inf:
+            yield f"guidance_scale is {self.guidance_scale}, allowed: at least 1, or null for the inversion's"
+        if self.proximal not in (None, *get_args(Proximal)):
+            yield f"proximal is {self.proximal!r}, allowed: {' or '.join(map(repr, get_args(Proximal)))}, or null"
+        if not 0 <= self.dilate_mask <= MAX_DILATION:
+            yield f"dilate_mask is {self.dilate_mask}, allowed: 0 to {MAX_DILATION}"
         for word, weight in self.equalizer.items():
             if not math.isfinite(weight):
                 yield f"equalizer[{word!r}] is {weight}, allowed: finite numbers"
@@ -89,7 +129,17 @@ class EditSettings:
             "blend_words": _with_lists(self.blend_words),
             "blend_threshold": self.blend_threshold,
             "blend_start": self.blend_start,
+            **{name: getattr(self, name) for name, default in _guidance_defaults() if getattr(self, name) != default},
         }
+
+
+GUIDANCE_NUMBERS = ("guidance_scale", "skip_steps", "quantile", "recon_lr", "recon_start")
+GUIDANCE = (*GUIDANCE_NUMBERS, "proximal", "dilate_mask")
+"""Settings of the guidance. JSON has those that are not the default, since they came later than the others."""
+
+
+def _guidance_defaults() -> list[tuple[str, object]]:
+    return [(field.name, field.default) for field in fields(EditSettings) if field.name in GUIDANCE]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -219,6 +219,11 @@ class LocalBlend:
         of_words = torch.einsum("rkpt,rkt->rkp", pair, self.control.blend_words)
         self.maps = of_words if self.maps is None else self.maps + of_words
 
+    def restart(self, rows: Tensor) -> None:
+        """Drop the maps of some rows, bool [rows]."""
+        if self.maps is not None:
+            self.maps = self.maps.masked_fill(rows[:, None, None], 0)
+
     def __call__(self, latents: Tensor, t: int) -> Tensor:
         """z_{t-1} of all rows with local blend, after the step from t."""
         control = self.control
