@@ -130,12 +130,13 @@ def perform(
     """
     pairs = iter(zip(inversions, edits, strict=True))
     images_per_call = max(1, BATCH_SIZE // (1 + max(map(len, edits))))
+    settings = InversionSettings(guidance_scale=guidance_scale)
     while batch := list(islice(pairs, images_per_call)):
         groups = [
             (i, [ControlledEdit.of(networks, i.prompt, e.edited.caption, e.settings(controlled)) for e in of_image])
             for i, of_image in batch
         ]
-        for (_, of_image), images in zip(batch, edit_images(networks, groups, guidance_scale), strict=True):
+        for (_, of_image), images in zip(batch, edit_images(networks, groups, settings), strict=True):
             for edit, image in zip(of_image, images[1:], strict=True):
                 yield Edited(edit, image, judge_edit(image, edit.source, edit.edited))
 

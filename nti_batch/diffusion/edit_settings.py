@@ -13,6 +13,12 @@ from nti_batch.diffusion.alignment import Kind
 DEFAULT_WORD = "default_"
 """Key of `cross_replace_steps` for all words that have no entry of their own, as in the code of prompt-to-prompt."""
 
+MAX_DILATION = 64
+"""Largest `dilate_mask`, as large as the latents of Stable Diffusion."""
+
+Proximal = Literal["l0", "l1"]
+"""Hard or soft threshold of proximal guidance."""
+
 StepRange = float | tuple[float, float]
 """Shares of the steps at which a range starts and ends, 0 to 1; a number s is the range (0, s).
 
@@ -29,9 +35,10 @@ PLUG_AND_PLAY_LAYERS = (0.5, 1.0)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EditSettings:
-    """Changes that an edit makes to the attention.
+    """Changes that an edit makes to the attention and to the guidance.
 
     A word is one word of the edit's prompt, several in a row, or by its number `#0`, `#1`, ... between the spaces.
+    `proximal` explains proximal guidance.
     """
 
     attention: AttentionMethod = "prompt-to-prompt"
@@ -88,6 +95,31 @@ class EditSettings:
     subtract_threshold: float = 0.3
     """Attention of these words, as a share of its maximum, above which the image stays."""
 
+    guidance_scale: float | None = None
+    """Guidance scale of the edit; None takes that of the inversion, which always is the source's. Edit-friendly DDPM
+    inversion was published with 3.5 for the source and 15 for the edit."""
+
+    skip_steps: float = 0.0
+    """Share of the steps, from the noisiest, in which the edit stays its source: 0.36 in the code of edit-friendly
+    DDPM inversion."""
+
+    proximal: Proximal | None = None
+    """Threshold on the difference that guides the edit: soft ('l1') or hard ('l0'); None for none. The settings below
+    belong to it."""
+
+    quantile: float = 0.7
+    """Quantile of the difference's size that is the threshold."""
+
+    recon_lr: float = 0.0
+    """Share of the distance to the source that inversion guidance takes back where the edit changes little; 0 for no
+    inversion guidance, 1 in most examples of the authors' code."""
+
+    recon_start: float = 0.6
+    """Share of the steps after which inversion guidance begins; the authors' `recon_t` of 400 timesteps."""
+
+    dilate_mask: int = 1
+    """Distance, in latent pixels, to which inversion guidance spares the surroundings of a change."""
+
     def __post_init__(self) -> None:
         """Take lists for tuples, as JSON has them.
 
@@ -107,12 +139,21 @@ class EditSettings:
             yield f"cross_replace_steps is {self.cross_replace_steps}, allowed: words with the key {DEFAULT_WORD!r}"
         for name in _RANGES:
             yield from _range_errors(name, getattr(self, name))
-        for name in ("blend_threshold", "blend_start", "subtract_threshold", "masactrl_threshold"):
+        for name in ("blend_threshold", "blend_start", "subtract_threshold", "masactrl_threshold", *_GUIDANCE_SHARES):
             yield from _range_errors(name, getattr(self, name))
         if not isinstance(self.masactrl_layers, tuple):
             yield f"masactrl_layers is {self.masactrl_layers}, allowed: [start, end] with 0 <= start <= end <= 1"
+        for name in _PAIRS:
+            if not _is_pair(value := getattr(self, name)):
+                yield f"{name} is {_with_lists(value)!r}, allowed: two words, or two lists of words"
         if self.subtract_words and not self.blend_words:
             yield f"subtract_words is {_with_lists(self.subtract_words)}, allowed: null, or together with blend_words"
+        if self.guidance_scale is not None and not 1 <= self.guidance_scale < math.inf:
+            yield f"guidance_scale is {self.guidance_scale}, allowed: at least 1, or null for the inversion's"
+        if self.proximal not in (None, *get_args(Proximal)):
+            yield f"proximal is {self.proximal!r}, allowed: {' or '.join(map(repr, get_args(Proximal)))}, or null"
+        if not 0 <= self.dilate_mask <= MAX_DILATION:
+            yield f"dilate_mask is {self.dilate_mask}, allowed: 0 to {MAX_DILATION}"
         for word, weight in self.equalizer.items():
             if not math.isfinite(weight):
                 yield f"equalizer[{word!r}] is {weight}, allowed: finite numbers"
@@ -160,8 +201,11 @@ FIRST_SETTINGS = (
 )
 """Settings that every JSON of an edit has."""
 
+GUIDANCE_NUMBERS = ("guidance_scale", "skip_steps", "quantile", "recon_lr", "recon_start")
+_GUIDANCE_SHARES = GUIDANCE_NUMBERS[1:]
 _RANGES = ("self_replace_steps", "masactrl_steps", "masactrl_layers", "pnp_attention_steps", "pnp_feature_steps")
-_LISTS = ("cross_replace_steps", *_RANGES, "blend_words", "subtract_words", "masactrl_words")
+_PAIRS = ("blend_words", "subtract_words", "masactrl_words")
+_LISTS = ("cross_replace_steps", *_RANGES, *_PAIRS)
 
 
 def _range_errors(name: str, steps: StepRange) -> Iterator[str]:
@@ -170,6 +214,14 @@ def _range_errors(name: str, steps: StepRange) -> Iterator[str]:
             yield f"{name} is {steps}, allowed: 0 to 1"
     elif len(steps) != 2 or not 0 <= steps[0] <= steps[1] <= 1:
         yield f"{name} is {list(steps)}, allowed: [start, end] with 0 <= start <= end <= 1"
+
+
+def _is_pair(value: object) -> bool:
+    """Whether a value is None, or two words or tuples of words."""
+    if not isinstance(value, tuple):
+        return value is None
+    words = [word for side in value for word in (side if isinstance(side, tuple) else (side,))]
+    return len(value) == 2 and all(isinstance(word, str) for word in words)
 
 
 def _with_tuples(value: Any) -> Any:

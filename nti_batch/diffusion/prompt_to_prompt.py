@@ -233,6 +233,13 @@ class LocalBlend:
             of_words = sum_of_words(maps, control.rows, control.subtract_words)
             self.subtracted = of_words if self.subtracted is None else self.subtracted + of_words
 
+    def restart(self, rows: Tensor) -> None:
+        """Drop the maps of some rows, bool [rows]."""
+        if self.maps is not None:
+            self.maps = self.maps.masked_fill(rows[:, None, None], 0)
+        if self.subtracted is not None:
+            self.subtracted = self.subtracted.masked_fill(rows[:, None, None], 0)
+
     def __call__(self, latents: Tensor, t: int) -> Tensor:
         """z_{t-1} of all rows with local blend, after the step from t."""
         control = self.control

@@ -45,6 +45,13 @@ def _number(value: str | float) -> float:
     return float(value)
 
 
+def _whole_number(value: str | int) -> int:
+    number = int(value) if isinstance(value, str) else value
+    if type(number) is not int:
+        raise ValueError
+    return number
+
+
 def _numbers(value: str | Mapping[str, str | float]) -> dict[str, float]:
     if isinstance(value, str):
         value = {word: number for word, _, number in (part.rpartition("=") for part in value.split(";"))}
@@ -139,6 +146,13 @@ SETTINGS_COLUMNS = {
     "blend_start": Column(_number, "a number"),
     "subtract_words": Column(_pair, _WORDS),
     "subtract_threshold": Column(_number, "a number"),
+    "guidance_scale": Column(_number, "a number"),
+    "skip_steps": Column(_number, "a number"),
+    "proximal": _TEXT,
+    "quantile": Column(_number, "a number"),
+    "recon_lr": Column(_number, "a number"),
+    "recon_start": Column(_number, "a number"),
+    "dilate_mask": Column(_whole_number, "a whole number"),
 }
 """Columns of the fields of `EditSettings`."""
 

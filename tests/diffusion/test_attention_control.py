@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 import torch
-from helpers.edited_samples import SCALE, SOURCE, STEPS, SWAP, control_of, null_embeddings
+from helpers.edited_samples import SOURCE, STEPS, SWAP, control_of, guidance, null_embeddings
 from helpers.prompts import noise, tokenized
 from torch import Tensor
 
@@ -224,7 +224,8 @@ def test_where_nothing_is_controlled_the_layers_own_attention_runs_bit_for_bit(n
 
 
 def test_only_the_evaluations_of_the_prompts_are_controlled(networks: StableDiffusion):
-    control, before = control_of(networks, [(SOURCE, [(SOURCE, SWAP)])]), networks.unet.attn_processors
+    edits = [(SOURCE, [(SOURCE, SWAP)])]
+    control, before = control_of(networks, edits), networks.unet.attn_processors
     controlled = []
 
     def predict(latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
@@ -232,7 +233,7 @@ def test_only_the_evaluations_of_the_prompts_are_controlled(networks: StableDiff
         return torch.zeros_like(latents)
 
     inputs = (noise(), networks.embed_prompts([SOURCE, SOURCE]), null_embeddings())
-    edit_sample(predict, networks.controlled, networks.schedule(STEPS), *inputs, SCALE, control)
+    edit_sample(predict, networks.controlled, networks.schedule(STEPS), *inputs, guidance(edits), control)
     assert controlled == [True, False] * STEPS
 
 

@@ -95,7 +95,7 @@ def test_the_work_is_counted_no_gradient_is_computed_and_every_call_is_full(
             while len(pool) == pool.capacity:
                 states += [state for _, state in pool.advance()]
                 assert pool.work.full_calls == pool.work.calls
-            pool.admit(key, *image)
+            pool.admit(key, *image, key)
         while len(pool):
             states += [state for _, state in pool.advance()]
     assert traffic.reads <= traffic.writes == pool.work.calls, "the device should not be waited for more often"
