@@ -157,11 +157,12 @@ def test_self_attention_is_the_sources_below_the_latents_resolution_and_up_to_32
     assert torch.equal(found, own) is not replaced
 
 
-def attended(maps: list[Tensor], row: int, words: Tensor, threshold: float) -> list[list[bool]]:
+def attended(maps: list[Tensor], row: int, words: Tensor, threshold: float, distance: int = 1) -> list[list[bool]]:
     """The mask of a row's words at the latents' size, from maps of half of it, pixel by pixel."""
     pixels = list(product(range(MAP[0]), range(MAP[1])))
     summed = {(y, x): sum((m[row].mean(0)[y * MAP[1] + x] * words).sum().item() for m in maps) for y, x in pixels}
-    pooled = {(y, x): max(summed[v, u] for v, u in pixels if max(abs(v - y), abs(u - x)) < 2) for y, x in pixels}
+    near = {(y, x): [(v, u) for v, u in pixels if max(abs(v - y), abs(u - x)) <= distance] for y, x in pixels}
+    pooled = {place: max(summed[other] for other in near[place]) for place in pixels}
     highest = max(pooled.values())
     return [
         [highest > 0 and pooled[y // 2, x // 2] / highest > threshold for x in range(LATENTS[1])]
@@ -203,6 +204,41 @@ def test_without_one_blend_word_the_mask_is_the_other_words_alone(words: tuple[s
     mask = torch.tensor(attended([maps], row, of_word, 0.8)) if any(words) else torch.zeros(LATENTS, dtype=torch.bool)
     assert torch.equal(blend(latents, STEPS)[1], torch.where(mask, latents[1], latents[0]))
     assert bool(mask.any()) == any(words) and not mask.all()
+
+
+@pytest.mark.parametrize("subtracted", [("sat", "sat"), ("sat", ""), ("", ("sat", "#0"))])
+def test_local_blend_takes_several_words_and_keeps_out_of_others(subtracted: tuple[str, str]):
+    settings = EditSettings(
+        blend_words=(("tiger", "#0"), ("cat", "big")),
+        blend_threshold=0.6,
+        blend_start=0,
+        subtract_words=subtracted,
+        subtract_threshold=0.5,
+    )
+    source, edit = tokenized("a tiger sat"), tokenized("a big cat sat")
+    plain = EditSettings(blend_words=("tiger", "cat"), blend_threshold=0.6, blend_start=0)
+    controls = [EditControl.of(source, edit, s) for s in (settings, plain)]
+    control = AttentionControl.of([controls], STEPS, LATENTS, [MAP], torch.device("cpu"))
+    blend, maps, latents = LocalBlend(control), [some_maps(MAP)[:3], some_maps(MAP)[2:]], torch.randn(3, 4, *LATENTS)
+    for m in maps:
+        blend.collect(m)
+    tokens = {"tiger": [2, 3], "#0": [1], "cat": [3], "big": [2]}
+    of_source = {"sat": [4], "": []} | tokens
+    of_edit = {"sat": [4], "": []} | tokens
+
+    def mask(row: int, words: list[int], threshold: float, distance: int) -> Tensor:
+        chosen = torch.zeros(12).index_fill(0, torch.tensor(words, dtype=torch.long), 1.0)
+        return torch.tensor(attended(maps, row, chosen, threshold, distance))
+
+    first, second = ((words,) if isinstance(words, str) else words for words in subtracted)
+    may_change = mask(0, [1, 2, 3], 0.6, 1) | mask(1, [2, 3], 0.6, 1)
+    keeps = mask(0, [i for word in first for i in of_source[word]], 0.5, 0)
+    keeps |= mask(1, [i for word in second for i in of_edit[word]], 0.5, 0)
+    found = blend(latents, STEPS)
+    assert torch.equal(found[1], torch.where(may_change & ~keeps, latents[1], latents[0]))
+    assert (may_change & keeps).any() and (may_change & ~keeps).any()
+    without = mask(0, [2, 3], 0.6, 1) | mask(2, [3], 0.6, 1)
+    assert torch.equal(found[2], torch.where(without, latents[2], latents[0])), "the other edit keeps nothing"
 
 
 def test_where_nothing_is_controlled_the_layers_own_attention_runs_bit_for_bit(networks: StableDiffusion):

@@ -44,6 +44,28 @@ def test_wrong_ranges_of_steps_are_refused(steps: Any, words: str):
         EditSettings(cross_replace_steps=steps)
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"attention": "pnp"}, "attention is 'pnp', allowed: 'prompt-to-prompt' or 'masactrl' or 'plug-and-play'"),
+        ({"masactrl_steps": (0.5, 0.2)}, "masactrl_steps is [0.5, 0.2], allowed: [start, end] with"),
+        ({"masactrl_layers": (0.2, 1.1)}, "masactrl_layers is [0.2, 1.1], allowed: [start, end] with"),
+        ({"masactrl_layers": 0.5}, "masactrl_layers is 0.5, allowed: [start, end] with 0 <= start <= end <= 1"),
+        ({"masactrl_threshold": 2.0}, "masactrl_threshold is 2.0, allowed: 0 to 1"),
+        ({"pnp_feature_steps": -0.1}, "pnp_feature_steps is -0.1, allowed: 0 to 1"),
+        ({"pnp_attention_steps": 1.1}, "pnp_attention_steps is 1.1, allowed: 0 to 1"),
+        ({"blend_words": "cat"}, "blend_words is 'cat', allowed: two words, or two lists of words"),
+        ({"blend_words": ("a", "b", "c")}, "blend_words is ['a', 'b', 'c'], allowed: two words"),
+        ({"blend_words": ("a", ("b", 3))}, "blend_words is ['a', ['b', 3]], allowed: two words"),
+        ({"masactrl_words": ("a",)}, "masactrl_words is ['a'], allowed: two words"),
+        ({"subtract_words": ("a", "b")}, "subtract_words is ['a', 'b'], allowed: null, or together with blend_words"),
+    ],
+)
+def test_wrong_settings_of_a_method_are_refused(settings: dict[str, Any], words: str):
+    with pytest.raises(ValueError, match=f"^{re.escape(words)}"):
+        EditSettings(**settings)
+
+
 def test_a_number_of_steps_is_the_range_from_the_start():
     source, edit = tokenized("a tiger sat"), tokenized("a cat sat")
     cases: list[tuple[Any, Any]] = [(0.7, 0.3), ((0, 0.7), (0, 0.3)), ({"default_": 0.7, "cat": (0, 0.7)}, 0.3)]
@@ -62,6 +84,8 @@ def test_a_number_of_steps_is_the_range_from_the_start():
         EditSettings(),
         EditSettings(cross_replace_steps=(0.1, 0.5), self_replace_steps=(0.2, 1), blend_words=("cat", "dog")),
         EditSettings(cross_replace_steps={"default_": (0.1, 0.5), "red": 1}, equalizer={"red": 2}),
+        EditSettings(attention="masactrl", masactrl_steps=(0.1, 1), masactrl_words=("cat", ("dog", "#1"))),
+        EditSettings(blend_words=(("cat", "sofa"), ""), subtract_words=("", ("dog", "red")), subtract_threshold=0.4),
     ],
 )
 def test_settings_come_back_from_json(settings: EditSettings):
@@ -84,12 +108,23 @@ def test_the_command_line_takes_every_form_of_steps(text: str, expected: object)
     assert EditSettings(**parsed.edit).cross_replace_steps == expected
 
 
+def test_the_command_line_takes_several_words():
+    parser = ArgumentParser()
+    parser.add_class_arguments(EditSettings, "edit")
+    flags = ["--edit.blend_words=[[cup, saucer], '#2']", '--edit.subtract_words=["", sofa]']
+    parsed = EditSettings(**parser.parse_args([*flags, "--edit.attention=masactrl"]).edit)
+    assert (parsed.blend_words, parsed.subtract_words) == ((("cup", "saucer"), "#2"), ("", "sofa"))
+
+
 @pytest.mark.parametrize(
     "settings",
     [
         {"cross_replace_steps": {"default_": 0.5, "dog": 1}},
         {"equalizer": {"dog": 1}},
         {"blend_words": ("dog", "cat")},
+        {"blend_words": ("tiger", ("cat", "dog"))},
+        {"blend_words": ("tiger", "cat"), "subtract_words": ("", "dog")},
+        {"attention": "masactrl", "masactrl_words": ("dog", "cat")},
     ],
 )
 def test_a_word_that_is_not_in_its_prompt_is_refused(settings: dict[str, Any]):

@@ -37,6 +37,17 @@ def test_csv_and_jsonl_give_equal_requests(tmp_path: Path):
         {"key": "d", "mask": [3, 4], "mask_size": [8, 16], "blend_start": 0.1},
         {"key": "e", "cross_replace_steps": [0.1, 0.5], "self_replace_steps": 0},
         {"key": "f", "cross_replace_steps": {"default_": [0.1, 0.5], "blue sky": 1}},
+        {
+            "key": "g",
+            "attention": "masactrl",
+            "masactrl_steps": [0.1, 1],
+            "masactrl_layers": [0.5, 1],
+            "masactrl_words": ["red", ["blue", "#2"]],
+            "blend_words": [["red", "sky"], "blue"],
+            "subtract_words": ["sea", "sea"],
+            "subtract_threshold": 0.2,
+        },
+        {"key": "h", "attention": "plug-and-play", "pnp_feature_steps": 0.7, "pnp_attention_steps": [0.1, 0.5]},
     ]
     cells = [
         {"key": "a,b", "edit_prompt": 'a "blue" circle', "prompt": "a red circle", "kind": "replace"},
@@ -56,6 +67,17 @@ def test_csv_and_jsonl_give_equal_requests(tmp_path: Path):
         {"key": "d", "mask": "[3, 4]", "mask_size": "[8, 16]", "blend_start": "0.1"},
         {"key": "e", "cross_replace_steps": "0.1;0.5", "self_replace_steps": "0"},
         {"key": "f", "cross_replace_steps": '{"default_": [0.1, 0.5], "blue sky": 1}'},
+        {
+            "key": "g",
+            "attention": "masactrl",
+            "masactrl_steps": "0.1;1",
+            "masactrl_layers": "0.5;1",
+            "masactrl_words": '["red", ["blue", "#2"]]',
+            "blend_words": '[["red", "sky"], "blue"]',
+            "subtract_words": "sea;sea",
+            "subtract_threshold": "0.2",
+        },
+        {"key": "h", "attention": "plug-and-play", "pnp_feature_steps": "0.7", "pnp_attention_steps": "0.1;0.5"},
     ]
     (tmp_path / "e.jsonl").write_text("\n".join(map(json.dumps, edits)))
     with open(tmp_path / "e.csv", "w", newline="") as file:
@@ -65,7 +87,7 @@ def test_csv_and_jsonl_give_equal_requests(tmp_path: Path):
     defaults = EditSettings(cross_replace_steps=0.9)
     requests = read_requests(tmp_path / "e.jsonl", ["s"], defaults)
     assert requests == read_requests(tmp_path / "e.csv", ["s"], defaults)
-    assert [request.name for request in requests] == ["0", "x", "0", "0", "0", "0"]
+    assert [request.name for request in requests] == ["0", "x", "0", "0", "0", "0", "0", "0"]
     assert [request.settings.cross_replace_steps for request in requests] == [
         0.9,
         0.5,
@@ -73,9 +95,14 @@ def test_csv_and_jsonl_give_equal_requests(tmp_path: Path):
         0.9,
         (0.1, 0.5),
         {"default_": (0.1, 0.5), "blue sky": 1.0},
+        0.9,
+        0.9,
     ]
     assert requests[1].settings.equalizer == {"blue": 2.0, "a b": -1.0}
     assert requests[2].settings.blend_words == ("red", "blue sky")
+    assert requests[6].settings.blend_words == (("red", "sky"), "blue")
+    assert requests[6].settings.masactrl_words == ("red", ("blue", "#2"))
+    assert requests[7].settings.attention == "plug-and-play"
 
 
 @pytest.mark.parametrize(
@@ -93,6 +120,10 @@ def test_csv_and_jsonl_give_equal_requests(tmp_path: Path):
             "key,cross_replace_steps\n000,default_=0.1;0.5;a=1\n",
             "e.csv:2: cross_replace_steps is 'default_=0.1;0.5;a=1'",
         ),
+        ("key,masactrl_layers\n000,0.5\n", "e.csv:2: masactrl_layers is '0.5', allowed: a range [0.6, 1] or 0.6;1"),
+        ("key,blend_words\n000,[1;2]\n", "e.csv:2: blend_words is '[1;2]', allowed: a word of the source's prompt"),
+        ("key,attention\n000,masa\n", "e.csv:2: attention is 'masa', allowed: 'prompt-to-prompt' or"),
+        ("key,subtract_words\n000,a;b\n", "e.csv:2: subtract_words is ['a', 'b'], allowed: null, or together with"),
         ("key,equalizer\n000,blue\n", "e.csv:2: equalizer is 'blue', allowed: words with a number each"),
     ],
 )
