@@ -93,7 +93,7 @@ def _pair(value: str | list[str | list[str]]) -> tuple[Words, Words]:
 
 
 def _words(value: str | list[str]) -> Words:
-    return _text(value.strip()) if isinstance(value, str) else tuple(_text(word.strip()) for word in value)
+    return value.strip() if isinstance(value, str) else tuple(_text(word.strip()) for word in value)
 
 
 def _whole_numbers(value: str | list[int]) -> tuple[int, ...]:

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from nti_batch.diffusion.edit_control import EditControl
 from nti_batch.diffusion.edit_guidance import EditGuidance
 from nti_batch.diffusion.edit_sample import edit_sample
-from nti_batch.diffusion.edit_settings import EditControl, EditSettings
+from nti_batch.diffusion.edit_settings import EditSettings
 from nti_batch.diffusion.guidance import Predictor
 from nti_batch.diffusion.prompt_to_prompt import AttentionControl
 from nti_batch.diffusion.schedule import DDIMSchedule
