@@ -108,13 +108,21 @@ def test_a_layer_follows_the_equations(
     torch.testing.assert_close(processor(attn, hidden), torch.stack(expected))
 
 
-def test_a_mask_without_a_place_to_attend_to_is_none(networks: StableDiffusion):
-    """All attention of the source is background where the maps have no range."""
-    control = some_control().at(6)
-    control.cross_attention(torch.full((7, 2, 24, 12), 1 / 12))
+def test_a_pixel_without_a_place_to_attend_to_attends_to_all():
+    """The source has no object, since its attention is the same everywhere; the edit has one."""
+    control, maps = some_control().at(6), some_maps()
+    maps[0] = 1 / 12
+    control.cross_attention(maps)
     rows = control.self_attention_of_layer(24, 0.6)
     assert rows is not None and rows.mask is not None and rows.mask.all()
     assert rows.value.tolist() == [0, 0, 2, 3, 0, 5, 5]
+
+
+def test_only_maps_of_prompt_to_prompt_are_limited_to_coarse_layers():
+    edits = [EditControl.of(tokenized("a cat"), tokenized("a cat"), settings_of(m)) for m in ROWS[1:4] if m]
+    control = AttentionControl.of([edits], STEPS, (48, 48), [(48, 48)], torch.device("cpu")).at(6)
+    fine, coarse = (control.self_attention_of_layer(pixels, 0.6) for pixels in (48 * 48, 24 * 24))
+    assert fine and coarse and fine.key.tolist() == [0, 0, 0, 3] and coarse.key.tolist() == [0, 0, 0, 0]
 
 
 def test_the_masks_of_a_null_evaluation_are_those_of_the_prompts_in_each_layer():
