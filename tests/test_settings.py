@@ -16,10 +16,10 @@ from helpers.tiny import captioned, write_shard
 from nti_batch import EditSettings
 from nti_batch.cli import main
 from nti_batch.diffusion.settings import InversionSettings
-from nti_batch.json_object import JsonObject
-from nti_batch.settings import EditRunSettings, InversionRunSettings
+from nti_batch.json_object import Json, JsonObject
+from nti_batch.settings import EditRunSettings, InversionRunSettings, flatten
 
-INVERSION_JSON = {
+INVERSION_JSON: dict[str, Json] = {
     "model": {
         "name": "demo",
         "revision": None,
@@ -85,7 +85,7 @@ def test_the_settings_of_an_edit_run_are_written_under_these_keys_and_read_back(
 
 def test_settings_that_came_later_are_written_where_they_matter():
     ddpm = replace(SETTINGS, inversion=InversionSettings(method="ddpm", noise_seed=7))
-    assert ddpm.to_json()["model"] == {**INVERSION_JSON["model"], "method": "ddpm", "noise_seed": 7}
+    assert flatten(ddpm.to_json()) == flatten(INVERSION_JSON) | {"model.method": "ddpm", "model.noise_seed": 7}
     assert InversionRunSettings.from_json(JsonObject(ddpm.to_json(), "run.json")) == ddpm
     guidance = EditSettings(guidance_scale=15.0, skip_steps=0.36, proximal="l1", recon_lr=1.0, dilate_mask=2)
     guided = replace(EDIT_SETTINGS, edit=guidance)
