@@ -72,8 +72,8 @@ class AttentionControl:
     threshold: Tensor
     """Threshold of local blend, [rows]."""
 
-    subtract_words: Tensor
-    """The same for words of k, [rows, 2, tokens]."""
+    subtract_words: Tensor | None
+    """The same for words of k, [rows, 2, tokens]; None if no row has them."""
 
     subtract_threshold: Tensor
     """Threshold of k, [rows]."""
@@ -113,9 +113,11 @@ class AttentionControl:
         alignment = torch.stack([row.alignment for row in controls])
         rows = Rows.of([len(of_image) for of_image in edits], device)
         map_size = min(cross_sizes, key=lambda size: abs(math.log(size[0] * size[1] / BLEND_PIXELS)))
+        subtract_words = torch.stack([row.subtract_words for row in controls])
+        foreground_words = torch.stack([row.foreground_words for row in controls])
         foreground = ForegroundControl(
             rows=rows,
-            words=torch.stack([row.foreground_words for row in controls]).to(device),
+            words=foreground_words.to(device),
             threshold=torch.tensor([row.foreground_threshold for row in controls], device=device),
             map_size=map_size,
             layer_sizes=cross_sizes,
@@ -129,23 +131,18 @@ class AttentionControl:
             weights=torch.stack([row.weights for row in controls]).to(device),
             blend_words=torch.stack([row.blend_words for row in controls]).to(device),
             threshold=torch.tensor([row.blend_threshold for row in controls], device=device),
-            subtract_words=torch.stack([row.subtract_words for row in controls]).to(device),
+            subtract_words=subtract_words.to(device) if subtract_words.any() else None,
             subtract_threshold=torch.tensor([row.subtract_threshold for row in controls], device=device),
             cross_steps=torch.stack([row.cross_replace_steps * (num_steps + 1) for row in controls]).long(),
             blend_steps=torch.tensor([int(row.blend_start * num_steps) for row in controls]),
             self_attention=SelfAttentionControl.of(controls, rows, num_steps, latent_size),
-            foreground=foreground if foreground.words.any() else None,
+            foreground=foreground if foreground_words.any() else None,
         )
 
     @property
     def blends(self) -> bool:
         """Whether any row has local blend."""
         return bool((self.blend_steps < self.num_steps).any())
-
-    @property
-    def subtracts(self) -> bool:
-        """Whether any row has words to keep out of local blend."""
-        return bool(self.subtract_words.any())
 
     def at(self, t: int, blend: "LocalBlend | None" = None) -> "StepControl":
         """Control of the evaluation of the prompts at timestep t, whose maps `blend` collects."""
@@ -229,7 +226,7 @@ class LocalBlend:
         control = self.control
         of_words = sum_of_words(maps, control.rows, control.blend_words)
         self.maps = of_words if self.maps is None else self.maps + of_words
-        if control.subtracts:
+        if control.subtract_words is not None:
             of_words = sum_of_words(maps, control.rows, control.subtract_words)
             self.subtracted = of_words if self.subtracted is None else self.subtracted + of_words
 

@@ -231,6 +231,22 @@ def test_a_resumed_run_has_the_noise_of_an_unbroken_one(
     assert not any(torch.equal(expected[key][0], tensors(tmp_path / "other")[key][0]) for key in expected)
 
 
+@pytest.mark.parametrize("family", ["tiny_v_model", "tiny_zero_snr_model", "tiny_xl_model"])
+def test_every_family_is_edited_and_the_own_prompt_gives_the_source(
+    family: str, tmp_path: Path, request: pytest.FixtureRequest
+):
+    shard, out = write_shard(tmp_path / "a.tar", captioned(1)), tmp_path / "out"
+    assert main([*arguments(request.getfixturevalue(family), shard, out), *FLAGS]) == 0
+    own: list[dict[str, Json]] = [
+        {"key": "000", "name": "own", "edit_prompt": CAPTION},
+        {"key": "000", "name": "source"},
+    ]
+    blue: dict[str, Json] = {"key": "000", "name": "blue", "edit_prompt": BLUE, "guidance_scale": 15}
+    assert main(edit(out, tmp_path / "edited", edits_flag(tmp_path / "edits.jsonl", *own, blue))) == 0
+    edited = edited_images(tmp_path / "edited")
+    assert difference(edited["a", "000", "own"], edited["a", "000", "source"]) <= 1
+
+
 def test_edits_of_a_run_are_made_by_the_job_and_alone(tiny_model: Path, tmp_path: Path):
     shard, out = write_shard(tmp_path / "a.tar", captioned(2)), tmp_path / "out"
     assert main([*arguments(tiny_model, shard, out), *FLAGS]) == 0

@@ -19,6 +19,9 @@ def test_all_wrong_settings_are_named_at_once():
         "cross_replace_steps['default_'] is 1.5, allowed: 0 to 1; "
         "cross_replace_steps['red'] is [0.5, 0.2], allowed: [start, end] with 0 <= start <= end <= 1; "
         "self_replace_steps is nan, allowed: 0 to 1; blend_start is -1, allowed: 0 to 1; "
+        "skip_steps is 1.1, allowed: 0 to 1; quantile is nan, allowed: 0 to 1; recon_lr is 2, allowed: 0 to 1; "
+        "recon_start is -0.1, allowed: 0 to 1; guidance_scale is inf, allowed: at least 1, or null for the "
+        "inversion's; proximal is 'l2', allowed: 'l0' or 'l1', or null; dilate_mask is -1, allowed: 0 to 64; "
         "equalizer['red'] is nan, allowed: finite numbers; kind is 'swap', allowed: 'replace' or 'refine'"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
@@ -27,6 +30,13 @@ def test_all_wrong_settings_are_named_at_once():
             cross_replace_steps={"default_": 1.5, "red": (0.5, 0.2)},
             self_replace_steps=math.nan,
             blend_start=-1,
+            skip_steps=1.1,
+            quantile=math.nan,
+            recon_lr=2,
+            recon_start=-0.1,
+            guidance_scale=math.inf,
+            proximal="l2",  # type: ignore[arg-type]
+            dilate_mask=-1,
             equalizer={"red": math.nan},
         )
 
@@ -86,11 +96,22 @@ def test_a_number_of_steps_is_the_range_from_the_start():
         EditSettings(cross_replace_steps={"default_": (0.1, 0.5), "red": 1}, equalizer={"red": 2}),
         EditSettings(attention="masactrl", masactrl_steps=(0.1, 1), masactrl_words=("cat", ("dog", "#1"))),
         EditSettings(blend_words=(("cat", "sofa"), ""), subtract_words=("", ("dog", "red")), subtract_threshold=0.4),
+        EditSettings(guidance_scale=15, skip_steps=0.36, proximal="l0", quantile=0.5),
+        EditSettings(recon_lr=1, recon_start=0, dilate_mask=2),
     ],
 )
 def test_settings_come_back_from_json(settings: EditSettings):
     assert EditSettings(**json.loads(json.dumps(settings.to_json()))) == settings
     assert json.loads(json.dumps(settings.to_json())) == settings.to_json()
+
+
+def test_a_setting_of_the_guidance_is_in_json_only_where_it_is_not_the_default():
+    """So settings that were written before there was guidance are the same settings still."""
+    assert list(EditSettings().to_json()) == [
+        *("kind", "cross_replace_steps", "self_replace_steps", "equalizer"),
+        *("blend_words", "blend_threshold", "blend_start"),
+    ]
+    assert EditSettings(proximal="l1", quantile=0.7).to_json() == {**EditSettings().to_json(), "proximal": "l1"}
 
 
 @pytest.mark.parametrize(
