@@ -9,7 +9,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any
 
 from nti_batch.benchmarks.job_loop import job_loop, load_images
 from nti_batch.benchmarks.loop_result import Score, score
@@ -35,12 +34,6 @@ SOLVERS = {
     "ddim": replace(AUTHORS, method="ddim"),
     "ddpm": replace(AUTHORS, method="ddpm"),
 }
-EDIT_VARIANTS: dict[str, dict[str, Any]] = {
-    "proximal": {"proximal": "l1"},
-    "proximal, inversion guidance": {"proximal": "l1", "recon_lr": 1.0},
-}
-"""Settings of edits that an evaluation of edits combines with any method: ProxNPI is the second of negative-prompt."""
-
 CASES = [(3.0, 50), (12.0, 50), (7.5, 20), (7.5, 100)]
 """Guidance scales and numbers of steps beside 7.5 and 50."""
 
