@@ -130,8 +130,8 @@ class Inversion:
     """[T, tokens, dim], rounded to the stored precision; row 0 belongs to the noisiest timestep."""
 
     pivot: Tensor | None
-    """z*_{T-1} ... z*_0 of direct inversion, [T, channels, height / 8, width / 8], rounded to the stored precision;
-    None with another method."""
+    """z*_{T-1} ... z*_0 where the method keeps the pivot, [T, channels, height / 8, width / 8], rounded to the stored
+    precision; None with another method."""
 
     timesteps: list[int]
     """Timestep of the network for each row of `null_embeddings`."""

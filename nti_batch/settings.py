@@ -5,12 +5,12 @@ and read one by one, so that renaming a field here changes no file.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Self, cast, get_args
 
-from nti_batch.diffusion.edit_settings import EditSettings
+from nti_batch.diffusion.edit_settings import GUIDANCE_NUMBERS, MAX_DILATION, EditSettings, Proximal
 from nti_batch.diffusion.rounding import Storage
-from nti_batch.diffusion.settings import InversionSettings, Method, NullInit, Solver
+from nti_batch.diffusion.settings import MAX_SEED, InversionSettings, Method, NullInit, Solver
 from nti_batch.json_object import Json, JsonObject
 from nti_batch.models.source import ModelSource, Precision
 
@@ -43,6 +43,8 @@ class InversionRunSettings:
     def to_json(self) -> dict[str, Json]:
         """The settings as `run.json` holds them."""
         method = self.inversion
+        # only 'ddpm' has it, which came later than the other methods
+        noise_seed: dict[str, Json] = {"noise_seed": method.noise_seed} if method.method == "ddpm" else {}
         return {
             "model": {
                 "name": self.source.name,
@@ -61,6 +63,7 @@ class InversionRunSettings:
                 "learning_rate": method.learning_rate,
                 "early_stop_epsilon": method.early_stop_epsilon,
                 "early_stop_growth": method.early_stop_growth,
+                **noise_seed,
             },
             "data": {
                 "caption": self.caption,
@@ -120,6 +123,8 @@ def _inversion_settings(model: JsonObject) -> InversionSettings:
         "early_stop_epsilon": model.number("early_stop_epsilon"),
         "early_stop_growth": model.number("early_stop_growth"),
     }
+    if values["method"] == "ddpm":
+        values["noise_seed"] = model.integer("noise_seed", 0, MAX_SEED)
     try:
         return InversionSettings(**values)
     except ValueError as error:
@@ -199,6 +204,13 @@ def _edit_settings_from_json(edit: JsonObject) -> EditSettings:
     names = ("kind", "cross_replace_steps", "self_replace_steps", "equalizer", "blend_words")
     values: dict[str, Any] = {name: edit.value(name) for name in names}
     values |= {name: edit.number(name) for name in ("blend_threshold", "blend_start")}
+    values |= {name: edit.number(name) for name in GUIDANCE_NUMBERS if name in edit}
+    if "proximal" in edit:
+        values["proximal"] = edit.choice("proximal", get_args(Proximal))
+    if "dilate_mask" in edit:
+        values["dilate_mask"] = edit.integer("dilate_mask", 0, MAX_DILATION)
+    later = (item.name for item in fields(EditSettings) if item.name not in values)
+    values |= {name: edit.value(name) for name in later if name in edit}
     try:
         return EditSettings(**values)
     except (ValueError, TypeError, AttributeError) as error:

@@ -215,15 +215,13 @@ def test_every_flag_in_the_documents_exists(capsys: pytest.CaptureFixture[str]):
         assert set(flags) <= known, document
 
 
-def test_the_line_of_a_list_of_edits_is_understood(tmp_path: Path):
-    (example,) = blocks(ROOT / "docs" / "editing.md", "json")
-    (tmp_path / "edits.jsonl").write_text(" ".join(example.splitlines()))
-    (request,) = read_requests(tmp_path / "edits.jsonl", ["00000"], EditSettings())
-    fields = [field.name for field in dataclasses.fields(EditSettings)]
-    assert {name for name in fields if getattr(request.settings, name) == getattr(EditSettings(), name)} <= {
-        "blend_threshold",
-        "blend_start",
-    }
+def test_the_lines_of_a_list_of_edits_are_understood_and_show_every_setting(tmp_path: Path):
+    examples = [" ".join(block.splitlines()) for block in blocks(ROOT / "docs" / "editing.md", "json")]
+    (tmp_path / "edits.jsonl").write_text("\n".join(examples))
+    requests = read_requests(tmp_path / "edits.jsonl", ["00000"], EditSettings())
+    given = {name for example in examples for name in json.loads(example)}
+    assert {field.name for field in dataclasses.fields(EditSettings)} <= given
+    assert len({request.settings.attention for request in requests}) == 3
 
 
 def test_a_reader_reaches_the_end_of_the_readme():

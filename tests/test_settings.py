@@ -1,8 +1,10 @@
 """`run.json`: its keys are fixed, and an error in it is reported with file, key, value and what is allowed."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,11 @@ from helpers.tiny import captioned, write_shard
 
 from nti_batch import EditSettings
 from nti_batch.cli import main
-from nti_batch.json_object import JsonObject
-from nti_batch.settings import EditRunSettings, InversionRunSettings
+from nti_batch.diffusion.settings import InversionSettings
+from nti_batch.json_object import Json, JsonObject
+from nti_batch.settings import EditRunSettings, InversionRunSettings, flatten
 
-INVERSION_JSON = {
+INVERSION_JSON: dict[str, Json] = {
     "model": {
         "name": "demo",
         "revision": None,
@@ -52,7 +55,9 @@ EDIT_SETTINGS = EditRunSettings(
         cross_replace_steps={"default_": 0.4, "cat": (0.1, 0.9)},
         self_replace_steps=(0.2, 0.6),
         equalizer={"cat": 2.0},
-        blend_words=("dog", "cat"),
+        masactrl_steps=(0.1, 0.9),
+        blend_words=("dog", ("cat", "#2")),
+        subtract_words=("sofa", ""),
     ),
 )
 EDIT_JSON = {
@@ -62,10 +67,12 @@ EDIT_JSON = {
         "kind": "replace",
         "cross_replace_steps": {"default_": 0.4, "cat": [0.1, 0.9]},
         "self_replace_steps": [0.2, 0.6],
+        "masactrl_steps": [0.1, 0.9],
         "equalizer": {"cat": 2.0},
-        "blend_words": ["dog", "cat"],
+        "blend_words": ["dog", ["cat", "#2"]],
         "blend_threshold": 0.3,
         "blend_start": 0.2,
+        "subtract_words": ["sofa", ""],
     },
 }
 
@@ -78,6 +85,31 @@ def test_the_settings_of_an_inversion_run_are_written_under_these_keys_and_read_
 def test_the_settings_of_an_edit_run_are_written_under_these_keys_and_read_back():
     assert EDIT_SETTINGS.to_json() == EDIT_JSON
     assert EditRunSettings.from_json(JsonObject(json.loads(json.dumps(EDIT_JSON)), "run.json")) == EDIT_SETTINGS
+
+
+def test_settings_that_came_later_are_written_where_they_matter():
+    ddpm = replace(SETTINGS, inversion=InversionSettings(method="ddpm", noise_seed=7))
+    assert flatten(ddpm.to_json()) == flatten(INVERSION_JSON) | {"model.method": "ddpm", "model.noise_seed": 7}
+    assert InversionRunSettings.from_json(JsonObject(ddpm.to_json(), "run.json")) == ddpm
+    guidance = EditSettings(guidance_scale=15.0, skip_steps=0.36, proximal="l1", recon_lr=1.0, dilate_mask=2)
+    guided = replace(EDIT_SETTINGS, edit=guidance)
+    assert EditRunSettings.from_json(JsonObject(json.loads(json.dumps(guided.to_json())), "run.json")) == guided
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("proximal", "l2", "edit.proximal is 'l2', allowed: 'l0' or 'l1'"),
+        ("quantile", "0.7", "edit.quantile is '0.7', allowed: a finite number"),
+        ("dilate_mask", 1.5, "edit.dilate_mask is 1.5, allowed: an integer from 0 to 64"),
+        ("guidance_scale", 0.5, "edit: guidance_scale is 0.5, allowed: at least 1"),
+    ],
+)
+def test_guidance_of_edits_that_is_damaged_is_reported(name: str, value: object, expected: str):
+    content = json.loads(json.dumps(EDIT_JSON))
+    content["edit"][name] = value
+    with pytest.raises(ValueError, match=re.escape(f"run.json: {expected}")):
+        EditRunSettings.from_json(JsonObject(content, "run.json"))
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import torch
 from nti_batch.benchmarks.loop_result import Inverted
 from nti_batch.data.samples import RawSample, Reading, decode_sample, read_unit
 from nti_batch.data.shards import Shards, work_units
+from nti_batch.diffusion.ddpm import image_seed
 from nti_batch.diffusion.guidance import Predictor
 from nti_batch.diffusion.null_text import InversionState
 from nti_batch.diffusion.pool import InversionPool
@@ -56,7 +57,12 @@ def job_loop(
     empty = networks.embed_prompts([""])[0]
     pool = InversionPool[int](predict, schedule, settings, empty, batch_size, storage)
     inputs = (
-        (key, networks.encode_images(image.pixels[None])[0], networks.embed_prompts([image.prompt])[0])
+        (
+            key,
+            networks.encode_images(image.pixels[None])[0],
+            networks.embed_prompts([image.prompt])[0],
+            image_seed(settings.noise_seed, image.pixels),
+        )
         for key, image in enumerate(images)
     )
     done = {key: _inverted(state, storage) for key, state in pool.run(inputs)}

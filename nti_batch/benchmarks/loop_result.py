@@ -26,7 +26,7 @@ class Inverted:
     """[T, tokens, dim]."""
 
     pivot: Tensor | None
-    """Pivot of direct inversion, [T, channels, height, width]; None for the other methods."""
+    """Pivot, [T, channels, height, width]; None for a method that does not keep it."""
 
     forwards: int
     backwards: int

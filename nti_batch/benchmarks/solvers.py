@@ -32,6 +32,7 @@ SOLVERS = {
     "direct": replace(AUTHORS, method="direct"),
     "negative-prompt": replace(AUTHORS, method="negative-prompt"),
     "ddim": replace(AUTHORS, method="ddim"),
+    "ddpm": replace(AUTHORS, method="ddpm"),
 }
 CASES = [(3.0, 50), (12.0, 50), (7.5, 20), (7.5, 100)]
 """Guidance scales and numbers of steps beside 7.5 and 50."""

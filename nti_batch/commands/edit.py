@@ -74,8 +74,7 @@ def build_edit_job(argv: Sequence[str], stop: StopSignals) -> Job:
     plan = EditPlan(run, inversions, requests, data.redone, data.reading)
     plan.check_redo()
     inverted = inversions.settings
-    scale = inverted.inversion.guidance_scale
-    module = EditModule(source, inverted.precision, scale, model.batch_size, stop)
+    module = EditModule(source, inverted.precision, inverted.inversion, model.batch_size, stop)
     job = build_job(flags, plan, module, stop, lambda: draw_preview(plan, module.networks))
     rank, ranks = job.trainer.global_rank, job.trainer.world_size
     plan.refuse_changed_requests(JobPart.parse(data.part).units(plan.units, rank, ranks))

@@ -87,4 +87,4 @@ def new_size(settings: InversionRunSettings, description: ModelDescription) -> S
     """Size of an inversion on disk before there is one."""
     latents = description.latents(settings.height, settings.width)
     embeddings = settings.num_steps, *description.embedding_shape
-    return stored_size(settings.storage, latents, embeddings, settings.inversion.method == "direct")
+    return stored_size(settings.storage, latents, embeddings, settings.inversion.keeps_pivot)

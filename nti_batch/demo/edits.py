@@ -6,7 +6,7 @@ An edit changes one attribute: the background, or the colour, shape, size or pla
 """
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from nti_batch.demo.judge import judge
 from nti_batch.demo.scenes import COLOURS, PLACES, SHAPES, SIZES, Scene, SceneObject, draw, object_masks
+from nti_batch.diffusion.edit_settings import EditSettings
 from nti_batch.scores.metrics import psnr
 
 Kind = Literal["colour", "shape", "size", "place", "background"]
@@ -25,6 +26,37 @@ _WORDS: dict[Kind, Iterable[str]] = {"colour": COLOURS, "shape": SHAPES, "size":
 
 MARGIN = 2
 """Width in pixels of a band around the mask that does not count as unedited, since an object's edge is never exact."""
+
+
+REPLACE_STEPS: dict[Kind, tuple[float, float]] = {
+    "colour": (0.8, 0.8),
+    "shape": (0.2, 0.0),
+    "size": (0.4, 0.2),
+    "place": (0.0, 0.0),
+    "background": (0.8, 0.8),
+}
+"""`cross_replace_steps` and `self_replace_steps`: an edit that changes a form needs less attention of the source."""
+
+
+@dataclass(frozen=True, slots=True)
+class SceneEdit:
+    """Edit of a scene, with the true result."""
+
+    kind: Kind
+    source: Scene
+    edited: Scene
+
+    @property
+    def settings(self) -> EditSettings:
+        """Settings of prompt-to-prompt with local blend."""
+        cross_replace_steps, self_replace_steps = REPLACE_STEPS[self.kind]
+        return EditSettings(
+            kind="replace",
+            cross_replace_steps=cross_replace_steps,
+            self_replace_steps=self_replace_steps,
+            blend_words=blend_words(self.source, self.edited),
+            blend_threshold=0.5,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +107,12 @@ def random_edit(scene: Scene, kind: Kind, rng: random.Random) -> Scene:
     word = _other(rng, _WORDS[kind], used if kind == "colour" else {getattr(thing, kind)})
     edited = replace(thing, **{kind: word})  # type: ignore[arg-type]  # every kind names a field of type str
     return replace(scene, objects=(*scene.objects[:changed], edited, *scene.objects[changed + 1 :]))
+
+
+def edits_of(scene: Scene, kinds: Sequence[Kind], rng: random.Random) -> list[SceneEdit]:
+    """Make an edit of each kind; an object moves only if it is the only one."""
+    possible = [kind for kind in kinds if kind != "place" or len(scene.objects) == 1]
+    return [SceneEdit(kind, scene, random_edit(scene, kind, rng)) for kind in possible]
 
 
 def _other(rng: random.Random, words: Iterable[str], used: set[str]) -> str:

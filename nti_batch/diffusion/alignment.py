@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 Kind = Literal["replace", "refine"]
+_NUMBER = re.compile("#([0-9]{1,3})")
 _WORD = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]+")
 _JOINERS = "\u200c\u200d"
 """Zero-width characters that shape the letters, or the emoji, on both sides."""
@@ -59,6 +60,8 @@ class TokenizedPrompt:
     def find(self, phrase: str) -> list[int]:
         """Positions of the tokens of a word, or of several in a row, wherever they occur.
 
+        `#0`, `#1`, ... is what stands between two spaces, by its number, unless the prompt has such a word.
+
         Raises:
             ValueError: If they do not occur.
         """
@@ -74,7 +77,14 @@ class TokenizedPrompt:
     def _places(self, phrase: str) -> list[slice]:
         wanted = _split(phrase)
         places = (slice(i, i + len(wanted)) for i in range(len(self.words)) if wanted)
-        return [place for place in places if self.words[place] == wanted]
+        return [place for place in places if self.words[place] == wanted] or self._numbered_places(phrase)
+
+    def _numbered_places(self, phrase: str) -> list[slice]:
+        number, parts = _NUMBER.fullmatch(phrase), list(re.finditer(r"\S+", self.prompt))
+        if not number or int(number[1]) >= len(parts):
+            return []
+        start, end = parts[int(number[1])].span()
+        return [slice(i, i + 1) for i, (first, _) in enumerate(_find_words(self.prompt)) if start <= first < end]
 
 
 def compose(text: str) -> str:

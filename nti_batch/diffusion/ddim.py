@@ -13,10 +13,17 @@ from nti_batch.diffusion.guidance import Predictor, classifier_free_guidance
 from nti_batch.diffusion.schedule import DDIMSchedule
 
 
-def ddim_step(schedule: DDIMSchedule, latents: Tensor, prediction: Tensor, source: Tensor, target: Tensor) -> Tensor:
+def ddim_step(
+    schedule: DDIMSchedule,
+    latents: Tensor,
+    prediction: Tensor,
+    source: Tensor,
+    target: Tensor,
+    variance: Tensor | float = 0.0,
+) -> Tensor:
     """Move each image from noise level a = `source` to b = `target`, up or down.
 
-        z_b = sqrt(abar_b) x_0 + sqrt(1 - abar_b) e
+        z_b = sqrt(abar_b) x_0 + sqrt(1 - abar_b - variance) e
         x_0 = (z_a - sqrt(1 - abar_a) e) / sqrt(abar_a)    for a network that predicts the noise e
 
     A network that predicts the velocity v gives x_0 and e without a division. Salimans and Ho, "Progressive
@@ -33,6 +40,7 @@ def ddim_step(schedule: DDIMSchedule, latents: Tensor, prediction: Tensor, sourc
         prediction: e or v of the noisier of the two levels, in the same shape.
         source: a of each image, [batch] int64 in 0 ... T.
         target: b of each image, likewise.
+        variance: Share of the variance of z_b that a caller adds as other noise than e.
     """
     abar_a, abar_b = schedule.alpha(source), schedule.alpha(target)
     if schedule.prediction_type == "epsilon":
@@ -42,7 +50,7 @@ def ddim_step(schedule: DDIMSchedule, latents: Tensor, prediction: Tensor, sourc
         velocity = _velocity_at(abar_a, torch.minimum(abar_a, abar_b), latents, prediction)
         noise = abar_a.sqrt() * velocity + (1 - abar_a).sqrt() * latents
         origin = abar_a.sqrt() * latents - (1 - abar_a).sqrt() * velocity
-    return abar_b.sqrt() * origin + (1 - abar_b).sqrt() * noise
+    return abar_b.sqrt() * origin + (1 - abar_b - variance).clamp(min=0).sqrt() * noise
 
 
 def _velocity_at(abar_a: Tensor, abar_n: Tensor, latents: Tensor, velocity: Tensor) -> Tensor:
@@ -58,7 +66,7 @@ def _velocity_at(abar_a: Tensor, abar_n: Tensor, latents: Tensor, velocity: Tens
 
 def predict_at(predict: Predictor, schedule: DDIMSchedule, latents: Tensor, t: int, embeddings: Tensor) -> Tensor:
     """The network's prediction for images that are all at t."""
-    return predict(latents, schedule.network_timesteps[_all_at(t, latents)], embeddings)
+    return predict(latents, schedule.network_timesteps[all_at(t, latents)], embeddings)
 
 
 def guided_step(
@@ -85,10 +93,10 @@ def guided_step(
     if guidance_scale != 1:
         uncond = predict_at(predict, schedule, latents, t, null_embedding)
         prediction = classifier_free_guidance(uncond, cond, guidance_scale)
-    return ddim_step(schedule, latents, prediction, _all_at(t, latents), _all_at(t - 1, latents))
+    return ddim_step(schedule, latents, prediction, all_at(t, latents), all_at(t - 1, latents))
 
 
-def _all_at(t: int, latents: Tensor) -> Tensor:
+def all_at(t: int, latents: Tensor) -> Tensor:
     """The level of each image, [batch] int64."""
     return torch.full((len(latents),), t, device=latents.device)
 
@@ -104,7 +112,7 @@ def ddim_invert(predict: Predictor, schedule: DDIMSchedule, latents: Tensor, pro
     trajectory = [latents]
     for t in range(schedule.num_steps):
         prediction = predict_at(predict, schedule, trajectory[t], t + 1, prompt_embeddings)
-        here, above = _all_at(t, latents), _all_at(t + 1, latents)
+        here, above = all_at(t, latents), all_at(t + 1, latents)
         trajectory.append(ddim_step(schedule, trajectory[t], prediction, here, above))
     return torch.stack(trajectory)
 

@@ -1,27 +1,50 @@
-"""Settings of an edit in words, and their control of the tokens. `prompt_to_prompt` explains the names."""
+"""Settings of an edit, in words.
+
+`prompt_to_prompt` and `self_attention` explain the names.
+"""
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, get_args
+from dataclasses import Field, dataclass, field, fields
+from typing import Any, Literal, get_args
 
-import torch
-from torch import Tensor
-
-from nti_batch.diffusion.alignment import Kind, TokenizedPrompt, align
+from nti_batch.diffusion.alignment import Kind
 
 DEFAULT_WORD = "default_"
 """Key of `cross_replace_steps` for all words that have no entry of their own, as in the code of prompt-to-prompt."""
+
+MAX_DILATION = 64
+"""Largest `dilate_mask`, as large as the latents of Stable Diffusion."""
+
+Proximal = Literal["l0", "l1"]
+"""Hard or soft threshold of proximal guidance."""
 
 StepRange = float | tuple[float, float]
 """Shares of the steps at which a range starts and ends, 0 to 1; a number s is the range (0, s).
 
 `AttentionControl` says which steps a share selects."""
 
+AttentionMethod = Literal["prompt-to-prompt", "masactrl", "plug-and-play"]
+
+Words = str | tuple[str, ...]
+"""A word, or several. An empty text stands for none."""
+
+PLUG_AND_PLAY_LAYERS = (0.5, 1.0)
+"""Layers in which plug-and-play replaces maps: in Stable Diffusion all of the decoder but the first."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EditSettings:
-    """Changes that an edit makes to the attention. A word is one word of the edit's prompt, or several in a row."""
+    """Changes that an edit makes to the attention and to the guidance.
+
+    A word is one word of the edit's prompt, several in a row, or by its number `#0`, `#1`, ... between the spaces.
+    `proximal` explains proximal guidance.
+    """
+
+    attention: AttentionMethod = "prompt-to-prompt"
+    """What an edit takes of its source: attention maps (`prompt-to-prompt`), the keys and values of self-attention, for
+    a new pose or shape (`masactrl`), or features and self-attention maps (`plug-and-play`). Local blend goes with all
+    of them."""
 
     kind: Kind = "refine"
     """`replace`: each word of the edit's prompt stands for the source's word at its place; `refine`: words that both
@@ -29,17 +52,36 @@ class EditSettings:
 
     cross_replace_steps: StepRange | Mapping[str, StepRange] = 0.4
     """Share of the steps in which cross-attention is the source's: a number, [start, end], or {"default_": ..., word:
-    ...}. The default is PIE-Bench's, as the one of `self_replace_steps`."""
+    ...}. The default is PIE-Bench's, as the one of `self_replace_steps`. For prompt-to-prompt."""
 
     self_replace_steps: StepRange = 0.6
-    """Share of the steps in which self-attention is the source's: a number, or [start, end]."""
+    """Share of the steps in which self-attention is the source's: a number, or [start, end]. For prompt-to-prompt."""
+
+    masactrl_steps: StepRange = (0.08, 1.0)
+    """Share of the steps in which MasaCtrl attends to the source: a number, or [start, end]."""
+
+    masactrl_layers: tuple[float, float] = (0.6, 1.0)
+    """Self-attention layers in which it does, [start, end] as shares of their number, in the order of evaluation."""
+
+    masactrl_words: tuple[Words, Words] | None = None
+    """Words of the object in the source's prompt and in the edit's, or lists of them: the edit's object attends to the
+    source's object alone, and its background to the background."""
+
+    masactrl_threshold: float = 0.1
+    """Attention of these words, from 0 to 1 over the image, from which a place is of the object."""
+
+    pnp_attention_steps: StepRange = 0.5
+    """Share of the steps in which plug-and-play takes the source's self-attention maps: a number, or [start, end]."""
+
+    pnp_feature_steps: StepRange = 0.8
+    """Share of the steps in which plug-and-play takes the source's features: a number, or [start, end]."""
 
     equalizer: Mapping[str, float] = field(default_factory=dict)
-    """Factors of words that get more attention (above 1) or less."""
+    """Factors of words that get more attention (above 1) or less. For prompt-to-prompt."""
 
-    blend_words: tuple[str, str] | None = None
-    """A word of the source's prompt and one of the edit's: the image may change only where their attention is. An empty
-    text stands for no word: then the attention of the other one decides alone."""
+    blend_words: tuple[Words, Words] | None = None
+    """A word of the source's prompt and one of the edit's, or lists of them: the image may change only where their
+    attention is. An empty text stands for no word: then the attention of the other one decides alone."""
 
     blend_threshold: float = 0.3
     """Attention of the blend words, as a share of its maximum, above which the image may change."""
@@ -47,13 +89,44 @@ class EditSettings:
     blend_start: float = 0.2
     """Share of the steps after which local blend begins."""
 
+    subtract_words: tuple[Words, Words] | None = None
+    """The same for words where the image may not change, although the blend words' attention is there."""
+
+    subtract_threshold: float = 0.3
+    """Attention of these words, as a share of its maximum, above which the image stays."""
+
+    guidance_scale: float | None = None
+    """Guidance scale of the edit; None takes that of the inversion, which always is the source's. Edit-friendly DDPM
+    inversion was published with 3.5 for the source and 15 for the edit."""
+
+    skip_steps: float = 0.0
+    """Share of the steps, from the noisiest, in which the edit stays its source: 0.36 in the code of edit-friendly
+    DDPM inversion."""
+
+    proximal: Proximal | None = None
+    """Threshold on the difference that guides the edit: soft ('l1') or hard ('l0'); None for none. The settings below
+    belong to it."""
+
+    quantile: float = 0.7
+    """Quantile of the difference's size that is the threshold."""
+
+    recon_lr: float = 0.0
+    """Share of the distance to the source that inversion guidance takes back where the edit changes little; 0 for no
+    inversion guidance, 1 in most examples of the authors' code."""
+
+    recon_start: float = 0.6
+    """Share of the steps after which inversion guidance begins; the authors' `recon_t` of 400 timesteps."""
+
+    dilate_mask: int = 1
+    """Distance, in latent pixels, to which inversion guidance spares the surroundings of a change."""
+
     def __post_init__(self) -> None:
         """Take lists for tuples, as JSON has them.
 
         Raises:
             ValueError: If settings are out of range. It lists each of them with its limits.
         """
-        for name in ("cross_replace_steps", "self_replace_steps", "blend_words"):
+        for name in _LISTS:
             object.__setattr__(self, name, _with_tuples(getattr(self, name)))
         if wrong := list(self._errors()):
             raise ValueError("; ".join(wrong))
@@ -64,14 +137,29 @@ class EditSettings:
             yield from _range_errors(f"cross_replace_steps{place}", steps)
         if DEFAULT_WORD not in self.cross_replace_by_word:
             yield f"cross_replace_steps is {self.cross_replace_steps}, allowed: words with the key {DEFAULT_WORD!r}"
-        yield from _range_errors("self_replace_steps", self.self_replace_steps)
-        for name in ("blend_threshold", "blend_start"):
+        for name in _RANGES:
             yield from _range_errors(name, getattr(self, name))
+        for name in ("blend_threshold", "blend_start", "subtract_threshold", "masactrl_threshold", *_GUIDANCE_SHARES):
+            yield from _range_errors(name, getattr(self, name))
+        if not isinstance(self.masactrl_layers, tuple):
+            yield f"masactrl_layers is {self.masactrl_layers}, allowed: [start, end] with 0 <= start <= end <= 1"
+        for name in _PAIRS:
+            if not _is_pair(value := getattr(self, name)):
+                yield f"{name} is {_with_lists(value)!r}, allowed: two words, or two lists of words"
+        if self.subtract_words and not self.blend_words:
+            yield f"subtract_words is {_with_lists(self.subtract_words)}, allowed: null, or together with blend_words"
+        if self.guidance_scale is not None and not 1 <= self.guidance_scale < math.inf:
+            yield f"guidance_scale is {self.guidance_scale}, allowed: at least 1, or null for the inversion's"
+        if self.proximal not in (None, *get_args(Proximal)):
+            yield f"proximal is {self.proximal!r}, allowed: {' or '.join(map(repr, get_args(Proximal)))}, or null"
+        if not 0 <= self.dilate_mask <= MAX_DILATION:
+            yield f"dilate_mask is {self.dilate_mask}, allowed: 0 to {MAX_DILATION}"
         for word, weight in self.equalizer.items():
             if not math.isfinite(weight):
                 yield f"equalizer[{word!r}] is {weight}, allowed: finite numbers"
-        if self.kind not in get_args(Kind):
-            yield f"kind is {self.kind!r}, allowed: {' or '.join(map(repr, get_args(Kind)))}"
+        for name, choices in (("kind", get_args(Kind)), ("attention", get_args(AttentionMethod))):
+            if getattr(self, name) not in choices:
+                yield f"{name} is {getattr(self, name)!r}, allowed: {' or '.join(map(repr, choices))}"
 
     @property
     def cross_replace_by_word(self) -> Mapping[str, StepRange]:
@@ -80,88 +168,44 @@ class EditSettings:
         return steps if isinstance(steps, Mapping) else {DEFAULT_WORD: steps}
 
     def to_json(self) -> dict[str, Any]:
-        """The settings as JSON reads them back, with lists for tuples; the constructor takes them."""
-        return {
-            "kind": self.kind,
-            "cross_replace_steps": _with_lists(self.cross_replace_steps),
-            "self_replace_steps": _with_lists(self.self_replace_steps),
-            "equalizer": dict(self.equalizer),
-            "blend_words": _with_lists(self.blend_words),
-            "blend_threshold": self.blend_threshold,
-            "blend_start": self.blend_start,
-        }
+        """The settings as JSON reads them back, with lists for tuples; the constructor takes them.
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class EditControl:
-    """The control of one row."""
-
-    alignment: Tensor
-    """A, [tokens, tokens]."""
-
-    weights: Tensor
-    """s, [tokens]."""
-
-    cross_replace_steps: Tensor
-    """Start and end of each token's range, shares of the steps, [2, tokens] float64."""
-
-    self_replace_steps: tuple[float, float]
-    source_words: Tensor
-    """1 for the blend word of the source's prompt, 0 for other tokens, [tokens]."""
-
-    edit_words: Tensor
-    """1 for the blend word of the edit's prompt, 0 for other tokens, [tokens]."""
-
-    blend_threshold: float
-    blend_start: float
-    """1 for a row without local blend."""
-
-    @classmethod
-    def of(cls, source: TokenizedPrompt, edit: TokenizedPrompt, settings: EditSettings) -> "EditControl":
-        """Find the words in the prompts.
-
-        Raises:
-            ValueError: If a word is not in its prompt, or the prompts cannot be aligned.
+        The first settings are always there. Those that came later are left out where they have their default.
         """
-        blend = settings.blend_words
-        return cls(
-            alignment=align(source, edit, settings.kind),
-            weights=_by_word(edit, 1.0, settings.equalizer),
-            cross_replace_steps=_ranges_by_word(edit, settings.cross_replace_by_word),
-            self_replace_steps=_start_and_end(settings.self_replace_steps),
-            source_words=_by_word(source, 0.0, {blend[0]: 1.0} if blend and blend[0] else {}),
-            edit_words=_by_word(edit, 0.0, {blend[1]: 1.0} if blend and blend[1] else {}),
-            blend_threshold=settings.blend_threshold,
-            blend_start=settings.blend_start if blend else 1.0,
-        )
+        written = {item.name: getattr(self, item.name) for item in fields(self) if self._is_written(item)}
+        return {name: _with_lists(value) for name, value in written.items()}
 
-    @classmethod
-    def none(cls, length: int) -> "EditControl":
-        """The control of a source, which changes nothing."""
-        empty, never = torch.zeros(length), torch.zeros(2, length, dtype=torch.float64)
-        return cls(torch.eye(length), torch.ones(length), never, (0.0, 0.0), empty, empty, 0.0, 1.0)
+    def _is_written(self, item: "Field[Any]") -> bool:
+        return item.name in FIRST_SETTINGS or getattr(self, item.name) != item.default
 
-
-def _ranges_by_word(prompt: TokenizedPrompt, ranges: Mapping[str, StepRange]) -> Tensor:
-    """Start and end of each token's range, [2, tokens] float64."""
-    by_word = {word: _start_and_end(steps) for word, steps in ranges.items()}
-    defaults = by_word.pop(DEFAULT_WORD)
-    bounds = [(defaults[i], {word: r[i] for word, r in by_word.items()}) for i in (0, 1)]
-    return torch.stack([_by_word(prompt, *bound, torch.float64) for bound in bounds])
+    @property
+    def self_attention(self) -> tuple[StepRange, tuple[float, float], StepRange]:
+        """Steps and layers of the method's control of self-attention, and steps of its control of features."""
+        match self.attention:
+            case "masactrl":
+                return self.masactrl_steps, self.masactrl_layers, 0.0
+            case "plug-and-play":
+                return self.pnp_attention_steps, PLUG_AND_PLAY_LAYERS, self.pnp_feature_steps
+            case _:
+                return self.self_replace_steps, (0.0, 1.0), 0.0
 
 
-def _by_word(
-    prompt: TokenizedPrompt, default: float, values: Mapping[str, float], dtype: torch.dtype = torch.float32
-) -> Tensor:
-    """A value for each token, [tokens]."""
-    tokens = torch.full((prompt.length,), default, dtype=dtype)
-    for word, value in values.items():
-        tokens[prompt.find(word)] = value
-    return tokens
+FIRST_SETTINGS = (
+    "kind",
+    "cross_replace_steps",
+    "self_replace_steps",
+    "equalizer",
+    "blend_words",
+    "blend_threshold",
+    "blend_start",
+)
+"""Settings that every JSON of an edit has."""
 
-
-def _start_and_end(steps: StepRange) -> tuple[float, float]:
-    return steps if isinstance(steps, tuple) else (0.0, steps)
+GUIDANCE_NUMBERS = ("guidance_scale", "skip_steps", "quantile", "recon_lr", "recon_start")
+_GUIDANCE_SHARES = GUIDANCE_NUMBERS[1:]
+_RANGES = ("self_replace_steps", "masactrl_steps", "masactrl_layers", "pnp_attention_steps", "pnp_feature_steps")
+_PAIRS = ("blend_words", "subtract_words", "masactrl_words")
+_LISTS = ("cross_replace_steps", *_RANGES, *_PAIRS)
 
 
 def _range_errors(name: str, steps: StepRange) -> Iterator[str]:
@@ -172,15 +216,23 @@ def _range_errors(name: str, steps: StepRange) -> Iterator[str]:
         yield f"{name} is {list(steps)}, allowed: [start, end] with 0 <= start <= end <= 1"
 
 
+def _is_pair(value: object) -> bool:
+    """Whether a value is None, or two words or tuples of words."""
+    if not isinstance(value, tuple):
+        return value is None
+    words = [word for side in value for word in (side if isinstance(side, tuple) else (side,))]
+    return len(value) == 2 and all(isinstance(word, str) for word in words)
+
+
 def _with_tuples(value: Any) -> Any:
-    """Tuples for lists, in a mapping too."""
+    """Tuples for lists, at any depth."""
     if isinstance(value, Mapping):
         return {key: _with_tuples(item) for key, item in value.items()}
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(map(_with_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def _with_lists(value: Any) -> Any:
-    """Lists for tuples, in a mapping too."""
+    """Lists for tuples, at any depth."""
     if isinstance(value, Mapping):
         return {key: _with_lists(item) for key, item in value.items()}
-    return list(value) if isinstance(value, tuple) else value
+    return list(map(_with_lists, value)) if isinstance(value, tuple) else value

@@ -22,6 +22,8 @@ The other methods go down from the same pivot and optimise nothing:
     negative-prompt    null_t = C, so that the guided noise is eps(z_t, C)
     direct             null_t = embedding of "";   z_{t-1} = step(...) + (z*_{t-1} - step(...)), which is z*_{t-1}
 
+`ddpm` has another pivot, which needs no network, and is finished as soon as it is admitted (`ddpm.py`).
+
 Miyake et al., "Negative-prompt Inversion: Fast Image Inversion for Editing with Text-guided Diffusion Models", 2023,
 https://arxiv.org/abs/2305.16807; Ju et al., "Direct Inversion: Boosting Diffusion-based Editing with 3 Lines of Code",
 2023, https://arxiv.org/abs/2310.01506.
@@ -106,7 +108,7 @@ class InversionState:
     """Accepted embeddings, t = T first."""
 
     pivot: list[Tensor] = field(default_factory=list)
-    """z*_{t-1} of direct inversion, t = T first, in the form in which they are stored."""
+    """z*_{t-1} where `keeps_pivot`, t = T first, in the form in which they are stored."""
 
     losses: list[float] = field(default_factory=list)
     inner_steps: list[int] = field(default_factory=list)
@@ -115,8 +117,13 @@ class InversionState:
     error: str = ""
 
     def __post_init__(self) -> None:
-        """Prepare the first timestep of the way down."""
+        """Prepare the first timestep of the way down; with edit-friendly DDPM inversion, finish."""
         self.current = TimestepState(self.start_embedding)
+        if self.settings.method == "ddpm":
+            self.pivot = [round_values(self.storage, latents) for latents in self.trajectory[-2::-1]]
+            self.latents = self.pivot[-1]
+            self.null_embeddings = [self.start_embedding] * self.num_steps
+            self.losses, self.inner_steps = [0.0] * self.num_steps, [0] * self.num_steps
 
     @property
     def inverting(self) -> bool:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nti_batch.diffusion.ddim import ddim_step
+from nti_batch.diffusion.ddpm import noise_trajectory
 from nti_batch.diffusion.guidance import Predictor, classifier_free_guidance
 from nti_batch.diffusion.null_text import Candidate, Decision, InversionState
 from nti_batch.diffusion.rounding import Storage, round_embeddings, round_values
@@ -107,30 +108,32 @@ class InversionPool(Generic[K]):
         """Number of images in flight that keeps every call full."""
         return 2 * self.batch_size - 1
 
-    def run(self, images: Iterable[tuple[K, Tensor, Tensor]]) -> Iterator[tuple[K, InversionState]]:
+    def run(self, images: Iterable[tuple[K, Tensor, Tensor, int]]) -> Iterator[tuple[K, InversionState]]:
         """Invert images, given as the arguments of `admit`; yield each as it finishes."""
-        for key, latents, prompt_embedding in images:
-            self.admit(key, latents, prompt_embedding)
+        for image in images:
+            self.admit(*image)
             yield from self.make_room()
         yield from self.finish()
 
-    def admit(self, key: K, latents: Tensor, prompt_embedding: Tensor) -> None:
+    def admit(self, key: K, latents: Tensor, prompt_embedding: Tensor, seed: int) -> None:
         """Take in an image.
 
         Args:
             key: Name of the image in what `advance` returns; no other image in flight may have it.
             latents: z*_0, [channels, height, width] float32; one shape for all images of a pool.
             prompt_embedding: C, [tokens, dim] float32.
+            seed: Seed of the noise of edit-friendly DDPM inversion.
         """
         assert key not in self._states, key
         start = self.settings.choose_null_init(self.empty_embedding, prompt_embedding)
+        is_ddpm = self.settings.method == "ddpm"
         self._states[key] = InversionState(
             settings=self.settings,
             storage=self.storage,
             num_steps=self.schedule.num_steps,
             prompt_embedding=prompt_embedding,
             start_embedding=round_values(self.storage, start),
-            trajectory=[latents],
+            trajectory=noise_trajectory(self.schedule, latents, seed) if is_ddpm else [latents],
         )
 
     def make_room(self, stop_requested: Callable[[], bool] = lambda: False) -> Iterator[tuple[K, InversionState]]:
@@ -148,7 +151,7 @@ class InversionPool(Generic[K]):
             yield from self.advance()
 
     def advance(self) -> list[tuple[K, InversionState]]:
-        """Make one network call; return the images that it finished.
+        """Make one network call, unless all images are finished without one; return the finished images.
 
         A call that does not fit the device's memory changes nothing but `batch_size`, which is halved.
 
@@ -157,17 +160,16 @@ class InversionPool(Generic[K]):
             torch.OutOfMemoryError: If a call for one image does not fit.
         """
         states = self._next_call()
-        if not states:
-            return []
-        try:
-            evaluation = self._evaluate(states)
-        except torch.OutOfMemoryError:
-            if len(states) == 1:
-                raise
-            self._halve_batch_size(len(states))
-            return []
-        self._count(states, evaluation)
-        self._apply(states, evaluation)
+        if states:
+            try:
+                evaluation = self._evaluate(states)
+            except torch.OutOfMemoryError:
+                if len(states) == 1:
+                    raise
+                self._halve_batch_size(len(states))
+                return []
+            self._count(states, evaluation)
+            self._apply(states, evaluation)
         finished = [(key, state) for key, state in self._states.items() if state.finished]
         for key, _ in finished:
             del self._states[key]
@@ -175,8 +177,8 @@ class InversionPool(Generic[K]):
 
     def _next_call(self) -> list[InversionState]:
         """The longest-waiting images of the kind of call that more images need, at most `batch_size`."""
-        with_gradient = [s for s in self._states.values() if s.needs_gradient]
-        without = [s for s in self._states.values() if not s.needs_gradient]
+        waiting = [s for s in self._states.values() if not s.finished]
+        with_gradient, without = ([s for s in waiting if s.needs_gradient is kind] for kind in (True, False))
         return max(without, with_gradient, key=len)[: self.batch_size]
 
     def _halve_batch_size(self, images: int) -> None:

@@ -8,62 +8,38 @@ tokens]; z and z* are their latents. At the timestep t of T, in every cross-atte
     M*_t     = c_t (s replaced) + (1 - c_t) M*       c_t is 1 in a range of the steps, which each token has
 
 In self-attention layers coarser than the latents, or of at most 32 x 32 pixels, M*_t = M, likewise in a range of the
-steps: both are the authors' rule for latents of 64 x 64. After a step, local blend restores the source where the blend
-words have no attention:
+steps: both are the authors' rule for latents of 64 x 64 (`self_attention`). After a step, local blend restores the
+source where the blend words have no attention, or where words to keep have it:
 
-    z*_{t-1} <- z_{t-1} + m (z*_{t-1} - z_{t-1})     m is 1 where the blend words' maps are above a threshold, else 0
+    z*_{t-1} <- z_{t-1} + m (1 - k) (z*_{t-1} - z_{t-1})
+    m, k = 1 where the maps of the blend words, of the subtracted words, are above their threshold, else 0
 
-with m the union of the source's and the edit's mask: the maps of their blend words, summed over layers of one
-resolution and over the steps so far, 3 x 3 max-pooled and divided by the maximum. Names here and symbols there:
+with m and k the union of the source's and the edit's mask: the maps of their words, summed over layers of one
+resolution and over the steps so far, for m 3 x 3 max-pooled, and divided by the maximum. Other methods of attention
+have c_t = 0 and may blend, too. Names here and symbols there:
 
     alignment                     A      source to edit tokens
     aligned                       a      1 where a column of A is not zero
     weights                       s      factors of edit tokens: the equalizer
     cross_replace_steps           range of the steps in which c_t is 1
-    self_replace_steps            range of the steps in which M*_t is M in self-attention
+    subtract_words                words of k: `substruct_words` in the authors' code
 """
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import repeat
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nti_batch.diffusion.ddim import guided_step, predict_at
-from nti_batch.diffusion.edit_settings import EditControl
-from nti_batch.diffusion.guidance import Predictor
-from nti_batch.diffusion.schedule import DDIMSchedule
+from nti_batch.diffusion.edit_control import EditControl
+from nti_batch.diffusion.foreground import ForegroundControl, ForegroundMasks, sum_of_words
+from nti_batch.diffusion.rows import Rows
+from nti_batch.diffusion.self_attention import SelfAttentionControl, SelfAttentionStep, SourceRows
 
 BLEND_PIXELS = 256
 """Local blend takes the maps of the resolution that is nearest to this many: 16 x 16 in Stable Diffusion."""
-
-SELF_PIXELS = 1024
-"""Self-attention layers with no more pixels take the source's maps even where they are as fine as the latents."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Rows:
-    """Rows of a batch: the first image's source, its edits, the second image's source, its edits, ..."""
-
-    image_of: Tensor
-    """Image of each row, [rows]."""
-
-    sources: Tensor
-    """Source's row of each image, [images]."""
-
-    source_of: Tensor
-    """Source's row of each row, [rows]."""
-
-    @classmethod
-    def of(cls, num_edits: Sequence[int], device: torch.device) -> "Rows":
-        """Number the rows of images with so many edits each."""
-        counts = torch.tensor([1 + n for n in num_edits])
-        image_of, sources = torch.arange(len(counts)).repeat_interleave(counts), counts.cumsum(0) - counts
-        return cls(image_of.to(device), sources.to(device), sources[image_of].to(device))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,9 +52,6 @@ class AttentionControl:
 
     num_steps: int
     """T."""
-
-    self_pixels: int
-    """Largest number of pixels of a self-attention layer whose maps are replaced."""
 
     map_size: tuple[int, int]
     """Height and width of the maps that local blend takes."""
@@ -99,16 +72,23 @@ class AttentionControl:
     threshold: Tensor
     """Threshold of local blend, [rows]."""
 
+    subtract_words: Tensor | None
+    """The same for words of k, [rows, 2, tokens]; None if no row has them."""
+
+    subtract_threshold: Tensor
+    """Threshold of k, [rows]."""
+
     cross_steps: Tensor
     """First step in which c_t is 1, and first step in which it is 0 again, [rows, 2, tokens].
 
     Numbers of steps stay on the CPU, which decides whether a layer has maps to replace."""
 
-    self_steps: Tensor
-    """The two steps for self-attention, [rows, 2], on the CPU."""
-
     blend_steps: Tensor
     """First step with local blend, [rows], on the CPU; T for a row without."""
+
+    self_attention: SelfAttentionControl
+    foreground: ForegroundControl | None
+    """None if no row has foreground words."""
 
     @classmethod
     def of(
@@ -131,21 +111,32 @@ class AttentionControl:
         length = next((len(edit.weights) for of_image in edits for edit in of_image), 1)
         controls = [row for of_image in edits for row in (EditControl.none(length), *of_image)]
         alignment = torch.stack([row.alignment for row in controls])
-        blend_words = [torch.stack([row.source_words, row.edit_words]) for row in controls]
-        self_steps = [[int(share * num_steps) for share in row.self_replace_steps] for row in controls]
+        rows = Rows.of([len(of_image) for of_image in edits], device)
+        map_size = min(cross_sizes, key=lambda size: abs(math.log(size[0] * size[1] / BLEND_PIXELS)))
+        subtract_words = torch.stack([row.subtract_words for row in controls])
+        foreground_words = torch.stack([row.foreground_words for row in controls])
+        foreground = ForegroundControl(
+            rows=rows,
+            words=foreground_words.to(device),
+            threshold=torch.tensor([row.foreground_threshold for row in controls], device=device),
+            map_size=map_size,
+            layer_sizes=cross_sizes,
+        )
         return cls(
             num_steps=num_steps,
-            self_pixels=max(math.prod(latent_size) - 1, SELF_PIXELS),
-            map_size=min(cross_sizes, key=lambda size: abs(math.log(size[0] * size[1] / BLEND_PIXELS))),
-            rows=Rows.of([len(of_image) for of_image in edits], device),
+            map_size=map_size,
+            rows=rows,
             alignment=alignment.to(device),
             aligned=alignment.any(1).to(device),
             weights=torch.stack([row.weights for row in controls]).to(device),
-            blend_words=torch.stack(blend_words).to(device),
+            blend_words=torch.stack([row.blend_words for row in controls]).to(device),
             threshold=torch.tensor([row.blend_threshold for row in controls], device=device),
+            subtract_words=subtract_words.to(device) if subtract_words.any() else None,
+            subtract_threshold=torch.tensor([row.subtract_threshold for row in controls], device=device),
             cross_steps=torch.stack([row.cross_replace_steps * (num_steps + 1) for row in controls]).long(),
-            self_steps=torch.tensor(self_steps),
             blend_steps=torch.tensor([int(row.blend_start * num_steps) for row in controls]),
+            self_attention=SelfAttentionControl.of(controls, rows, num_steps, latent_size),
+            foreground=foreground if foreground_words.any() else None,
         )
 
     @property
@@ -155,35 +146,45 @@ class AttentionControl:
 
     def at(self, t: int, blend: "LocalBlend | None" = None) -> "StepControl":
         """Control of the evaluation of the prompts at timestep t, whose maps `blend` collects."""
-        done, device = self.num_steps - t, self.alignment.device
-        cross = (self.cross_steps[:, 0] <= done) & (done < self.cross_steps[:, 1])
-        attending = (self.self_steps[:, 0] <= done) & (done < self.self_steps[:, 1])
-        own = torch.arange(len(attending), device=device)
+        step = self.num_steps - t
+        cross = (self.cross_steps[:, 0] <= step) & (step < self.cross_steps[:, 1])
+        foreground = ForegroundMasks(self.foreground) if self.foreground else None
         return StepControl(
             batch=self,
-            cross=cross.to(device) if cross.any() else None,
-            self_rows=torch.where(attending.to(device), self.rows.source_of, own) if attending.any() else None,
-            blend=blend if self.blends else None,
+            cross=cross.to(self.alignment.device) if cross.any() else None,
+            self_attention=self.self_attention.at(step),
+            foreground=foreground,
+            collectors=tuple(filter(None, (blend if self.blends else None, foreground))),
         )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StepControl:
-    """The control of one batch at one timestep."""
+    """The control of one batch in one evaluation."""
 
     batch: AttentionControl
     cross: Tensor | None
     """c_t, [rows, tokens]; None if it is 0 for all."""
 
-    self_rows: Tensor | None
-    """The row whose self-attention map each row takes, [rows]; None if each takes its own."""
+    self_attention: SelfAttentionStep
+    foreground: ForegroundMasks | None
+    collectors: "tuple[LocalBlend | ForegroundMasks, ...]"
+    """What collects cross-attention maps, if any row needs them."""
 
-    blend: "LocalBlend | None"
-    """Collects the maps of the blend words, if any row has local blend."""
+    def of_null(self) -> "StepControl | None":
+        """Control of the evaluation of the null embeddings after that of the prompts; None if it changes nothing."""
+        self_attention = self.self_attention.of_null()
+        return StepControl(self.batch, None, self_attention, self.foreground, ()) if self_attention.is_active else None
 
-    def self_rows_of_layer(self, pixels: int) -> Tensor | None:
-        """`self_rows` for a self-attention layer with so many pixels; None if each row takes its own map there."""
-        return self.self_rows if pixels <= self.batch.self_pixels else None
+    def self_attention_of_layer(self, pixels: int, position: float) -> SourceRows | None:
+        """Rows to attend with in one self-attention layer; None if each row attends with its own.
+
+        Args:
+            pixels: Number of the layer's pixels.
+            position: k / n of layer k, from 0, of n self-attention layers in the order of evaluation.
+        """
+        rows = self.self_attention.of_layer(pixels, position)
+        return rows.masked(self.foreground.of_layer(pixels, position)) if rows and self.foreground else rows
 
     def needs_maps(self, pixels: int) -> bool:
         """Whether the control reads or replaces the maps of a cross-attention layer with so many pixels."""
@@ -192,12 +193,12 @@ class StepControl:
     def cross_attention(self, maps: Tensor) -> Tensor:
         """M*_t of each row from the rows' own cross-attention maps, [rows, heads, pixels, tokens]."""
         replaced = self._replace(maps)
-        if self.blend is not None and self._collects(maps.shape[2]):
-            self.blend.collect(replaced)
+        for collector in self.collectors if self._collects(maps.shape[2]) else ():
+            collector.collect(replaced)
         return replaced
 
     def _collects(self, pixels: int) -> bool:
-        return self.blend is not None and pixels == math.prod(self.batch.map_size)
+        return bool(self.collectors) and pixels == math.prod(self.batch.map_size)
 
     def _replace(self, maps: Tensor) -> Tensor:
         if self.cross is None:
@@ -217,12 +218,24 @@ class LocalBlend:
         self.maps: Tensor | None = None
         """Attention of the blend words of source and edit, [rows, 2, map height * map width]."""
 
+        self.subtracted: Tensor | None = None
+        """Attention of the words of k; None if no row has them."""
+
     def collect(self, maps: Tensor) -> None:
         """Add the maps of one layer, [rows, heads, pixels, tokens]."""
-        own = maps.mean(1)
-        pair = torch.stack([own[self.control.rows.source_of], own], 1)
-        of_words = torch.einsum("rkpt,rkt->rkp", pair, self.control.blend_words)
+        control = self.control
+        of_words = sum_of_words(maps, control.rows, control.blend_words)
         self.maps = of_words if self.maps is None else self.maps + of_words
+        if control.subtract_words is not None:
+            of_words = sum_of_words(maps, control.rows, control.subtract_words)
+            self.subtracted = of_words if self.subtracted is None else self.subtracted + of_words
+
+    def restart(self, rows: Tensor) -> None:
+        """Drop the maps of some rows, bool [rows]."""
+        if self.maps is not None:
+            self.maps = self.maps.masked_fill(rows[:, None, None], 0)
+        if self.subtracted is not None:
+            self.subtracted = self.subtracted.masked_fill(rows[:, None, None], 0)
 
     def __call__(self, latents: Tensor, t: int) -> Tensor:
         """z_{t-1} of all rows with local blend, after the step from t."""
@@ -234,54 +247,19 @@ class LocalBlend:
         return torch.where(mask[:, None], latents, latents[control.rows.source_of])
 
     def _mask(self, size: torch.Size) -> Tensor:
-        """m, [rows, height, width]."""
+        """Where the image may change, m (1 - k), [rows, height, width]."""
         assert self.maps is not None
-        pooled = F.max_pool2d(self.maps.unflatten(-1, self.control.map_size), 3, 1, 1)
-        attention = F.interpolate(pooled, size)
-        attention = attention / attention.amax((-2, -1), keepdim=True)
-        return (attention > self.control.threshold[:, None, None, None]).any(1)
+        control = self.control
+        pooled = F.max_pool2d(self.maps.unflatten(-1, control.map_size), 3, 1, 1)
+        mask = _attended(pooled, size, control.threshold)
+        if self.subtracted is not None:
+            subtracted = self.subtracted.unflatten(-1, control.map_size)
+            mask &= ~_attended(subtracted, size, control.subtract_threshold)
+        return mask
 
 
-Controlled = Callable[[StepControl], AbstractContextManager[None]]
-"""Puts the network's attention under control within a `with` block."""
-
-
-@torch.no_grad()
-def edit_sample(
-    predict: Predictor,
-    controlled: Controlled,
-    schedule: DDIMSchedule,
-    noise_latents: Tensor,
-    prompt_embeddings: Tensor,
-    null_embeddings: Sequence[Tensor],
-    guidance_scale: float,
-    control: AttentionControl,
-    pivot: Sequence[Tensor] | None = None,
-) -> Tensor:
-    """Sample sources and their edits from z_T down to z_0, [rows, channels, height, width].
-
-    An edit starts from its source's z_T and is guided away from its source's null embeddings.
-
-    Args:
-        predict: The frozen network.
-        controlled: Controls the attention of that network; used for the evaluations of the prompts alone.
-        schedule: The noise levels.
-        noise_latents: z_T, [images, channels, height, width].
-        prompt_embeddings: C, [rows, tokens, dim].
-        null_embeddings: T unconditional embeddings, each [images, tokens, dim]; the first belongs to t = T.
-        guidance_scale: w; at 1 the unconditional embeddings are not used.
-        control: The control of these rows.
-        pivot: z*_{T-1} ... z*_0 of direct inversion, each [images, channels, height, width], which replace the latents
-            of the sources after each step.
-    """
-    rows, num_steps, blend = control.rows, schedule.num_steps, LocalBlend(control)
-    latents, targets = noise_latents[rows.image_of], pivot or repeat(None, num_steps)
-    for t, null_embedding, target in zip(range(num_steps, 0, -1), null_embeddings, targets, strict=True):
-        with controlled(control.at(t, blend)):
-            cond = predict_at(predict, schedule, latents, t, prompt_embeddings)
-        null_rows = null_embedding[rows.image_of]
-        latents = guided_step(predict, schedule, latents, t, cond, null_rows, guidance_scale)
-        if target is not None:
-            latents = latents.index_copy(0, rows.sources, target)
-        latents = blend(latents, t)
-    return latents
+def _attended(maps: Tensor, size: torch.Size, threshold: Tensor) -> Tensor:
+    """Where the attention of source or edit, [rows, 2, ...], is above its threshold, [rows, height, width]."""
+    attention = F.interpolate(maps, size)
+    attention = attention / attention.amax((-2, -1), keepdim=True)
+    return (attention > threshold[:, None, None, None]).any(1)

@@ -7,7 +7,7 @@ from the file retraces the job's own path.
     float16    each value by itself
     compact    start: float16;   null_t = null_{t+1} + scale_t * level_t,   level_t whole numbers in -15 ... 15
 
-The pivot of direct inversion is float16 in both.
+The pivot, where the method keeps it, is float16 in both.
 """
 
 from typing import Literal

@@ -5,9 +5,11 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-Method = Literal["null-text", "ddim", "negative-prompt", "direct"]
+Method = Literal["null-text", "ddim", "negative-prompt", "direct", "ddpm"]
 Solver = Literal["adam", "authors", "polyak"]
 NullInit = Literal["empty", "prompt"]
+
+MAX_SEED = (1 << 63) - 1
 
 AUTHORS_MAX_STEPS = 100
 """Number of steps at which the learning rate of the authors' code ends, 0.01 (1 - i / 100) at step i."""
@@ -17,14 +19,16 @@ AUTHORS_MAX_STEPS = 100
 class InversionSettings:
     """Settings of the way down from the pivot; the numbers are those of the authors' code.
 
-    All but `method` and `guidance_scale` belong to null-text optimization and do not affect the other methods.
+    All but `method` and `guidance_scale` belong to one method and do not affect the others: `noise_seed` to 'ddpm', the
+    rest to 'null-text'.
     """
 
     method: Method = "null-text"
     """The way in which guided sampling stays near the pivot.
 
     By optimized null embeddings ('null-text'); not at all ('ddim'); by the prompt as its own null embedding
-    ('negative-prompt'); or by adding the difference to the pivot after each step ('direct').
+    ('negative-prompt'); or by adding the difference to the pivot after each step ('direct'). Edit-friendly DDPM
+    inversion ('ddpm') has a pivot of independent noise, and adds the difference to the steps of the edits, too.
     """
 
     guidance_scale: float = 7.5
@@ -56,6 +60,9 @@ class InversionSettings:
     early_stop_growth: float = 2e-5
     """Growth of the threshold from one timestep to the next."""
 
+    noise_seed: int = 0
+    """Seed of the noise of 'ddpm', which also depends on the image."""
+
     def __post_init__(self) -> None:
         """Check the limits.
 
@@ -71,6 +78,7 @@ class InversionSettings:
             "learning_rate": (self.learning_rate > 0, "above 0"),
             "early_stop_epsilon": (self.early_stop_epsilon >= 0, "at least 0"),
             "early_stop_growth": (self.early_stop_growth >= 0, "at least 0"),
+            "noise_seed": (0 <= self.noise_seed <= MAX_SEED, f"0 to {MAX_SEED}"),
         }
         wrong = [f"{name} is {getattr(self, name)}, allowed: {limit}" for name, (ok, limit) in rules.items() if not ok]
         if wrong:
@@ -80,6 +88,11 @@ class InversionSettings:
     def guided(self) -> bool:
         """Whether a step down needs an evaluation of null_t besides that of C."""
         return self.guidance_scale != 1 and self.method != "negative-prompt"
+
+    @property
+    def keeps_pivot(self) -> bool:
+        """Whether the result has the pivot, to which the source is corrected after each step."""
+        return self.method in ("direct", "ddpm")
 
     @property
     def updates_first(self) -> bool:

@@ -1,7 +1,7 @@
 """Columns of a list of edits: how a cell of a CSV, or a value of JSONL, becomes a value with a type.
 
 A cell of a CSV writes words with numbers as `word=1.5;other word=2`, two words as `one;other`, a range of steps as
-`0.1;0.5`, and lists as in JSON. An empty cell is left out.
+`0.1;0.5`, and other lists as in JSON. An empty cell is left out.
 """
 
 import json
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nti_batch.data.tables import Cells
-from nti_batch.diffusion.edit_settings import StepRange
+from nti_batch.diffusion.edit_settings import StepRange, Words
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,13 @@ def _number(value: str | float) -> float:
     return float(value)
 
 
+def _whole_number(value: str | int) -> int:
+    number = int(value) if isinstance(value, str) else value
+    if type(number) is not int:
+        raise ValueError
+    return number
+
+
 def _numbers(value: str | Mapping[str, str | float]) -> dict[str, float]:
     if isinstance(value, str):
         value = {word: number for word, _, number in (part.rpartition("=") for part in value.split(";"))}
@@ -71,9 +78,22 @@ def _steps_by_word(value: str | float | list[str | float] | Mapping[str, Any]) -
     return _steps(value)
 
 
-def _pair(value: str | list[str]) -> tuple[str, str]:
-    first, second = (_text(word.strip()) for word in (value.split(";") if isinstance(value, str) else value))
+def _range(value: str | list[str | float]) -> tuple[float, float]:
+    steps = _steps(value)
+    if not isinstance(steps, tuple):
+        raise ValueError
+    return steps
+
+
+def _pair(value: str | list[str | list[str]]) -> tuple[Words, Words]:
+    if isinstance(value, str):
+        value = json.loads(value) if value.startswith("[") else list(value.split(";"))
+    first, second = map(_words, value)
     return first, second
+
+
+def _words(value: str | list[str]) -> Words:
+    return value.strip() if isinstance(value, str) else tuple(_text(word.strip()) for word in value)
 
 
 def _whole_numbers(value: str | list[int]) -> tuple[int, ...]:
@@ -102,18 +122,37 @@ REQUEST_COLUMNS = {
 
 _STEPS = "a number such as 0.4, a range [0.1, 0.5] or 0.1;0.5"
 
+_WORDS = (
+    "a word of the source's prompt and one of the edit's, "
+    '["one", "other"] or one;other, or lists of words, [["one", "two"], "other"]'
+)
+
 SETTINGS_COLUMNS = {
+    "attention": _TEXT,
     "kind": _TEXT,
     "cross_replace_steps": Column(
         _steps_by_word, f'{_STEPS}, or {{"default_": 0.4, "word": 1}} or default_=0.4;word=1'
     ),
     "self_replace_steps": Column(_steps, _STEPS),
+    "masactrl_steps": Column(_steps, _STEPS),
+    "masactrl_layers": Column(_range, "a range [0.6, 1] or 0.6;1"),
+    "masactrl_words": Column(_pair, _WORDS),
+    "masactrl_threshold": Column(_number, "a number"),
+    "pnp_attention_steps": Column(_steps, _STEPS),
+    "pnp_feature_steps": Column(_steps, _STEPS),
     "equalizer": Column(_numbers, 'words with a number each, {"word": 1.5} or word=1.5;other=2'),
-    "blend_words": Column(
-        _pair, 'a word of the source\'s prompt and one of the edit\'s, ["one", "other"] or one;other'
-    ),
+    "blend_words": Column(_pair, _WORDS),
     "blend_threshold": Column(_number, "a number"),
     "blend_start": Column(_number, "a number"),
+    "subtract_words": Column(_pair, _WORDS),
+    "subtract_threshold": Column(_number, "a number"),
+    "guidance_scale": Column(_number, "a number"),
+    "skip_steps": Column(_number, "a number"),
+    "proximal": _TEXT,
+    "quantile": Column(_number, "a number"),
+    "recon_lr": Column(_number, "a number"),
+    "recon_start": Column(_number, "a number"),
+    "dilate_mask": Column(_whole_number, "a whole number"),
 }
 """Columns of the fields of `EditSettings`."""
 

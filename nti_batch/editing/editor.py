@@ -8,9 +8,13 @@ from PIL import Image
 from torch import Tensor
 
 from nti_batch.data.images import to_bytes, to_image
-from nti_batch.diffusion.edit_settings import EditControl, EditSettings
+from nti_batch.diffusion.edit_control import EditControl
+from nti_batch.diffusion.edit_guidance import EditGuidance
+from nti_batch.diffusion.edit_sample import edit_sample
+from nti_batch.diffusion.edit_settings import EditSettings
 from nti_batch.diffusion.guidance import Predictor
-from nti_batch.diffusion.prompt_to_prompt import AttentionControl, edit_sample
+from nti_batch.diffusion.prompt_to_prompt import AttentionControl
+from nti_batch.diffusion.settings import InversionSettings
 from nti_batch.models.load import load_model
 from nti_batch.models.stable_diffusion import StableDiffusion
 from nti_batch.output.serialization import StoredInversion
@@ -23,6 +27,7 @@ class ControlledEdit:
     """Prompt of an edit, with the attention control that its settings and the two prompts give."""
 
     prompt: str
+    settings: EditSettings
     control: EditControl
 
     @classmethod
@@ -38,7 +43,8 @@ class ControlledEdit:
         Raises:
             ValueError: If a word is not in its prompt, or the prompts cannot be aligned.
         """
-        return cls(prompt, EditControl.of(networks.tokenize(source_prompt), networks.tokenize(prompt), settings))
+        control = EditControl.of(networks.tokenize(source_prompt), networks.tokenize(prompt), settings)
+        return cls(prompt, settings, control)
 
 
 class StopRequestedError(Exception):
@@ -49,7 +55,7 @@ class StopRequestedError(Exception):
 def edit_images(
     networks: StableDiffusion,
     images: Sequence[tuple[StoredInversion, Sequence[ControlledEdit]]],
-    guidance_scale: float,
+    inversion: InversionSettings,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> list[Tensor]:
     """Reconstruct images and edit them in one batch.
@@ -57,7 +63,7 @@ def edit_images(
     Args:
         networks: Networks of the run.
         images: Inversions of one run, each with its edits, if any.
-        guidance_scale: Guidance scale of the inversions.
+        inversion: Settings of the inversions.
         stop_requested: Function that returns whether a stop is requested; called before each UNet call.
 
     Returns:
@@ -72,7 +78,7 @@ def edit_images(
             raise StopRequestedError
         return networks.predict(latents, timesteps, embeddings)
 
-    latents = _sample(networks, predict, images, guidance_scale)
+    latents = _sample(networks, predict, images, inversion)
     # one image in a call: at the size of Stable Diffusion the VAE needs more memory for an image than the UNet
     decoded = torch.cat([networks.decode_latents(row[None]).cpu() for row in latents])
     return list(decoded.split([1 + len(edits) for _, edits in images]))
@@ -82,7 +88,7 @@ def _sample(
     networks: StableDiffusion,
     predict: Predictor,
     images: Sequence[tuple[StoredInversion, Sequence[ControlledEdit]]],
-    guidance_scale: float,
+    inversion: InversionSettings,
 ) -> Tensor:
     """Sample the latents of sources and edits, [rows, channels, height, width]."""
     stored = [inversion for inversion, _ in images]
@@ -91,23 +97,26 @@ def _sample(
     noise_latents = torch.stack([s.noise_latents for s in stored]).to(networks.device)
     pivots = [s.pivot for s in stored if s.pivot is not None]
     height, width = noise_latents.shape[-2:]
+    num_steps = len(null_embeddings)
     control = AttentionControl.of(
         [[edit.control for edit in edits] for _, edits in images],
-        len(null_embeddings),
+        num_steps,
         (height, width),
         networks.cross_attention_sizes(height, width),
         networks.device,
     )
+    settings = [[edit.settings for edit in edits] for _, edits in images]
     return edit_sample(
         predict,
         networks.controlled,
-        networks.schedule(len(null_embeddings)),
+        networks.schedule(num_steps),
         noise_latents,
         networks.embed_prompts(prompts),
         list(null_embeddings),
-        guidance_scale,
+        EditGuidance.of(inversion.guidance_scale, settings, num_steps, networks.device),
         control,
         list(torch.stack(pivots, 1).to(networks.device)) if pivots else None,
+        inversion.method == "ddpm",
     )
 
 
@@ -135,7 +144,7 @@ def edit_image(
         run = inversion.settings
         networks = load_model(run.source, run.precision, run.fingerprint)
     edits = [] if prompt is None else [ControlledEdit.of(networks, inversion.prompt, prompt, settings)]
-    (results,) = edit_images(networks, [(inversion, edits)], inversion.settings.inversion.guidance_scale)
+    (results,) = edit_images(networks, [(inversion, edits)], inversion.settings.inversion)
     if not results[-1].isfinite().all():
         raise ValueError(f"the edited image of {inversion.key!r} is not finite")
     return to_image(to_bytes(results[-1]))

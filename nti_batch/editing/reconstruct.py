@@ -12,7 +12,7 @@ from nti_batch.output.serialization import StoredInversion
 def reconstruct(networks: StableDiffusion, stored: list[StoredInversion], guided: bool) -> Tensor:
     """Reconstruct images from inversions, in the precision of their files.
 
-    Direct inversion ends at its pivot, whatever the network predicts; the other methods sample.
+    Direct and edit-friendly DDPM inversion end at their pivot, whatever the network predicts; other methods sample.
 
     Args:
         networks: Networks of the run.

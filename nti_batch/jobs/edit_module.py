@@ -8,6 +8,7 @@ from torch import Tensor
 
 from nti_batch.data.images import to_bytes
 from nti_batch.diffusion.alignment import compose
+from nti_batch.diffusion.settings import InversionSettings
 from nti_batch.editing.editor import ControlledEdit, StopRequestedError, edit_images
 from nti_batch.editing.masks import mask_pixels
 from nti_batch.editing.requests import ImageEdits, request_sha256
@@ -52,7 +53,7 @@ class EditModule(LightningModule):
         self,
         source: ModelSource,
         precision: Precision,
-        guidance_scale: float,
+        inversion: InversionSettings,
         batch_size: int,
         stop: StopSignals,
     ) -> None:
@@ -61,12 +62,12 @@ class EditModule(LightningModule):
         Args:
             source: Place of the model.
             precision: Precision of the UNet, the same as in the run of the inversions.
-            guidance_scale: Guidance scale of the inversions.
+            inversion: Settings of the inversions.
             batch_size: Maximum number of images in one UNet call, sources included.
             stop: Stop signals; no UNet call follows a request to stop.
         """
         super().__init__()
-        self.source, self.precision, self.guidance_scale = source, precision, guidance_scale
+        self.source, self.precision, self.inversion = source, precision, inversion
         self.batch_size, self.stop = batch_size, stop
         self._waiting: list[_Group] = []
 
@@ -139,7 +140,7 @@ class EditModule(LightningModule):
         started = time.monotonic()
         edits = [(group.image.stored, [v.edit for v in group.edited if v.edit]) for group in groups]
         try:
-            results = edit_images(self.networks, edits, self.guidance_scale, lambda: self.stop.requested)
+            results = edit_images(self.networks, edits, self.inversion, lambda: self.stop.requested)
         except StopRequestedError:
             return []
         seconds = time.monotonic() - started

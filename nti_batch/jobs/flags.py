@@ -87,6 +87,7 @@ class InvertModelFlags(InversionSettings):
             learning_rate=self.learning_rate,
             early_stop_epsilon=self.early_stop_epsilon,
             early_stop_growth=self.early_stop_growth,
+            noise_seed=self.noise_seed,
         )
 
 

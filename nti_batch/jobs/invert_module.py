@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import LightningModule
 
 from nti_batch.diffusion.batch_size import find_batch_size
+from nti_batch.diffusion.ddpm import image_seed
 from nti_batch.diffusion.null_text import InversionState
 from nti_batch.diffusion.pool import InversionPool
 from nti_batch.jobs.networks import load_networks
@@ -108,7 +109,7 @@ class InversionModule(LightningModule):
             )
             self.pool.batch_size = self.batch_size
             logger.warning("model.batch_size: %d images in one call are the fastest on this device", self.batch_size)
-        self.pool.admit(key, latents, prompt)
+        self.pool.admit(key, latents, prompt, image_seed(self.settings.inversion.noise_seed, image.pixels))
 
     def _conclude(self, key: tuple[str, str], state: InversionState) -> Outcome:
         """Decode the reconstruction and the VAE round trip, and compare both with the input."""

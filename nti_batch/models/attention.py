@@ -1,31 +1,35 @@
-"""Attention processor of a diffusers UNet that replaces attention maps as prompt-to-prompt does."""
+"""Control of a diffusers UNet: an attention processor, and features of the decoder that rows take from others."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from nti_batch.diffusion.prompt_to_prompt import StepControl
+from nti_batch.diffusion.self_attention import SourceRows
 
 if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
     from diffusers.models.attention_processor import Attention
 
 
 class ControlledAttention:
-    """Attention processor of one layer at one timestep; where nothing is controlled, the layer's own processor runs.
+    """Attention processor of one layer in one evaluation; where nothing is controlled, the layer's own processor runs.
 
     The rows of a call are the rows of the control.
     """
 
-    def __init__(self, control: StepControl, original: Callable[..., Tensor]) -> None:
+    def __init__(self, control: StepControl, original: Callable[..., Tensor], position: float = 0.0) -> None:
         """Stand in for a processor.
 
         Args:
-            control: The control of the batch at this timestep.
+            control: The control of the batch in this evaluation.
             original: The layer's own processor.
+            position: Place of a self-attention layer from `self_attention_positions`.
         """
-        self.control, self.original = control, original
+        self.control, self.original, self.position = control, original, position
 
     def __call__(
         self,
@@ -38,9 +42,9 @@ class ControlledAttention:
         """Attend, [rows, pixels, channels]; without `encoder_hidden_states` to the pixels themselves."""
         pixels = hidden_states.shape[1]
         if encoder_hidden_states is None:
-            self_rows = self.control.self_rows_of_layer(pixels)
-            if self_rows is not None:
-                return _self_attention(attn, hidden_states, self_rows)
+            rows = self.control.self_attention_of_layer(pixels, self.position)
+            if rows is not None:
+                return _self_attention(attn, hidden_states, rows)
         elif self.control.needs_maps(pixels):
             return self._cross_attention(attn, hidden_states, encoder_hidden_states)
         return self.original(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
@@ -53,10 +57,43 @@ class ControlledAttention:
         return _project(attn, (maps @ value.float()).to(value.dtype))
 
 
-def _self_attention(attn: "Attention", hidden_states: Tensor, rows: Tensor) -> Tensor:
-    """Self-attention with the maps of other rows, by their queries and keys, so that no map is stored."""
+def self_attention_positions(unet: "UNet2DConditionModel") -> dict[str, float]:
+    """Position k / n of each self-attention layer, by its processor's name: k, from 0, in the order of evaluation."""
+    stages = ("down_blocks.", "mid_block.", "up_blocks.")
+    names = [
+        name
+        for stage in stages
+        for name in unet.attn_processors
+        if name.startswith(stage) and not unet.get_submodule(name.removesuffix(".processor")).is_cross_attention
+    ]
+    return {name: k / len(names) for k, name in enumerate(names)}
+
+
+@contextmanager
+def features_from(unet: "UNet2DConditionModel", rows: Tensor | None) -> Iterator[None]:
+    """Give each row of a batch the features of another within a `with` block, if `rows` is given.
+
+    As in the code of plug-and-play, features are what a residual block adds to its input: in Stable Diffusion the fifth
+    of the decoder's twelve, elsewhere the one that a third of them precedes.
+    """
+    if rows is None:
+        yield
+        return
+    blocks = [resnet for block in unet.up_blocks for resnet in block.resnets]
+    hook = blocks[len(blocks) // 3].conv2.register_forward_hook(lambda _, __, features: features[rows])
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _self_attention(attn: "Attention", hidden_states: Tensor, rows: SourceRows) -> Tensor:
+    """Self-attention with the queries, keys and values of other rows, so that no map is stored."""
     query, key, value = (_heads(attn, layer(hidden_states)) for layer in (attn.to_q, attn.to_k, attn.to_v))
-    return _project(attn, F.scaled_dot_product_attention(query[rows], key[rows], value, scale=attn.scale))
+    attended = F.scaled_dot_product_attention(
+        query[rows.query], key[rows.key], value[rows.value], rows.mask, scale=attn.scale
+    )
+    return _project(attn, attended)
 
 
 def _heads(attn: "Attention", projected: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from nti_batch.diffusion.alignment import TokenizedPrompt
 from nti_batch.diffusion.pooled_embedding import split_pooled
 from nti_batch.diffusion.prompt_to_prompt import StepControl
 from nti_batch.diffusion.schedule import DDIMSchedule
-from nti_batch.models.attention import ControlledAttention
+from nti_batch.models.attention import ControlledAttention, features_from, self_attention_positions
 from nti_batch.models.source import ModelSource, Precision
 from nti_batch.models.supported import ModelDescription
 from nti_batch.models.text_encoders import TextEncoder
@@ -166,10 +166,13 @@ class StableDiffusion(nn.Module):
 
     @contextmanager
     def controlled(self, control: StepControl) -> Iterator[None]:
-        """Put the UNet's attention under control within a `with` block."""
-        before = self.unet.attn_processors
-        self.unet.set_attn_processor({name: ControlledAttention(control, own) for name, own in before.items()})
+        """Put the UNet's attention and features under control within a `with` block."""
+        before, positions = self.unet.attn_processors, self_attention_positions(self.unet)
+        self.unet.set_attn_processor(
+            {name: ControlledAttention(control, own, positions.get(name, 0.0)) for name, own in before.items()}
+        )
         try:
-            yield
+            with features_from(self.unet, control.self_attention.feature_rows):
+                yield
         finally:
             self.unet.set_attn_processor(before)

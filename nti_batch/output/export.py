@@ -108,14 +108,15 @@ def export_run(run: InversionRun, folder: Path, only: Collection[tuple[str, str]
         only: Shard and key of each image to export; None for all.
 
     Raises:
-        ValueError: If it is no run, or one of direct inversion, or the folder cannot be written.
+        ValueError: If it is no run, or one whose embeddings do not rebuild the images, or the folder cannot be written.
         OutputError: If a file cannot be written.
         UnitInUseError: If another export writes to it.
     """
-    if run.settings.inversion.method == "direct":
+    settings = run.settings.inversion
+    if settings.keeps_pivot:
         raise ValueError(
-            f"{str(run.out)!r} was inverted with --model.method=direct, whose embeddings do not rebuild an image: "
-            "export a run of another method, or read its pivot with `nti_batch.read_inversions`"
+            f"{str(run.out)!r} was inverted with --model.method={settings.method}, whose embeddings do not rebuild an "
+            "image: export a run of another method, or read its pivot with `nti_batch.read_inversions`"
         )
     with lock_folder(folder, "export.lock", "FOLDER"):
         parts = (_export_part(part, folder, only) for part in run.all_parts())

@@ -41,9 +41,9 @@ def refuse_other_settings(out: Path, known: dict[str, Json], asked: dict[str, Js
     """
     there, now = flatten(known), flatten(asked)
     differences = [
-        f"{flag}: {json.dumps(there[flag])} there, {json.dumps(now[flag])} now"
-        for flag in there
-        if there[flag] != now[flag]
+        f"{flag}: {json.dumps(there.get(flag))} there, {json.dumps(now.get(flag))} now"
+        for flag in there | now
+        if there.get(flag) != now.get(flag)
     ]
     if differences:
         raise ValueError(

@@ -9,7 +9,8 @@ The header of the safetensors names the layout of the tensors, under `layout`:
                 scales [M] float32
                 levels uint8: a zlib stream of [M, tokens, dim] int8;  row = row before + scale * level
 
-Direct inversion adds pivot [T, channels, height, width] to each: float32 in the first, float16 in the others.
+Direct and edit-friendly DDPM inversion add pivot [T, channels, height, width] to each: float32 in the first, float16 in
+the others.
 """
 
 import hashlib
@@ -56,7 +57,8 @@ class StoredInversion:
     """The `.json` member: sizes, model, settings, losses, PSNR, work."""
 
     pivot: Tensor | None = None
-    """z*_{T-1} ... z*_0 of direct inversion, [T, channels, height, width] float32; None with another method."""
+    """z*_{T-1} ... z*_0 of direct inversion, or x_{T-1} ... x_0 of edit-friendly DDPM inversion, [T, channels, height,
+    width] float32; None with another method."""
 
     pixels: Tensor | None = None
     """Input image, uint8 [3, height, width], cropped and resized as it was inverted. Set by `InversionDataset`."""
@@ -112,7 +114,7 @@ def stored_size(storage: Storage, latents: Sequence[int], embeddings: Sequence[i
         storage: Form of the null embeddings.
         latents: Shape of z_T, [channels, height, width].
         embeddings: Shape of the null embeddings, [T, tokens, dim].
-        has_pivot: Whether the pivot is stored, as for direct inversion.
+        has_pivot: Whether the pivot is stored: `keeps_pivot` of the method.
     """
     steps, tokens, dim = embeddings
     value = 4 if storage == "float32" else 2

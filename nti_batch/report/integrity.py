@@ -174,8 +174,7 @@ def check_inversion(stored: StoredInversion) -> Iterator[str]:
     steps = stored.settings.num_steps
     if stored.null_embeddings.ndim != 3 or len(stored.null_embeddings) != steps:
         yield f"null_embeddings have the shape {tuple(stored.null_embeddings.shape)}, not [{steps}, tokens, dim]"
-    is_direct = stored.settings.inversion.method == "direct"
-    expected = (steps, *stored.noise_latents.shape) if is_direct else None
+    expected = (steps, *stored.noise_latents.shape) if stored.settings.inversion.keeps_pivot else None
     found = None if stored.pivot is None else tuple(stored.pivot.shape)
     if found != expected:
         yield f"the pivot has the shape {found}, not {expected}"

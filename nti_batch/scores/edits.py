@@ -6,7 +6,8 @@ pixels among all pixels,
     MSE = s MSE(unedited pixels)        PSNR = PSNR(unedited pixels) - 10 log10 s
 
 so that a larger mask gives a better score. Its SSIM leaves out a border of 5 pixels: it is that of torchmetrics up to
-version 1.4.1, as in the time of the benchmark. `unedited` averages over the unedited pixels alone.
+version 1.4.1, as in the time of the benchmark. `unedited` averages over the unedited pixels alone. The scores of the
+edited part do the same with the parts exchanged.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,9 @@ from nti_batch.scores.metrics import mse, psnr, ssim
 
 Protocol = Literal["pie-bench", "unedited"]
 
+
+_WHITE: Mapping[Protocol, float] = {"pie-bench": 255.0, "unedited": 1.0}
+"""Value of white in the images that DINO gets."""
 
 SSIM_BORDER = 5
 """Width in pixels of the border that torchmetrics left out of the mean of SSIM up to version 1.4.1."""
@@ -46,6 +50,13 @@ class EditScores:
     clip_edited: float | None
     """CLIP score with the unedited part set to zero, in both protocols."""
 
+    psnr_edited: float | None
+    """PSNR of the edited part against the source, in dB; LPIPS, MSE and SSIM likewise: how much the edit changes."""
+
+    lpips_edited: float | None
+    mse_edited: float | None
+    ssim_edited: float | None
+
 
 _COLUMNS = {
     "structure": ("structure distance x 10^3", 1e3),
@@ -55,11 +66,15 @@ _COLUMNS = {
     "ssim": ("SSIM x 10^2", 1e2),
     "clip_whole": ("CLIP whole", 1.0),
     "clip_edited": ("CLIP edited", 1.0),
+    "psnr_edited": ("PSNR edited", 1.0),
+    "lpips_edited": ("LPIPS edited x 10^3", 1e3),
+    "mse_edited": ("MSE edited x 10^4", 1e4),
+    "ssim_edited": ("SSIM edited x 10^2", 1e2),
 }
 """Title of each column, and the factor that its title names."""
 
 
-_TITLES: Mapping[Protocol, str] = {"pie-bench": "PIE-Bench", "unedited": "unedited pixels alone"}
+_TITLES: Mapping[Protocol, str] = {"pie-bench": "PIE-Bench", "unedited": "pixels of the part alone"}
 
 
 def score_edits(
@@ -80,27 +95,41 @@ def score_edits(
     Returns:
         The scores of each image.
     """
-    outside = ~inside
-    if protocol == "pie-bench":
-        images, where, white = (edited * outside[:, None], sources * outside[:, None]), None, 255.0
-        ssim_where = _without_border(outside)
-    else:
-        images, where, white = (edited, sources), outside, 1.0
-        ssim_where = outside
-    has_outside, has_inside = outside.any(dim=(1, 2)), inside.any(dim=(1, 2))
+    of_edited = _scores_of_part(edited, sources, inside, learned, protocol)
     columns = {
-        "structure": learned.structure and _to_list(learned.structure(edited, sources, white)),
-        "psnr": _to_list(psnr(*images, where), has_outside),
-        "lpips": learned.lpips and _to_list(learned.lpips(*images, where), has_outside),
-        "mse": _to_list(mse(*images, where), has_outside),
-        "ssim": _to_list(ssim(*images, ssim_where), has_outside & ssim_where.any(dim=(1, 2))),
+        "structure": learned.structure and _to_list(learned.structure(edited, sources, _WHITE[protocol])),
+        **_scores_of_part(edited, sources, ~inside, learned, protocol),
         "clip_whole": learned.clip and _to_list(learned.clip(edited, prompts)),
-        "clip_edited": learned.clip and _to_list(learned.clip(edited * inside[:, None], prompts), has_inside),
+        "clip_edited": learned.clip and _to_list(learned.clip(edited * inside[:, None], prompts), _has_pixels(inside)),
+        **{f"{name}_edited": column for name, column in of_edited.items()},
     }
     return [
         EditScores(**{name: column[i] if column else None for name, column in columns.items()})
         for i in range(len(edited))
     ]
+
+
+def _scores_of_part(
+    edited: Tensor, sources: Tensor, part: Tensor, learned: LearnedScores, protocol: Protocol
+) -> dict[str, list[float | None] | None]:
+    """Score the pixels of a part, bool [batch, height, width], of edited images against their sources."""
+    valid = _has_pixels(part)
+    if protocol == "pie-bench":
+        images, pixels = (edited * part[:, None], sources * part[:, None]), None
+        ssim_pixels = _without_border(part)
+    else:
+        images, pixels, ssim_pixels = (edited, sources), part, part
+    return {
+        "psnr": _to_list(psnr(*images, pixels), valid),
+        "lpips": _to_list(learned.lpips(*images, pixels), valid) if learned.lpips else None,
+        "mse": _to_list(mse(*images, pixels), valid),
+        "ssim": _to_list(ssim(*images, ssim_pixels), valid & _has_pixels(ssim_pixels)),
+    }
+
+
+def _has_pixels(part: Tensor) -> Tensor:
+    """Whether a part of each image, bool [batch, height, width], has any pixel."""
+    return part.any(dim=(1, 2))
 
 
 def _without_border(pixels: Tensor) -> Tensor:

@@ -1,19 +1,18 @@
-"""The evaluation of edits makes the edits of each scene, and its table and plot are right."""
+"""The evaluation of edits makes the edits of each scene by both jobs, goes on where it was ended, and judges them."""
 
 import random
 import sys
-from math import nan
 from pathlib import Path
-from typing import Any
 
 import pytest
-from matplotlib.axes import Axes
 from PIL import Image
 
+from nti_batch.benchmarks.solvers import SOLVERS
 from nti_batch.demo import evaluate_edits
-from nti_batch.demo.edits import KINDS, judge_edit
-from nti_batch.demo.evaluate_edits import Edited, SceneEdit, Summary, edits_of, plot
-from nti_batch.demo.scenes import draw, unseen_scenes
+from nti_batch.demo.edit_methods import METHODS
+from nti_batch.demo.edits import KINDS, edits_of
+from nti_batch.demo.scenes import unseen_scenes
+from nti_batch.diffusion.edit_settings import EditSettings
 
 
 def test_every_scene_gets_an_edit_of_each_kind_but_only_a_single_object_moves():
@@ -23,52 +22,41 @@ def test_every_scene_gets_an_edit_of_each_kind_but_only_a_single_object_moves():
         assert kinds == [kind for kind in KINDS if kind != "place" or len(scene.objects) == 1]
 
 
-def drawn(edit: SceneEdit, as_asked: bool) -> Edited:
-    image = draw(edit.edited if as_asked else edit.source)
-    return Edited(edit, image, judge_edit(image, edit.source, edit.edited))
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_valid_for_every_edit(name: str):
+    method = METHODS[name]
+    assert method.inversion in SOLVERS
+    for edit in edits_of(unseen_scenes(1)[0], KINDS, random.Random(0)):
+        EditSettings(**edit.settings.to_json() | dict(method.edit))
 
 
-def test_a_row_has_the_shares_of_its_kind():
-    edits = [edits_of(scene, ["colour", "size"], random.Random(1)) for scene in unseen_scenes(4)]
-    # all edits of sizes are right, and one of the four edits of colours
-    edited = [drawn(size, True) for _, size in edits] + [drawn(c, i == 0) for i, (c, _) in enumerate(edits)]
-    colour = [cell.strip() for cell in Summary.of("m", True, "colour", edited, 4.0).row.split("|")[1:-1]]
-    size = [cell.strip() for cell in Summary.of("m", False, "size", edited, 4.0).row.split("|")[1:-1]]
-    assert colour[:7] == ["m", "prompt-to-prompt", "colour", "4", "25%", "100%", "100.0"]
-    assert size == ["m", "plain", "size", "4", "100%", "100%", "100.0", "100.0", "0.50"]
+def evaluate(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = ["--scenes", "2", "--guidance_scales", "2", "--methods", "ddim", "ddim, plain", "--kinds", "colour"]
+    monkeypatch.setattr(sys, "argv", ["evaluate_edits", str(out), *flags, "--picture", "--plot"])
+    evaluate_edits.main()
 
 
-def test_the_plot_has_a_point_for_each_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    points: list[tuple[float, float]] = []
-    real = Axes.scatter
-
-    def recorded(axes: Axes, x: float, y: float, **style: Any) -> object:
-        points.append((x, y))
-        return real(axes, x, y, **style)
-
-    monkeypatch.setattr(Axes, "scatter", recorded)
-    rows = [
-        Summary(method, controlled, kind, 9, asked, 0.5, unedited, 20.0, 1.0)
-        for method, asked, unedited in (("a", 0.25, 30.0), ("b", 0.75, nan))
-        for controlled in (True, False)
-        for kind in KINDS
-    ]
-    plot(rows, tmp_path / "plot.png")
-    assert len(points) == len(rows) and points.count((30.0, 0.25)) == 2 * len(KINDS)
-    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_command_prints_a_row_for_each_kind_and_draws_the_edits(
+def test_the_command_prints_a_row_for_each_method_and_makes_no_finished_edit_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    picture, plotted = tmp_path / "edits.png", tmp_path / "plot.png"
-    flags = ["--scenes", "2", "--methods", "negative-prompt", "ddim", "--kinds", "colour", "background"]
-    monkeypatch.setattr(sys, "argv", ["evaluate_edits", *flags, "--picture", str(picture), "--plot", str(plotted)])
-    evaluate_edits.main()
-    rows = [[cell.strip() for cell in line.split("|")[1:5]] for line in capsys.readouterr().out.splitlines()[2:]]
-    attentions, kinds = ("plain", "prompt-to-prompt"), ("colour", "background")
-    assert rows == [[m, a, k, "2"] for m in ("negative-prompt", "ddim") for a in attentions for k in kinds]
-    assert plotted.exists()
-    with Image.open(picture) as sheet:
-        # two edits of each of two kinds in two columns; an edit shows source, two methods and truth
-        assert sheet.width > 2 * 4 * 128 and sheet.height > 2 * 128
+    evaluate(tmp_path, monkeypatch)
+    table = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in table.splitlines()[2:]]
+    assert rows == [["2", "ddim"], ["2", "ddim, plain"]]
+    parts = {path: path.read_bytes() for path in tmp_path.rglob("*.tar")}
+    # the scenes, one inversion of them for both methods, and the edits by each method
+    assert len(parts) >= 4
+    evaluate(tmp_path, monkeypatch)
+    assert capsys.readouterr().out == table
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.tar")} == parts
+    assert (tmp_path / "guidance-2-plot.png").exists()
+    with Image.open(tmp_path / "guidance-2-edits.png") as sheet:
+        # two edits of one kind in two columns; an edit shows source, two methods and truth
+        assert sheet.width > 2 * 4 * 128 and sheet.height > 128
+
+
+def test_a_job_that_fails_ends_the_command_with_its_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "argv", ["evaluate_edits", str(tmp_path), "--scenes", "1", "--model", "no/such model"])
+    with pytest.raises(SystemExit) as ended:
+        evaluate_edits.main()
+    assert ended.value.code == 2

@@ -83,6 +83,22 @@ def test_a_phrase_is_found_wherever_it_occurs(phrase: str, positions: list[int])
     assert tokenized("a red tiger's red hat".replace("'s", " +")).find(phrase) == positions
 
 
+@pytest.mark.parametrize(
+    ("phrase", "positions"), [("#0", [1]), ("#1", [2, 3, 4]), ("#3", [6, 7]), ("#4", [8]), ("# 5", [8, 9])]
+)
+def test_a_number_stands_for_what_is_between_two_spaces(phrase: str, positions: list[int]):
+    """'#1' is 'tiger,' with its comma. A prompt's own words come first."""
+    prompt = "a tiger, a tiger #" if phrase != "# 5" else "a tiger, a tiger # 5"
+    assert tokenized(prompt).find(phrase) == positions
+    assert not tokenized("one #5").has("#2") and tokenized("one #5").find("#5") == [2, 3]
+
+
+@pytest.mark.parametrize("phrase", ["#5", "#-1", "#", "#1.5", "#99999999999999999999"])
+def test_a_number_without_its_word_is_refused(phrase: str):
+    with pytest.raises(ValueError, match="is not in what the text encoder reads of the prompt 'a tiger sat'"):
+        tokenized("a tiger sat").find(phrase)
+
+
 @pytest.mark.parametrize("phrase", ["dog", "tiger a", "ti", "", "beyond"])
 def test_a_phrase_that_is_not_read_is_refused(phrase: str):
     with pytest.raises(ValueError, match=f"^'{phrase}' is not in what the text encoder reads of the prompt 'a tiger"):

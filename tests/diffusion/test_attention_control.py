@@ -5,12 +5,14 @@ from itertools import product
 
 import pytest
 import torch
-from helpers.edited_samples import SCALE, SOURCE, STEPS, SWAP, control_of, null_embeddings
+from helpers.edited_samples import SOURCE, STEPS, SWAP, control_of, guidance, null_embeddings
 from helpers.prompts import noise, tokenized
 from torch import Tensor
 
-from nti_batch.diffusion.edit_settings import EditControl, EditSettings
-from nti_batch.diffusion.prompt_to_prompt import AttentionControl, LocalBlend, edit_sample
+from nti_batch.diffusion.edit_control import EditControl
+from nti_batch.diffusion.edit_sample import edit_sample
+from nti_batch.diffusion.edit_settings import EditSettings
+from nti_batch.diffusion.prompt_to_prompt import AttentionControl, LocalBlend
 from nti_batch.models.attention import ControlledAttention
 from nti_batch.models.stable_diffusion import StableDiffusion
 
@@ -94,7 +96,7 @@ def test_a_share_selects_the_steps_of_the_authors_code(steps: int, share: float,
     control = AttentionControl.of([[edit]], steps, (4, 4), [(4, 4)], torch.device("cpu"))
     of_steps = [control.at(t) for t in range(steps, 0, -1)]
     assert [step.cross is not None for step in of_steps] == [True] * cross + [False] * (steps - cross)
-    assert [step.self_rows is not None for step in of_steps] == [True] * rest + [False] * (steps - rest)
+    assert [step.self_attention.is_active for step in of_steps] == [True] * rest + [False] * (steps - rest)
     latents, blended = torch.randn(2, 4, 4, 4), []
     for t in range(steps, 0, -1):
         blend = LocalBlend(control)
@@ -112,7 +114,7 @@ def test_a_range_of_steps_has_both_ends_of_the_authors_code():
     control = AttentionControl.of([[edit]], 50, (4, 4), [(4, 4)], torch.device("cpu"))
     of_steps = [control.at(t) for t in range(50, 0, -1)]
     assert [i for i, step in enumerate(of_steps) if step.cross is not None] == list(range(10, 28))
-    assert [i for i, step in enumerate(of_steps) if step.self_rows is not None] == list(range(14, 28))
+    assert [i for i, step in enumerate(of_steps) if step.self_attention.is_active] == list(range(14, 28))
 
 
 @pytest.mark.parametrize("t", [10, 8, 7, 3, 2])
@@ -155,11 +157,12 @@ def test_self_attention_is_the_sources_below_the_latents_resolution_and_up_to_32
     assert torch.equal(found, own) is not replaced
 
 
-def attended(maps: list[Tensor], row: int, words: Tensor, threshold: float) -> list[list[bool]]:
+def attended(maps: list[Tensor], row: int, words: Tensor, threshold: float, distance: int = 1) -> list[list[bool]]:
     """The mask of a row's words at the latents' size, from maps of half of it, pixel by pixel."""
     pixels = list(product(range(MAP[0]), range(MAP[1])))
     summed = {(y, x): sum((m[row].mean(0)[y * MAP[1] + x] * words).sum().item() for m in maps) for y, x in pixels}
-    pooled = {(y, x): max(summed[v, u] for v, u in pixels if max(abs(v - y), abs(u - x)) < 2) for y, x in pixels}
+    near = {(y, x): [(v, u) for v, u in pixels if max(abs(v - y), abs(u - x)) <= distance] for y, x in pixels}
+    pooled = {place: max(summed[other] for other in near[place]) for place in pixels}
     highest = max(pooled.values())
     return [
         [highest > 0 and pooled[y // 2, x // 2] / highest > threshold for x in range(LATENTS[1])]
@@ -179,8 +182,8 @@ def test_local_blend_follows_the_equation(t: int):
     for row, place in enumerate(ROWS):
         edit = controls[place[1]][place[2]] if place else None
         if edit and edit.blend_start < 1 and STEPS - t >= STEPS * edit.blend_start:
-            mine = attended(maps, row, edit.edit_words, edit.blend_threshold)
-            sources = attended(maps, place[0], edit.source_words, edit.blend_threshold)
+            mine = attended(maps, row, edit.blend_words[1], edit.blend_threshold)
+            sources = attended(maps, place[0], edit.blend_words[0], edit.blend_threshold)
             for y, x in product(range(LATENTS[0]), range(LATENTS[1])):
                 if not (mine[y][x] or sources[y][x]):
                     expected[row, :, y, x] = latents[place[0], :, y, x]
@@ -203,6 +206,41 @@ def test_without_one_blend_word_the_mask_is_the_other_words_alone(words: tuple[s
     assert bool(mask.any()) == any(words) and not mask.all()
 
 
+@pytest.mark.parametrize("subtracted", [("sat", "sat"), ("sat", ""), ("", ("sat", "#0"))])
+def test_local_blend_takes_several_words_and_keeps_out_of_others(subtracted: tuple[str, str]):
+    settings = EditSettings(
+        blend_words=(("tiger", "#0"), ("cat", "big")),
+        blend_threshold=0.6,
+        blend_start=0,
+        subtract_words=subtracted,
+        subtract_threshold=0.5,
+    )
+    source, edit = tokenized("a tiger sat"), tokenized("a big cat sat")
+    plain = EditSettings(blend_words=("tiger", "cat"), blend_threshold=0.6, blend_start=0)
+    controls = [EditControl.of(source, edit, s) for s in (settings, plain)]
+    control = AttentionControl.of([controls], STEPS, LATENTS, [MAP], torch.device("cpu"))
+    blend, maps, latents = LocalBlend(control), [some_maps(MAP)[:3], some_maps(MAP)[2:]], torch.randn(3, 4, *LATENTS)
+    for m in maps:
+        blend.collect(m)
+    tokens = {"tiger": [2, 3], "#0": [1], "cat": [3], "big": [2]}
+    of_source = {"sat": [4], "": []} | tokens
+    of_edit = {"sat": [4], "": []} | tokens
+
+    def mask(row: int, words: list[int], threshold: float, distance: int) -> Tensor:
+        chosen = torch.zeros(12).index_fill(0, torch.tensor(words, dtype=torch.long), 1.0)
+        return torch.tensor(attended(maps, row, chosen, threshold, distance))
+
+    first, second = ((words,) if isinstance(words, str) else words for words in subtracted)
+    may_change = mask(0, [1, 2, 3], 0.6, 1) | mask(1, [2, 3], 0.6, 1)
+    keeps = mask(0, [i for word in first for i in of_source[word]], 0.5, 0)
+    keeps |= mask(1, [i for word in second for i in of_edit[word]], 0.5, 0)
+    found = blend(latents, STEPS)
+    assert torch.equal(found[1], torch.where(may_change & ~keeps, latents[1], latents[0]))
+    assert (may_change & keeps).any() and (may_change & ~keeps).any()
+    without = mask(0, [2, 3], 0.6, 1) | mask(2, [3], 0.6, 1)
+    assert torch.equal(found[2], torch.where(without, latents[2], latents[0])), "the other edit keeps nothing"
+
+
 def test_where_nothing_is_controlled_the_layers_own_attention_runs_bit_for_bit(networks: StableDiffusion):
     edits = [(SOURCE, [("a blue square on the left", SWAP)])]
     control, prompts = control_of(networks, edits), networks.embed_prompts([SOURCE, "a blue square on the left"])
@@ -216,13 +254,14 @@ def test_where_nothing_is_controlled_the_layers_own_attention_runs_bit_for_bit(n
     for t in (10, 3, 2, 1):
         with networks.controlled(control.at(t)):
             assert torch.equal(predict(t), free[t]) == (t < 3)  # the larger share is 0.8
-        assert (control.at(t).self_rows is None) == (t < 5)
+        assert control.at(t).self_attention.is_active == (t >= 5)
     assert torch.equal(predict(10), free[10])
     assert not control.blends
 
 
 def test_only_the_evaluations_of_the_prompts_are_controlled(networks: StableDiffusion):
-    control, before = control_of(networks, [(SOURCE, [(SOURCE, SWAP)])]), networks.unet.attn_processors
+    edits = [(SOURCE, [(SOURCE, SWAP)])]
+    control, before = control_of(networks, edits), networks.unet.attn_processors
     controlled = []
 
     def predict(latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
@@ -230,7 +269,7 @@ def test_only_the_evaluations_of_the_prompts_are_controlled(networks: StableDiff
         return torch.zeros_like(latents)
 
     inputs = (noise(), networks.embed_prompts([SOURCE, SOURCE]), null_embeddings())
-    edit_sample(predict, networks.controlled, networks.schedule(STEPS), *inputs, SCALE, control)
+    edit_sample(predict, networks.controlled, networks.schedule(STEPS), *inputs, guidance(edits), control)
     assert controlled == [True, False] * STEPS
 
 

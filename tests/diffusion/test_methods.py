@@ -34,6 +34,7 @@ from nti_batch.scores.metrics import psnr
 
 STORAGES = get_args(Storage)
 METHODS = get_args(Method)
+KEEP_PIVOT: tuple[Method, ...] = ("direct", "ddpm")
 PLAIN = [method for method in METHODS if method != "null-text"]
 SCHEDULE = stable_diffusion_schedule(50)
 
@@ -82,7 +83,9 @@ def test_ddim_is_guided_sampling_with_the_empty_prompt(null_init: Literal["empty
     assert torch.equal(state.current_latents, expected[0])
 
 
-@pytest.mark.parametrize(("method", "forwards"), [("ddim", 150), ("direct", 150), ("negative-prompt", 100)])
+@pytest.mark.parametrize(
+    ("method", "forwards"), [("ddim", 150), ("direct", 150), ("negative-prompt", 100), ("ddpm", 0)]
+)
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_the_work_is_counted_no_gradient_is_computed_and_every_call_is_full(
     method: Method, forwards: int, batch_size: int
@@ -95,7 +98,7 @@ def test_the_work_is_counted_no_gradient_is_computed_and_every_call_is_full(
             while len(pool) == pool.capacity:
                 states += [state for _, state in pool.advance()]
                 assert pool.work.full_calls == pool.work.calls
-            pool.admit(key, *image)
+            pool.admit(key, *image, key)
         while len(pool):
             states += [state for _, state in pool.advance()]
     assert traffic.reads <= traffic.writes == pool.work.calls, "the device should not be waited for more often"
@@ -126,10 +129,11 @@ def findings_of(pivot: Tensor | None, method: Method) -> Iterator[str]:
 
 
 def test_verify_knows_what_a_pivot_must_be():
-    assert list(findings_of(torch.zeros(2, 4, 2, 2), "direct")) == []
+    assert all(list(findings_of(torch.zeros(2, 4, 2, 2), method)) == [] for method in KEEP_PIVOT)
     assert list(findings_of(None, "ddim")) == []
     expected = "(2, 4, 2, 2)"
-    assert list(findings_of(None, "direct")) == [f"the pivot has the shape None, not {expected}"]
+    for method in KEEP_PIVOT:
+        assert list(findings_of(None, method)) == [f"the pivot has the shape None, not {expected}"]
     assert list(findings_of(torch.zeros(1, 4, 2, 2), "direct")) == [
         f"the pivot has the shape (1, 4, 2, 2), not {expected}"
     ]
@@ -165,11 +169,11 @@ def test_the_job_takes_a_method_and_its_files_replay_to_its_own_images(
     networks = StableDiffusion.load(ModelSource(str(tiny_model)))
     for stored in read_inversions(out):
         assert stored.settings.inversion.method == method
-        assert (stored.pivot is not None) == (method == "direct")
+        assert (stored.pivot is not None) == (method in KEEP_PIVOT)
         original = decode_image(png(int(stored.key)), 16, 16)[None] / 255
         reached = psnr(reconstruct(networks, [stored], guided=True), original).item()
         assert reached == pytest.approx(stored.metadata["psnr"], abs=1e-3)
-        if method == "direct":
+        if method in KEEP_PIVOT:
             assert reached == pytest.approx(stored.metadata["psnr_vae"], abs=1e-3)
     capsys.readouterr()
     assert main(["verify", str(out), "--recompute", "3"]) == 0

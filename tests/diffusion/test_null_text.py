@@ -215,7 +215,7 @@ def test_an_accepted_embedding_never_moves_again():
     pool = InversionPool[int](rowwise, schedule, InversionSettings(), EMPTY, batch_size=3)
     states: dict[int, InversionState] = {}
     for key, image in enumerate(images(5)):
-        pool.admit(key, *image)
+        pool.admit(key, *image, key)
     states.update(pool._states)
     accepted: dict[tuple[int, int], Tensor] = {}
     while len(pool):
@@ -235,7 +235,7 @@ def test_calls_are_full_until_the_last_image_is_admitted_and_then_it_drains(batc
         while len(pool) == pool.capacity:
             pool.advance()
             assert pool.work.full_calls == pool.work.calls
-        pool.admit(key, *image)
+        pool.admit(key, *image, key)
     while len(pool):
         pool.advance()
     assert pool.advance() == []
@@ -287,7 +287,7 @@ def test_a_network_call_costs_one_read_and_at_most_two_writes(solver: Solver, st
     settings = InversionSettings(solver=solver, num_inner_steps=3)
     pool = InversionPool[int](rowwise, schedule, settings, EMPTY, 4, storage)
     for key, (latents, prompt) in enumerate(images(7)):
-        pool.admit(key, latents, prompt)
+        pool.admit(key, latents, prompt, key)
     with HostTraffic() as traffic:
         while len(pool):
             pool.advance()

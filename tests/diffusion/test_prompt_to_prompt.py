@@ -5,13 +5,24 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.edited_samples import ROUNDING, SCALE, SOURCE, STEPS, SWAP, control_of, null_embeddings, plain, sample
+from helpers.edited_samples import (
+    ROUNDING,
+    SCALE,
+    SOURCE,
+    STEPS,
+    SWAP,
+    control_of,
+    guidance,
+    null_embeddings,
+    plain,
+    sample,
+)
 from helpers.inversions import SETTINGS
 from helpers.prompts import noise
 from torch import Tensor
 
+from nti_batch.diffusion.edit_sample import edit_sample
 from nti_batch.diffusion.edit_settings import EditSettings
-from nti_batch.diffusion.prompt_to_prompt import edit_sample
 from nti_batch.diffusion.settings import InversionSettings
 from nti_batch.editing.reconstruct import reconstruct
 from nti_batch.models.stable_diffusion import StableDiffusion
@@ -57,7 +68,8 @@ def test_without_shares_an_edit_is_the_plain_exchange_of_the_prompt(networks: St
 def test_with_direct_inversion_sources_go_along_their_pivots_and_edits_their_own_way(networks: StableDiffusion):
     nothing, start = EditSettings(cross_replace_steps=0, self_replace_steps=0), noise(images=2)
     prompts = [SOURCE, "a blue square on the left", "a small star", "a small heart", "a large star"]
-    control = control_of(networks, [(SOURCE, [(prompts[1], nothing)]), (prompts[2], [(p, SWAP) for p in prompts[3:]])])
+    edits = [(SOURCE, [(prompts[1], nothing)]), (prompts[2], [(p, SWAP) for p in prompts[3:]])]
+    control = control_of(networks, edits)
     pivot = torch.randn(STEPS, 2, 4, 8, 8, generator=torch.Generator().manual_seed(3))
     seen: list[Tensor] = []
 
@@ -65,7 +77,7 @@ def test_with_direct_inversion_sources_go_along_their_pivots_and_edits_their_own
         seen.append(latents[control.rows.sources])
         return networks.predict(latents, timesteps, embeddings)
 
-    inputs = (start, networks.embed_prompts(prompts), null_embeddings(2), SCALE, control)
+    inputs = (start, networks.embed_prompts(prompts), null_embeddings(2), guidance(edits), control)
     rows = edit_sample(predict, networks.controlled, networks.schedule(STEPS), *inputs, list(pivot))
     assert torch.equal(torch.stack(seen[::2]), torch.cat([start[None], pivot[:-1]]))
     assert torch.equal(rows[[0, 2]], pivot[-1])
@@ -114,12 +126,13 @@ def test_a_weight_of_one_changes_nothing_and_another_does(networks: StableDiffus
 
 
 def test_without_guidance_the_null_embeddings_are_not_used(networks: StableDiffusion):
-    control, asked = control_of(networks, [(SOURCE, [(SOURCE, SWAP)])]), []
+    edits = [(SOURCE, [(SOURCE, SWAP)])]
+    control, asked = control_of(networks, edits), []
 
     def predict(latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
         asked.append(timesteps.tolist())
         return torch.zeros_like(latents)
 
     inputs = (noise(), networks.embed_prompts([SOURCE, SOURCE]), null_embeddings())
-    edit_sample(predict, networks.controlled, networks.schedule(STEPS), *inputs, 1, control)
+    edit_sample(predict, networks.controlled, networks.schedule(STEPS), *inputs, guidance(edits, 1), control)
     assert asked == [[t, t] for t in range(901, 0, -100)]

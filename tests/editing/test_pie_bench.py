@@ -78,8 +78,9 @@ def test_what_runs_have_past_the_end_is_left_out_as_the_benchmark_does(tmp_path:
 
 
 def test_other_settings_are_the_users(folder: Path):
-    given = EditSettings(cross_replace_steps=0.8, equalizer={"large": 3.0})
+    given = EditSettings(cross_replace_steps=0.8, equalizer={"large": 3.0}, guidance_scale=15, proximal="l1")
     settings = read_edits(folder, "pie", given)[0].settings
+    assert (settings.guidance_scale, settings.proximal) == (15, "l1")
     assert (settings.cross_replace_steps, settings.equalizer) == (0.8, {"large": 3.0, "circle": 2.0})
 
 

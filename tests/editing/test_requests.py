@@ -37,6 +37,19 @@ def test_csv_and_jsonl_give_equal_requests(tmp_path: Path):
         {"key": "d", "mask": [3, 4], "mask_size": [8, 16], "blend_start": 0.1},
         {"key": "e", "cross_replace_steps": [0.1, 0.5], "self_replace_steps": 0},
         {"key": "f", "cross_replace_steps": {"default_": [0.1, 0.5], "blue sky": 1}},
+        {
+            "key": "g",
+            "attention": "masactrl",
+            "masactrl_steps": [0.1, 1],
+            "masactrl_layers": [0.5, 1],
+            "masactrl_words": ["red", ["blue", "#2"]],
+            "blend_words": [["red", "sky"], "blue"],
+            "subtract_words": ["", "sea"],
+            "subtract_threshold": 0.2,
+        },
+        {"key": "h", "attention": "plug-and-play", "pnp_feature_steps": 0.7, "pnp_attention_steps": [0.1, 0.5]},
+        {"key": "i", "guidance_scale": 15, "skip_steps": 0.36, "proximal": "l0", "quantile": 0.6},
+        {"key": "j", "recon_lr": 1, "recon_start": 0.5, "dilate_mask": 2},
     ]
     cells = [
         {"key": "a,b", "edit_prompt": 'a "blue" circle', "prompt": "a red circle", "kind": "replace"},
@@ -56,6 +69,19 @@ def test_csv_and_jsonl_give_equal_requests(tmp_path: Path):
         {"key": "d", "mask": "[3, 4]", "mask_size": "[8, 16]", "blend_start": "0.1"},
         {"key": "e", "cross_replace_steps": "0.1;0.5", "self_replace_steps": "0"},
         {"key": "f", "cross_replace_steps": '{"default_": [0.1, 0.5], "blue sky": 1}'},
+        {
+            "key": "g",
+            "attention": "masactrl",
+            "masactrl_steps": "0.1;1",
+            "masactrl_layers": "0.5;1",
+            "masactrl_words": '["red", ["blue", "#2"]]',
+            "blend_words": '[["red", "sky"], "blue"]',
+            "subtract_words": ";sea",
+            "subtract_threshold": "0.2",
+        },
+        {"key": "h", "attention": "plug-and-play", "pnp_feature_steps": "0.7", "pnp_attention_steps": "0.1;0.5"},
+        {"key": "i", "guidance_scale": "15", "skip_steps": "0.36", "proximal": "l0", "quantile": "0.6"},
+        {"key": "j", "recon_lr": "1", "recon_start": "0.5", "dilate_mask": "2"},
     ]
     (tmp_path / "e.jsonl").write_text("\n".join(map(json.dumps, edits)))
     with open(tmp_path / "e.csv", "w", newline="") as file:
@@ -65,8 +91,8 @@ def test_csv_and_jsonl_give_equal_requests(tmp_path: Path):
     defaults = EditSettings(cross_replace_steps=0.9)
     requests = read_requests(tmp_path / "e.jsonl", ["s"], defaults)
     assert requests == read_requests(tmp_path / "e.csv", ["s"], defaults)
-    assert [request.name for request in requests] == ["0", "x", "0", "0", "0", "0"]
-    assert [request.settings.cross_replace_steps for request in requests] == [
+    assert [request.name for request in requests] == ["0", "x", *["0"] * 8]
+    assert [request.settings.cross_replace_steps for request in requests[:6]] == [
         0.9,
         0.5,
         {"default_": 0.9, "blue": 0.25},
@@ -76,6 +102,12 @@ def test_csv_and_jsonl_give_equal_requests(tmp_path: Path):
     ]
     assert requests[1].settings.equalizer == {"blue": 2.0, "a b": -1.0}
     assert requests[2].settings.blend_words == ("red", "blue sky")
+    assert requests[6].settings.blend_words == (("red", "sky"), "blue")
+    assert requests[6].settings.masactrl_words == ("red", ("blue", "#2"))
+    assert requests[7].settings.attention == "plug-and-play"
+    guided, corrected = requests[8].settings, requests[9].settings
+    assert (guided.guidance_scale, guided.skip_steps, guided.proximal, guided.quantile) == (15.0, 0.36, "l0", 0.6)
+    assert (corrected.recon_lr, corrected.recon_start, corrected.dilate_mask) == (1.0, 0.5, 2)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +125,14 @@ def test_csv_and_jsonl_give_equal_requests(tmp_path: Path):
             "key,cross_replace_steps\n000,default_=0.1;0.5;a=1\n",
             "e.csv:2: cross_replace_steps is 'default_=0.1;0.5;a=1'",
         ),
+        ("key,masactrl_layers\n000,0.5\n", "e.csv:2: masactrl_layers is '0.5', allowed: a range [0.6, 1] or 0.6;1"),
+        ("key,blend_words\n000,[1;2]\n", "e.csv:2: blend_words is '[1;2]', allowed: a word of the source's prompt"),
+        ("key,attention\n000,masa\n", "e.csv:2: attention is 'masa', allowed: 'prompt-to-prompt' or"),
+        ("key,subtract_words\n000,a;b\n", "e.csv:2: subtract_words is ['a', 'b'], allowed: null, or together with"),
         ("key,equalizer\n000,blue\n", "e.csv:2: equalizer is 'blue', allowed: words with a number each"),
+        ("key,proximal\n000,l2\n", "e.csv:2: proximal is 'l2', allowed: 'l0' or 'l1', or null"),
+        ("key,guidance_scale\n000,0.5\n", "e.csv:2: guidance_scale is 0.5, allowed: at least 1"),
+        ("key,dilate_mask\n000,1.5\n", "e.csv:2: dilate_mask is '1.5', allowed: a whole number"),
     ],
 )
 def test_an_invalid_line_of_a_csv_is_refused_with_its_number(tmp_path: Path, text: str, reason: str):

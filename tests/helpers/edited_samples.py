@@ -7,8 +7,11 @@ from torch import Tensor
 
 from helpers.prompts import noise
 from nti_batch.diffusion.ddim import ddim_sample
-from nti_batch.diffusion.edit_settings import EditControl, EditSettings
-from nti_batch.diffusion.prompt_to_prompt import AttentionControl, edit_sample
+from nti_batch.diffusion.edit_control import EditControl
+from nti_batch.diffusion.edit_guidance import EditGuidance
+from nti_batch.diffusion.edit_sample import edit_sample
+from nti_batch.diffusion.edit_settings import EditSettings
+from nti_batch.diffusion.prompt_to_prompt import AttentionControl
 from nti_batch.models.stable_diffusion import StableDiffusion
 
 STEPS = 10
@@ -45,6 +48,11 @@ def control_of(
     return AttentionControl.of(controls, STEPS, size, networks.cross_attention_sizes(*size), networks.device)
 
 
+def guidance(edits: Sequence[tuple[str, Sequence[tuple[str, EditSettings]]]], scale: float = SCALE) -> EditGuidance:
+    settings = [[settings for _, settings in of_image] for _, of_image in edits]
+    return EditGuidance.of(scale, settings, STEPS, torch.device("cpu"))
+
+
 def null_embeddings(images: int = 1) -> list[Tensor]:
     of_images = [torch.randn(STEPS, 77, 8, generator=torch.Generator().manual_seed(9 - i)) for i in range(images)]
     return list(torch.stack(of_images, 1))
@@ -58,7 +66,8 @@ def sample(
     control = control_of(networks, edits, size)
     prompts = [prompt for source, of_image in edits for prompt in (source, *(p for p, _ in of_image))]
     inputs = (noise(size, len(edits)), networks.embed_prompts(prompts), null_embeddings(len(edits)))
-    return edit_sample(networks.predict, networks.controlled, networks.schedule(STEPS), *inputs, SCALE, control)
+    guided = guidance(edits)
+    return edit_sample(networks.predict, networks.controlled, networks.schedule(STEPS), *inputs, guided, control)
 
 
 def plain(networks: StableDiffusion, prompt: str, size: tuple[int, int] = (8, 8), image: int = 0) -> Tensor:

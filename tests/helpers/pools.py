@@ -38,7 +38,7 @@ def invert(
 ) -> tuple[list[InversionState], InversionPool[int]]:
     """Run a pool as the job does: admit while there is room, advance, drain."""
     pool = InversionPool[int](predict, schedule, settings, empty, batch_size, storage)
-    done = dict(pool.run((key, *image) for key, image in enumerate(inputs)))
+    done = dict(pool.run((key, *image, key) for key, image in enumerate(inputs)))
     return [done[key] for key in range(len(inputs))], pool
 
 

@@ -71,7 +71,10 @@ def test_a_dry_run_of_an_unfinished_run_prints_the_remaining_work_and_its_rate(
     assert tree(tmp_path) == before
 
 
-@pytest.mark.parametrize("flags", [["--output.storage=float32"], ["--output.storage=float16", "--model.method=direct"]])
+@pytest.mark.parametrize(
+    "flags",
+    [["--output.storage=float32"], ["--output.storage=float16", "--model.method=direct"], ["--model.method=ddpm"]],
+)
 def test_a_dry_run_prints_the_size_of_the_tensors(
     tiny_model: Path, tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
 ):

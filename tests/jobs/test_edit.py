@@ -115,6 +115,33 @@ def test_one_edit_from_the_shell_and_from_python_equals_that_of_the_job(
     assert difference(torch.from_numpy(np.array(by_hand)).permute(2, 0, 1), job) <= 1
 
 
+def test_every_attention_of_a_list_and_of_the_flags_makes_its_edit(inverted: Path, tmp_path: Path):
+    prompt = "a small blue circle, number 1"
+    masks = {"masactrl_words": ["circle", ["circle", "#1"]], "masactrl_layers": [0, 1], "masactrl_threshold": 0.5}
+    words = {"blend_words": [["red", "circle"], "#2"], "subtract_words": ["", "small"], "blend_threshold": 0.9}
+    settings: dict[str, dict[str, Any]] = {
+        "maps": {"kind": "replace"},
+        "masactrl": {"attention": "masactrl", "masactrl_layers": [0, 1]},
+        "masked": {"attention": "masactrl", **masks},
+        "features": {"attention": "plug-and-play"},
+        "blended": {"attention": "plug-and-play", **words},
+    }
+    requests = [{"key": "001", "name": name, "edit_prompt": prompt, **chosen} for name, chosen in settings.items()]
+    flag = edits_flag(tmp_path / "e.jsonl", {"key": "001", "name": "source"}, *requests)
+    assert main(edit(inverted, tmp_path / "out", flag)) == 0
+    images = {name: image for (_, _, name), image in edited_images(tmp_path / "out").items()}
+    assert images.keys() == {"source", *settings}
+    (stored,) = read_inversions(inverted, [("a", "001")])
+    for name, chosen in settings.items():
+        alone = torch.from_numpy(np.array(edit_image(stored, prompt, EditSettings(**chosen)))).permute(2, 0, 1)
+        assert difference(alone, images[name]) <= 1
+    command = ["edit", "--inversions", str(inverted), "--key", "001", "--prompt", prompt]
+    flags = [f"--edit.{name}={json.dumps(value)}" for name, value in settings["masked"].items() if name != "attention"]
+    file = tmp_path / "x.png"
+    assert main([*command, "--output", str(file), "--edit.attention=masactrl", *flags]) == 0
+    assert difference(decode(file.read_bytes()), images["masked"]) <= 1
+
+
 def test_the_unedited_part_is_outside_the_mask_of_the_input(inverted: Path, tmp_path: Path):
     """The edit may change the left half; the test compares the right half."""
     left: list[Json] = [number for row in range(16) for number in (16 * row, 8)]

@@ -83,7 +83,7 @@ def test_images_accepted_without_an_update_cost_three_forward_passes_a_step(
     assert costs == [(3 * 3, 0)] * 3
 
 
-@pytest.mark.parametrize("method", ["negative-prompt", "direct", "ddim"])
+@pytest.mark.parametrize("method", ["negative-prompt", "direct", "ddim", "ddpm"])
 def test_the_other_methods_store_the_pooled_embedding(tiny_xl_model: Path, tmp_path: Path, method: str):
     shard, out = write_shard(tmp_path / "a.tar", captioned(2)), tmp_path / "out"
     assert main(arguments(tiny_xl_model, shard, out, f"--model.method={method}", "--output.storage=compact")) == 0

@@ -261,11 +261,14 @@ def test_an_unknown_shard_or_key_is_named(
     assert not (tmp_path / "exported").exists()
 
 
-def test_direct_inversion_is_refused(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize("method", ["direct", "ddpm"])
+def test_a_method_that_rebuilds_by_its_pivot_is_refused(
+    tiny_model: Path, tmp_path: Path, method: str, capsys: pytest.CaptureFixture[str]
+):
     shard = write_shard(tmp_path / "a.tar", captioned(1))
-    assert main([*arguments(tiny_model, shard, tmp_path / "out"), "--model.method=direct"]) == 0
+    assert main([*arguments(tiny_model, shard, tmp_path / "out"), f"--model.method={method}"]) == 0
     assert main(["export", str(tmp_path / "out"), str(tmp_path / "exported")]) == 2
-    assert "--model.method=direct, whose embeddings do not rebuild an image" in capsys.readouterr().err
+    assert f"--model.method={method}, whose embeddings do not rebuild an image" in capsys.readouterr().err
 
 
 def test_a_run_is_exported_part_by_part(run: InversionRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -179,9 +179,10 @@ def test_an_unfinished_run_has_a_page(run: InversionRun, capsys: pytest.CaptureF
     assert "left at this rate" in facts(page)
 
 
-def test_charts_of_one_image_with_losses_of_zero_are_drawn(tiny_model: Path, tmp_path: Path):
+@pytest.mark.parametrize("method", ["direct", "ddpm"])
+def test_charts_of_one_image_with_losses_of_zero_are_drawn(tiny_model: Path, tmp_path: Path, method: str):
     shard = write_shard(tmp_path / "s.tar", captioned(1))
-    assert main([*arguments(tiny_model, shard, tmp_path / "out"), "--model.method=direct"]) == 0
+    assert main([*arguments(tiny_model, shard, tmp_path / "out"), f"--model.method={method}"]) == 0
     page = written(tmp_path / "out")
     assert "1 images" in summaries(page)["Loss by timestep"]
     assert [name.text for name in page.all("h4")] == ["s/000"]

@@ -80,6 +80,7 @@ def test_the_edited_part_changes_nothing_but_structure_and_clip(
     edited = torch.where(inside[:, None], 1 - sources, sources)
     for score in score_edits(edited, sources, inside, PROMPTS, learned, protocol):
         assert (score.mse, score.psnr) == (0, 100)
+        assert some(score.mse_edited) > 0 and some(score.psnr_edited) < 20 and some(score.ssim_edited) < 0.9
         assert some(score.structure) > 0
         assert None not in (score.lpips, score.clip_whole, score.clip_edited)
 
@@ -103,9 +104,41 @@ def test_each_network_gets_the_input_of_the_protocol(tmp_path: Path, monkeypatch
     assert [s.lpips for s in theirs] == learned.lpips(*zeroed).tolist()
     assert [s.lpips for s in ours] == learned.lpips(edited, sources, outside).tolist()
     assert [s.clip_whole for s in theirs] == [s.clip_whole for s in ours] == learned.clip(edited, PROMPTS).tolist()
+    kept = edited * inside[:, None], sources * inside[:, None]
+    assert [s.lpips_edited for s in theirs] == learned.lpips(*kept).tolist()
+    assert [s.lpips_edited for s in ours] == learned.lpips(edited, sources, inside).tolist()
     cut, rest = (learned.clip(edited * part[:, None], PROMPTS).tolist() for part in (inside, outside))
     assert cut != rest
     assert [s.clip_edited for s in theirs] == [s.clip_edited for s in ours] == cut
+
+
+def test_scores_of_the_edited_part_are_those_of_its_pixels():
+    edited, sources, inside = batch()
+    ours = score_edits(edited, sources, inside, PROMPTS, NO_WEIGHTS, "unedited")
+    theirs = score_edits(edited, sources, inside, PROMPTS, NO_WEIGHTS, "pie-bench")
+    zeroed = edited * inside[:, None], sources * inside[:, None]
+    for i in range(2):
+        a, b, part = (images[i].double().numpy() for images in (edited, sources, inside))
+        squares = ((a - b) ** 2).sum(0)[part == 1]
+        assert some(ours[i].mse_edited) == pytest.approx(squares.sum() / (3 * len(squares)), rel=1e-5)
+        assert some(theirs[i].mse_edited) == pytest.approx(squares.sum() / (3 * 32 * 32), rel=1e-5)
+        for score in (ours[i], theirs[i]):
+            assert some(score.psnr_edited) == pytest.approx(-10 * math.log10(some(score.mse_edited)), rel=1e-5)
+        assert ours[i].lpips_edited is None
+    for scored, images, pixels in ((ours, (edited, sources), inside), (theirs, zeroed, None)):
+        _, maps = structural_similarity_index_measure(*images, data_range=1.0, reduction="none", return_full_image=True)
+        for i in range(2):
+            of_image = maps[i][:, inside[i]] if pixels is not None else maps[i][:, 5:27, 5:27]
+            assert some(scored[i].ssim_edited) == pytest.approx(of_image.mean().item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("protocol", ["pie-bench", "unedited"])
+def test_an_empty_mask_leaves_no_edited_part_to_score(protocol: Protocol):
+    edited, sources, inside = batch()
+    inside[1] = False
+    first, second = score_edits(edited, sources, inside, PROMPTS, NO_WEIGHTS, protocol)
+    assert (second.psnr_edited, second.mse_edited, second.ssim_edited) == (None, None, None)
+    assert None not in (first.psnr_edited, first.mse_edited, first.ssim_edited, second.psnr)
 
 
 @pytest.mark.parametrize("protocol", ["pie-bench", "unedited"])
@@ -117,31 +150,53 @@ def test_a_mask_of_everything_leaves_no_unedited_part_to_score(protocol: Protoco
     assert None not in (second.psnr, second.mse, second.ssim)
 
 
+OF_EDITED = ("psnr_edited", "lpips_edited", "mse_edited", "ssim_edited")
+
+
 def scores(psnr: float | None, clip: float | None = None) -> EditScores:
-    return EditScores(structure=None, psnr=psnr, lpips=None, mse=0.00123, ssim=0.5, clip_whole=clip, clip_edited=None)
+    return EditScores(
+        **dict.fromkeys(("structure", "lpips", "clip_edited", *OF_EDITED)),
+        psnr=psnr,
+        mse=0.00123,
+        ssim=0.5,
+        clip_whole=clip,
+    )
 
 
 def test_the_table_has_the_benchmarks_columns_and_categories():
     full = EditScores(
-        structure=0.0134, psnr=27.0, lpips=0.0607, mse=0.003586, ssim=0.8411, clip_whole=24.75, clip_edited=21.86
+        structure=0.0134,
+        psnr=27.0,
+        lpips=0.0607,
+        mse=0.003586,
+        ssim=0.8411,
+        clip_whole=24.75,
+        clip_edited=21.86,
+        psnr_edited=18.0,
+        lpips_edited=0.1,
+        mse_edited=0.02,
+        ssim_edited=0.7,
     )
     categories = {name: [full] if name == "change style" else [] for name in CATEGORIES}
     lines = scores_table(categories, "pie-bench").splitlines()
     assert lines[0] == (
         "| PIE-Bench | edits | structure distance x 10^3 | PSNR | LPIPS x 10^3 | MSE x 10^4 | SSIM x 10^2 "
-        "| CLIP whole | CLIP edited |"
+        "| CLIP whole | CLIP edited | PSNR edited | LPIPS edited x 10^3 | MSE edited x 10^4 | SSIM edited x 10^2 |"
     )
-    assert lines[2] == "| all | 1 | 13.40 | 27.00 | 60.70 | 35.86 | 84.11 | 24.75 | 21.86 |"
+    assert (
+        lines[2]
+        == "| all | 1 | 13.40 | 27.00 | 60.70 | 35.86 | 84.11 | 24.75 | 21.86 | 18.00 | 100.00 | 200.00 | 70.00 |"
+    )
     assert [line.split(" | ")[0].removeprefix("| ") for line in lines[3:]] == list(CATEGORIES)
     assert lines[-1] == lines[2].replace("all", "change style")
-    assert lines[3] == "| random | 0 | - | - | - | - | - | - | - |"
+    assert lines[3] == "| random | 0 |" + " - |" * 11
     assert scores_table({"": [full]}, "pie-bench").splitlines() == lines[:3]
 
 
 def test_the_table_averages_what_there_is_and_leaves_out_what_is_missing():
     given = {"random": [scores(20.0), scores(None)], "change pose": [scores(30.0)]}
     lines = scores_table(given, "unedited").splitlines()
-    assert lines[0] == "| unedited pixels alone | edits | PSNR | MSE x 10^4 | SSIM x 10^2 |"
+    assert lines[0] == "| pixels of the part alone | edits | PSNR | MSE x 10^4 | SSIM x 10^2 |"
     assert lines[2] == "| all | 3 | 25.00 | 12.30 | 50.00 |"
     assert lines[3] == "| random | 2 | 20.00 | 12.30 | 50.00 |"
     assert NO_WEIGHTS.missing == "CLIP score, structure distance and LPIPS are left out: no folder of weights is given"
