@@ -1,6 +1,7 @@
 """The attention that training asks for follows the drawn objects and the words that name them."""
 
 import random
+from dataclasses import replace
 
 import torch
 
@@ -11,6 +12,8 @@ from nti_batch.demo.stages import loss_weights, random_rectangles
 from nti_batch.demo.training_data import make_captions, region_masks, word_targets
 
 SCENE = Scene((SceneObject("large", "red", "square", "left"), SceneObject("small", "blue", "ring", "right")), "green")
+
+TRUE = CaptionRates(mistaken=dict.fromkeys(("size", "place", "colour", "shape", "background"), 0.0))
 
 
 def targets(rates: CaptionRates) -> tuple[list[str], torch.Tensor]:
@@ -23,7 +26,7 @@ def targets(rates: CaptionRates) -> tuple[list[str], torch.Tensor]:
 
 
 def test_a_pixel_attends_to_the_words_of_what_is_drawn_there():
-    words, found = targets(CaptionRates(dict.fromkeys(("size", "place", "colour", "background"), 0.0), 0.0))
+    words, found = targets(replace(TRUE, omitted=dict.fromkeys(TRUE.omitted, 0.0)))
     expected = {(8, 4): ("red", "square"), (0, 0): ("green", "background")}
     for (row, column), pair in expected.items():
         assert {words[i] for i in found[row, column].nonzero().flatten()} == set(pair)
@@ -32,7 +35,7 @@ def test_a_pixel_attends_to_the_words_of_what_is_drawn_there():
 
 
 def test_a_pixel_attends_to_the_start_token_where_the_caption_does_not_name_its_region():
-    rates = CaptionRates({"size": 0.0, "place": 0.0, "colour": 1.0, "background": 1.0}, 0.0)
+    rates = replace(TRUE, omitted={"size": 0.0, "place": 0.0, "colour": 1.0, "background": 1.0})
     words, found = targets(rates)
     assert "green" not in words and "red" not in words
     assert found[0, 0, 0] == 1
