@@ -4,7 +4,7 @@ It inverts scenes that training does not use, by `nti-batch invert`. For each sc
 of the attribute by `nti-batch edit`, and compares the image with the edited scene, drawn. It prints a row of a Markdown
 table for each guidance scale and method. `--plot` draws the rows, and `--picture` draws some edits.
 
-The same command goes on where it was ended, since both jobs do.
+The same command resumes an evaluation that was interrupted, since both jobs resume.
 """
 
 import argparse
@@ -46,7 +46,7 @@ class Evaluation:
     batch_size: int
 
     def invert(self, inversion: str, guidance_scale: float) -> Path:
-        """Invert the scenes, or go on with it; return the folder of the run."""
+        """Invert the scenes, or resume the run; return its folder."""
         out = self._folder(guidance_scale) / "inversions" / _file_name(inversion)
         settings = dataclasses.replace(SOLVERS[inversion], guidance_scale=guidance_scale)
         flags = [f"--model.{name}={value}" for name, value in _changes(settings)]
@@ -55,7 +55,7 @@ class Evaluation:
         return out
 
     def edit(self, name: str, method: EditMethod, guidance_scale: float) -> list[Edited]:
-        """Edit and judge the scenes by a method, or go on with it."""
+        """Edit and judge the scenes by a method, or resume the run."""
         inversions = self.invert(method.inversion, guidance_scale)
         out = self._folder(guidance_scale) / "edits" / _file_name(name)
         edits_file = out.with_suffix(".jsonl")
@@ -140,7 +140,7 @@ def main() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Compare edits of drawn scenes with the truth, for every method.")
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder of the runs; the same command goes on in it")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder of the runs; the same command resumes them")
     parser.add_argument("--model", default="demo", help="model of drawn scenes; default: the embedded model")
     parser.add_argument("--scenes", type=int, default=100, help="number of scenes")
     parser.add_argument("--seed", type=int, default=0, help="seed of the scenes and their edits")

@@ -31,7 +31,7 @@ class EditControl:
     """Start and end of the control of self-attention, shares of the steps."""
 
     self_replace_layers: tuple[float, float]
-    """The same as shares of the layers."""
+    """Start and end of the control of self-attention, shares of the layers."""
 
     feature_steps: tuple[float, float]
     """Start and end of the control of features, shares of the steps."""

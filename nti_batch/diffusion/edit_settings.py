@@ -90,7 +90,8 @@ class EditSettings:
     """Share of the steps after which local blend begins."""
 
     subtract_words: tuple[Words, Words] | None = None
-    """The same for words where the image may not change, although the blend words' attention is there."""
+    """Words of the source's prompt and of the edit's: where their attention is, the image may not change, even if the
+    blend words' attention is there."""
 
     subtract_threshold: float = 0.3
     """Attention of these words, as a share of its maximum, above which the image stays."""

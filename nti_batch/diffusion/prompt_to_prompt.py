@@ -73,7 +73,7 @@ class AttentionControl:
     """Threshold of local blend, [rows]."""
 
     subtract_words: Tensor | None
-    """The same for words of k, [rows, 2, tokens]; None if no row has them."""
+    """1 for the words of k, 0 for other tokens, [rows, 2, tokens]; None if no row has such words."""
 
     subtract_threshold: Tensor
     """Threshold of k, [rows]."""

@@ -66,7 +66,8 @@ class SelfAttentionControl:
     """First step in which a row takes of its source, and first step in which it no longer does, [rows, 2]."""
 
     layers: Tensor
-    """The same for layers, as shares of their number, [rows, 2]."""
+    """First layer in which a row takes of its source, and first layer in which it no longer does, as shares of the
+    number of layers, [rows, 2]."""
 
     feature_steps: Tensor
     """The two steps for the features, [rows, 2]."""

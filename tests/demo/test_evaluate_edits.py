@@ -1,4 +1,4 @@
-"""The evaluation of edits makes the edits of each scene by both jobs, goes on where it was ended, and judges them."""
+"""The evaluation of edits edits each scene by both jobs, resumes after an interruption, and judges the edits."""
 
 import random
 import sys
