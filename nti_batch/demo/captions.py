@@ -10,7 +10,8 @@ import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from nti_batch.demo.scenes import COLOURS, PLACES, SHAPES, SIZES, Scene, SceneObject, Word, caption_words
+from nti_batch.demo.scenes import COLOURS, PLACES, SIZES, Scene, SceneObject, Word, caption_words
+from nti_batch.demo.shapes import SHAPES
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nti_batch.demo.judge import judge
-from nti_batch.demo.scenes import COLOURS, PLACES, SHAPES, SIZES, Scene, SceneObject, draw, object_masks
+from nti_batch.demo.scenes import COLOURS, PLACES, SIZES, Scene, SceneObject, draw, is_clear, object_masks
+from nti_batch.demo.shapes import SHAPES
 from nti_batch.diffusion.edit_settings import EditSettings
 from nti_batch.scores.metrics import psnr
 
@@ -87,7 +88,8 @@ class EditVerdict:
 def random_edit(scene: Scene, kind: Kind, rng: random.Random) -> Scene:
     """Change one attribute of a random object, or of the background, to another word.
 
-    Colours stay different from each other. An object moves only if it is the only one: two objects leave no place free.
+    The edited scene is clear, as its source must be. An object moves only if it is the only one: two objects leave no
+    place free.
 
     Args:
         scene: Source of the edit.
@@ -97,26 +99,29 @@ def random_edit(scene: Scene, kind: Kind, rng: random.Random) -> Scene:
     Raises:
         ValueError: If the edit moves one of two objects.
     """
-    used = {scene.background, *(thing.colour for thing in scene.objects)}
     if kind == "background":
-        return replace(scene, background=_other(rng, COLOURS, used))
+        return _clear_choice(rng, [replace(scene, background=word) for word in COLOURS if word != scene.background])
     if kind == "place" and len(scene.objects) > 1:
         raise ValueError("one of two objects cannot be moved, since no place is free: choose a scene with one object")
     changed = rng.randrange(len(scene.objects))
     thing = scene.objects[changed]
-    word = _other(rng, _WORDS[kind], used if kind == "colour" else {getattr(thing, kind)})
-    edited = replace(thing, **{kind: word})  # type: ignore[arg-type]  # every kind names a field of type str
-    return replace(scene, objects=(*scene.objects[:changed], edited, *scene.objects[changed + 1 :]))
+    others = [word for word in _WORDS[kind] if word != getattr(thing, kind)]
+    edited = [replace(thing, **{kind: word}) for word in others]  # type: ignore[arg-type]  # all are fields of type str
+    return _clear_choice(
+        rng, [replace(scene, objects=(*scene.objects[:changed], e, *scene.objects[changed + 1 :])) for e in edited]
+    )
+
+
+def _clear_choice(rng: random.Random, scenes: Iterable[Scene]) -> Scene:
+    clear = [scene for scene in scenes if is_clear(scene)]
+    assert clear, "the scene to edit is not clear"
+    return rng.choice(clear)
 
 
 def edits_of(scene: Scene, kinds: Sequence[Kind], rng: random.Random) -> list[SceneEdit]:
     """Make an edit of each kind; an object moves only if it is the only one."""
     possible = [kind for kind in kinds if kind != "place" or len(scene.objects) == 1]
     return [SceneEdit(kind, scene, random_edit(scene, kind, rng)) for kind in possible]
-
-
-def _other(rng: random.Random, words: Iterable[str], used: set[str]) -> str:
-    return rng.choice([word for word in words if word not in used])
 
 
 def blend_words(source: Scene, edited: Scene) -> tuple[str, str]:

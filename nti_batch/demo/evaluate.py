@@ -14,7 +14,8 @@ from torch import Tensor
 from nti_batch.data.images import to_bytes
 from nti_batch.demo.attention import record_finest_cross_attention
 from nti_batch.demo.judge import judge
-from nti_batch.demo.scenes import SIZE, Scene, draw, object_masks, unseen_scenes
+from nti_batch.demo.scenes import Scene, draw, object_masks, unseen_scenes
+from nti_batch.demo.shapes import SIZE
 from nti_batch.diffusion.ddim import ddim_invert, ddim_sample
 from nti_batch.models.source import ModelSource
 from nti_batch.models.stable_diffusion import StableDiffusion

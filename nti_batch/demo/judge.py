@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nti_batch.demo.scenes import COLOURS, LARGE, PLACES, SHAPES, SIZE, Scene, shape_distance
+from nti_batch.demo.scenes import LARGE, PLACES, Scene, colour_distances
+from nti_batch.demo.shapes import SHAPES, SIZE, shape_distance
 
 FRAME = 3
 """Width in pixels of the frame that the background is fitted to."""
 
-CONTRAST = 0.2
+CONTRAST = 0.25
 """RGB distance to the background above which a pixel belongs to an object."""
 
 MIN_AREA = 40.0
@@ -125,10 +126,9 @@ def fit_background(image: Tensor) -> Tensor:
 
 
 def name_colour(colour: Tensor) -> str:
-    """Name the nearest colour of `COLOURS`; brightness has a weight of a quarter, since shading changes it most."""
-    difference = torch.tensor(list(COLOURS.values())) - colour
-    difference -= 0.75 * difference.mean(dim=1, keepdim=True)
-    return list(COLOURS)[int(difference.norm(dim=1).argmin())]
+    """Name the nearest colour of `COLOURS`."""
+    distances = colour_distances(colour)
+    return min(distances, key=distances.__getitem__)
 
 
 def fit_shape(coverage: Tensor) -> tuple[str, float, float]:

@@ -10,7 +10,8 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from nti_batch.demo.scenes import COLOURS, PLACES, SHAPES, SIZE, SIZES
+from nti_batch.demo.scenes import COLOURS, PLACES, SIZES
+from nti_batch.demo.shapes import SHAPES, SIZE
 
 LATENT_SIZE = SIZE // 4
 MAX_TOKENS = 77

@@ -13,13 +13,13 @@ import math
 import random
 from collections.abc import Set
 from dataclasses import dataclass
+from itertools import combinations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SIZE = 64
-"""Height and width of a drawn image in pixels."""
+from nti_batch.demo.shapes import SHAPES, SIZE, draw_mask
 
 COLOURS: dict[str, tuple[float, float, float]] = {
     "red": (0.86, 0.12, 0.14),
@@ -31,8 +31,7 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "purple": (0.56, 0.16, 0.68),
     "white": (0.95, 0.95, 0.95),
 }
-SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross", "ring", "heart")
-SIZES = {"small": 9.3, "large": 13.0}
+SIZES = {"small": 9.0, "large": 13.5}
 """Typical radius of the circle around a shape, in pixels."""
 
 RADII = (7.8, 15.2)
@@ -46,6 +45,15 @@ LARGE_BLUR = 0.02
 
 TONE, MAX_TONE = 0.08, 0.16
 """Standard deviation of a colour's channels in [0, 1] about the colour of its word, and the largest deviation."""
+
+SIZE_MARGIN = 0.05
+"""Smallest relative difference of a clear scene's radii from `LARGE`."""
+
+COLOUR_MARGIN = 0.7
+"""Largest distance of a clear scene's colour to its word, as a share of the distance to any other word."""
+
+MIN_CONTRAST = 0.4
+"""Smallest distance of two colours of a clear scene."""
 
 SHADE = 0.25
 """Largest relative change of the background's brightness from the centre to a border."""
@@ -204,71 +212,45 @@ def _random_tone(rng: random.Random) -> Tone:
     return red, green, blue
 
 
+def clear_scene(rng: random.Random, num_objects: int | None = None) -> Scene:
+    """Choose a scene like `random_scene` whose words fit it unmistakably, so that an image of it can be judged."""
+    while not is_clear(scene := random_scene(rng, num_objects)):
+        pass
+    return scene
+
+
+def is_clear(scene: Scene) -> bool:
+    """Return whether the sizes and colours of a scene are far from those of other words, and from each other."""
+    tinted = [(scene.background, scene.tone), *((thing.colour, thing.tone) for thing in scene.objects)]
+    colours = [_colour(*pair).flatten() for pair in tinted]
+    distances = [(a - b).norm() for a, b in combinations(colours, 2)]
+    sizes_fit = all((thing.radius > LARGE) == (thing.size == "large") for thing in scene.objects)
+    sizes_differ = all(abs(math.log(thing.radius / LARGE)) > SIZE_MARGIN for thing in scene.objects)
+    words_fit = all(_names(colour, word) for colour, (word, _) in zip(colours, tinted, strict=True))
+    return sizes_fit and sizes_differ and words_fit and min(distances) > MIN_CONTRAST
+
+
+def _names(colour: Tensor, word: str) -> bool:
+    """Whether a word is by far the nearest name of a colour."""
+    distances = colour_distances(colour)
+    own = distances.pop(word)
+    return own < COLOUR_MARGIN * min(distances.values())
+
+
+def colour_distances(colour: Tensor) -> dict[str, float]:
+    """Compute the distance of a colour [3] to each of `COLOURS`.
+
+    Brightness has a weight of a quarter, since shading changes it most.
+    """
+    difference = torch.tensor(list(COLOURS.values())) - colour
+    difference -= 0.75 * difference.mean(dim=1, keepdim=True)
+    return dict(zip(COLOURS, difference.norm(dim=1).tolist(), strict=True))
+
+
 def unseen_scenes(count: int, seed: int = 0) -> list[Scene]:
-    """Make scenes for evaluation and for the sample shards; training uses other seeds."""
+    """Make clear scenes for evaluation and for the sample shards; training uses other seeds."""
     rng = random.Random(f"unseen-{seed}")
-    return [random_scene(rng) for _ in range(count)]
-
-
-def shape_distance(shape: str, x: Tensor, y: Tensor) -> Tensor:
-    """Compute the signed distance to the outline, negative inside, in units of the shape's radius.
-
-    The distance is exact near the straight and round parts of the outline, as antialiasing needs.
-
-    Args:
-        shape: Name from `SHAPES`.
-        x: Horizontal position from the centre, in radii.
-        y: Vertical position from the centre, in radii, down.
-
-    Raises:
-        ValueError: If the shape is unknown.
-    """
-    r = torch.hypot(x, y)
-    match shape:
-        case "circle":
-            return r - 0.92
-        case "square":
-            return torch.maximum(x.abs(), y.abs()) - 0.80
-        case "diamond":
-            return (x.abs() + y.abs() - 1.05) / math.sqrt(2)
-        case "ring":
-            return (r - 0.72).abs() - 0.26
-        case "cross":
-            wide = torch.maximum(x.abs() - 0.98, y.abs() - 0.30)
-            tall = torch.maximum(x.abs() - 0.30, y.abs() - 0.98)
-            return torch.minimum(wide, tall)
-        case "triangle":
-            return _half_planes(x, y, 3, 0.58).amax(0)
-        case "star":
-            # a point is inside a pentagram if it is inside at least four of its five half-planes
-            return _half_planes(x, -y, 5, 0.37).topk(2, dim=0).values[1]
-        case "heart":
-            lobes = torch.hypot(x.abs() - 0.45, y + 0.30) - 0.52
-            # the sides touch the lobes at (0.82, 0.07)
-            sides = (x.abs() + y - 0.885) / math.sqrt(2)
-            point = torch.stack([sides, x.abs() - 0.82, -0.30 - y]).amax(0)
-            return torch.minimum(lobes, point)
-    raise ValueError(f"shape is {shape!r}, allowed: {', '.join(SHAPES)}")
-
-
-def _half_planes(x: Tensor, y: Tensor, corners: int, inradius: float) -> Tensor:
-    """Compute the distances to the sides of a regular polygon with a corner at the top, [corners, ...]."""
-    angles = [math.pi / 2 + math.pi / corners + 2 * math.pi * k / corners for k in range(corners)]
-    return torch.stack([x * math.cos(a) - y * math.sin(a) - inradius for a in angles])
-
-
-def draw_mask(shape: str, centre: tuple[float, float], radius: float) -> Tensor:
-    """Compute the coverage of each pixel by a shape, [64, 64] in [0, 1].
-
-    Args:
-        shape: Name from `SHAPES`.
-        centre: Centre (x, y) in pixels.
-        radius: Radius in pixels.
-    """
-    axis = torch.arange(SIZE) + 0.5
-    x = ((axis - centre[0]) / radius).expand(SIZE, SIZE)
-    y = ((axis - centre[1]) / radius).unsqueeze(1).expand(SIZE, SIZE)
-    return (0.5 - shape_distance(shape, x, y) * radius).clamp(0, 1)
+    return [clear_scene(rng) for _ in range(count)]
 
 
 def object_masks(scene: Scene) -> Tensor:

@@ -13,7 +13,7 @@ from transformers import CLIPTextModel
 from nti_batch.demo.attention import AttentionRecorder
 from nti_batch.demo.captions import CaptionRates
 from nti_batch.demo.networks import LATENT_SIZE, make_scheduler
-from nti_batch.demo.scenes import SIZE
+from nti_batch.demo.shapes import SIZE
 from nti_batch.demo.training_data import Captions, textures, word_targets
 from nti_batch.demo.training_loop import Batch, Stage
 

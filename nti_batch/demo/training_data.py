@@ -12,7 +12,8 @@ from transformers import CLIPTokenizer
 from nti_batch.data.images import to_bytes
 from nti_batch.demo.captions import CaptionRates, random_words
 from nti_batch.demo.networks import LATENT_SIZE
-from nti_batch.demo.scenes import SIZE, Scene, Word, draw, object_masks
+from nti_batch.demo.scenes import Scene, Word, draw, object_masks
+from nti_batch.demo.shapes import SIZE
 
 REGIONS = 3
 """Two objects and the background."""

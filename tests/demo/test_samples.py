@@ -44,11 +44,14 @@ def test_a_scene_read_from_its_json_is_equal() -> None:
 
 
 def test_the_json_of_a_scene_has_every_field_by_name() -> None:
-    scene = Scene((SceneObject("small", "red", "ring", "top", (0.5, -1.25), 1.05),), "blue", 0.75, 0.1)
+    ring = SceneObject("small", "red", "ring", "top", (0.5, -1.25), 1.05, (0.1, 0.0, -0.05))
+    scene = Scene((ring,), "blue", 0.75, 0.1, (0.0, 0.02, 0.0), (0.03,) * 25)
     fields = json.loads(scene_to_json(scene))
     assert fields.pop("caption") == "at the top a small red ring on a blue background"
     thing = {"size": "small", "colour": "red", "shape": "ring", "place": "top", "offset": [0.5, -1.25], "stretch": 1.05}
-    assert fields == {"objects": [thing], "background": "blue", "shade_angle": 0.75, "shade": 0.1}
+    background = {"background": "blue", "tone": [0.0, 0.02, 0.0], "texture": [0.03] * 25}
+    thing["tone"] = [0.1, 0.0, -0.05]
+    assert fields == {"objects": [thing], "shade_angle": 0.75, "shade": 0.1} | background
 
 
 @pytest.mark.parametrize("shard", [0, 1])

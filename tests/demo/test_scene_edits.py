@@ -16,7 +16,8 @@ from nti_batch.demo.edits import (
     judge_edit,
     random_edit,
 )
-from nti_batch.demo.scenes import COLOURS, PLACES, SHAPES, SIZES, Scene, draw, object_masks, random_scene
+from nti_batch.demo.scenes import COLOURS, PLACES, SIZES, Scene, clear_scene, draw, object_masks
+from nti_batch.demo.shapes import SHAPES
 
 COUNT = 100
 
@@ -25,7 +26,7 @@ def edits(kind: Kind, count: int = COUNT, num_objects: int | None = None) -> Ite
     """Make random scenes and their edits, equal in every run."""
     rng = random.Random(f"edits {kind}")
     for _ in range(count):
-        source = random_scene(rng, 1 if kind == "place" else num_objects)
+        source = clear_scene(rng, 1 if kind == "place" else num_objects)
         yield source, random_edit(source, kind, rng)
 
 
@@ -97,14 +98,14 @@ def test_edits_choose_both_objects():
 
 
 def test_equal_states_give_equal_edits():
-    scene = random_scene(random.Random(0), 1)
+    scene = clear_scene(random.Random(0), 1)
     for kind in KINDS:
         assert random_edit(scene, kind, random.Random(1)) == random_edit(scene, kind, random.Random(1))
 
 
 def test_one_of_two_objects_is_not_moved():
     with pytest.raises(ValueError, match="one of two objects cannot be moved"):
-        random_edit(random_scene(random.Random(0), 2), "place", random.Random(0))
+        random_edit(clear_scene(random.Random(0), 2), "place", random.Random(0))
 
 
 def wrong_colour(edited: Scene, index: int, rng: random.Random) -> Scene:
