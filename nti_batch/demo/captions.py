@@ -24,12 +24,12 @@ class CaptionRates:
     """By attribute. The place is left out only where the object is alone, since it tells two objects apart."""
 
     mistaken: dict[str, float] = field(
-        default_factory=lambda: {"size": 0.05, "place": 0.02, "colour": 0.1, "shape": 0.1, "background": 0.02}
+        default_factory=lambda: {"size": 0.05, "place": 0.0, "colour": 0.1, "shape": 0.1, "background": 0.0}
     )
-    """By attribute; the place of one of two objects is always right.
+    """By attribute.
 
-    Places and backgrounds are rarely wrong: noise latents of an inversion show them, so that a caption that is often
-    wrong would not move an object."""
+    Places and backgrounds are always right. The noise latents of an inversion show them, and a model that does not
+    trust the caption would keep them in an edit."""
 
 
 def random_words(scene: Scene, rates: CaptionRates, rng: random.Random) -> list[Word]:

@@ -30,13 +30,14 @@ MARGIN = 2
 
 
 REPLACE_STEPS: dict[Kind, tuple[float, float]] = {
-    "colour": (0.8, 0.8),
+    "colour": (0.8, 1.0),
     "shape": (0.2, 0.0),
     "size": (0.4, 0.2),
     "place": (0.0, 0.0),
     "background": (0.8, 0.8),
 }
-"""`cross_replace_steps` and `self_replace_steps`: an edit that changes a form needs less attention of the source."""
+"""`cross_replace_steps` and `self_replace_steps`: an edit that changes a form needs less attention of the source, and
+one that changes a colour keeps all forms."""
 
 
 @dataclass(frozen=True, slots=True)

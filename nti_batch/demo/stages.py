@@ -37,7 +37,7 @@ class UNetRecipe:
 
     captions_per_scene: int = 4
     caption_rates: CaptionRates = field(default_factory=CaptionRates)
-    batch: int = 32
+    batch: int = 64
     steps: int = 7_800
     learning_rate: float = 1.2e-3
     decay_share: float = 0.4

@@ -82,8 +82,7 @@ def train(out: Path, recipe: Recipe, device: torch.device) -> None:
     state = out / "training"
     state.mkdir(parents=True, exist_ok=True)
     rng = random.Random(f"training-{recipe.seed}")
-    # scenes of two objects are harder, since each word belongs to one of them: two thirds of the scenes have two
-    scenes = [random_scene(rng, num_objects=rng.choice((1, 2, 2))) for _ in range(recipe.num_scenes)]
+    scenes = [random_scene(rng) for _ in range(recipe.num_scenes)]
     images = draw_all(scenes)
     print(f"drew {len(scenes)} scenes", flush=True)
 
