@@ -4,11 +4,11 @@ The keys in the file are the flags of the job: `model.num_steps` in the file is 
 and read one by one, so that renaming a field here changes no file.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self, cast, get_args
 
-from nti_batch.diffusion.edit_settings import GUIDANCE_NUMBERS, MAX_DILATION, EditSettings, Proximal
+from nti_batch.diffusion.edit_settings import FIRST_SETTINGS, MAX_DILATION, NUMBERS, EditSettings, Proximal
 from nti_batch.diffusion.rounding import Storage
 from nti_batch.diffusion.settings import MAX_SEED, InversionSettings, Method, NullInit, Solver
 from nti_batch.json_object import Json, JsonObject
@@ -201,16 +201,13 @@ def _edit_settings_from_json(edit: JsonObject) -> EditSettings:
     Raises:
         ValueError: If a value has the wrong type or is out of range.
     """
-    names = ("kind", "cross_replace_steps", "self_replace_steps", "equalizer", "blend_words")
-    values: dict[str, Any] = {name: edit.value(name) for name in names}
-    values |= {name: edit.number(name) for name in ("blend_threshold", "blend_start")}
-    values |= {name: edit.number(name) for name in GUIDANCE_NUMBERS if name in edit}
-    if "proximal" in edit:
-        values["proximal"] = edit.choice("proximal", get_args(Proximal))
-    if "dilate_mask" in edit:
-        values["dilate_mask"] = edit.integer("dilate_mask", 0, MAX_DILATION)
-    later = (item.name for item in fields(EditSettings) if item.name not in values)
-    values |= {name: edit.value(name) for name in later if name in edit}
+    readers: dict[str, Callable[[str], object]] = {
+        **dict.fromkeys(NUMBERS, edit.number),
+        "proximal": lambda name: edit.choice(name, get_args(Proximal)),
+        "dilate_mask": lambda name: edit.integer(name, 0, MAX_DILATION),
+    }
+    names = [item.name for item in fields(EditSettings) if item.name in FIRST_SETTINGS or item.name in edit]
+    values: dict[str, Any] = {name: readers.get(name, edit.value)(name) for name in names}
     try:
         return EditSettings(**values)
     except (ValueError, TypeError, AttributeError) as error:

@@ -140,7 +140,7 @@ class EditSettings:
             yield f"cross_replace_steps is {self.cross_replace_steps}, allowed: words with the key {DEFAULT_WORD!r}"
         for name in _RANGES:
             yield from _range_errors(name, getattr(self, name))
-        for name in ("blend_threshold", "blend_start", "subtract_threshold", "masactrl_threshold", *_GUIDANCE_SHARES):
+        for name in _SHARES:
             yield from _range_errors(name, getattr(self, name))
         if not isinstance(self.masactrl_layers, tuple):
             yield f"masactrl_layers is {self.masactrl_layers}, allowed: [start, end] with 0 <= start <= end <= 1"
@@ -202,8 +202,19 @@ FIRST_SETTINGS = (
 )
 """Settings that every JSON of an edit has."""
 
-GUIDANCE_NUMBERS = ("guidance_scale", "skip_steps", "quantile", "recon_lr", "recon_start")
-_GUIDANCE_SHARES = GUIDANCE_NUMBERS[1:]
+_SHARES = (
+    "blend_threshold",
+    "blend_start",
+    "subtract_threshold",
+    "masactrl_threshold",
+    "skip_steps",
+    "quantile",
+    "recon_lr",
+    "recon_start",
+)
+NUMBERS = ("guidance_scale", *_SHARES)
+"""Settings that are one number."""
+
 _RANGES = ("self_replace_steps", "masactrl_steps", "masactrl_layers", "pnp_attention_steps", "pnp_feature_steps")
 _PAIRS = ("blend_words", "subtract_words", "masactrl_words")
 _LISTS = ("cross_replace_steps", *_RANGES, *_PAIRS)

@@ -55,6 +55,7 @@ class StableDiffusion(nn.Module):
         """Noise levels of the training, [1000]."""
         self.register_buffer("alphas_cumprod", scheduler.alphas_cumprod.float().clamp(min=LEAST_ALPHA_CUMPROD))
         self.requires_grad_(False).eval()
+        self._self_attention_positions = self_attention_positions(unet)
         self.vae.to(memory_format=torch.channels_last)  # encodes faster so; the UNet gains nothing
 
     @classmethod
@@ -167,7 +168,7 @@ class StableDiffusion(nn.Module):
     @contextmanager
     def controlled(self, control: StepControl) -> Iterator[None]:
         """Put the UNet's attention and features under control within a `with` block."""
-        before, positions = self.unet.attn_processors, self_attention_positions(self.unet)
+        before, positions = self.unet.attn_processors, self._self_attention_positions
         self.unet.set_attn_processor(
             {name: ControlledAttention(control, own, positions.get(name, 0.0)) for name, own in before.items()}
         )
