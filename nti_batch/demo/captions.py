@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from nti_batch.demo.scenes import COLOURS, PLACES, SIZES, Scene, SceneObject, Word, caption_words
+from nti_batch.demo.scenes import COLOURS, SIZES, Scene, SceneObject, Word, caption_words
 from nti_batch.demo.shapes import SHAPES
 
 
@@ -23,9 +23,7 @@ class CaptionRates:
     )
     """By attribute. The place is left out only where the object is alone, since it tells two objects apart."""
 
-    mistaken: dict[str, float] = field(
-        default_factory=lambda: {"size": 0.05, "place": 0.0, "colour": 0.1, "shape": 0.1, "background": 0.0}
-    )
+    mistaken: dict[str, float] = field(default_factory=lambda: {"size": 0.05, "colour": 0.1, "shape": 0.1})
     """By attribute.
 
     Places and backgrounds are always right. The noise latents of an inversion show them, and a model that does not
@@ -41,24 +39,19 @@ def random_words(scene: Scene, rates: CaptionRates, rng: random.Random) -> list[
         rng: Source of randomness; equal states give equal captions.
     """
     alone = len(scene.objects) == 1
-    told = replace(
-        scene,
-        objects=tuple(_mistake_object(thing, alone, rates.mistaken, rng) for thing in scene.objects),
-        background=_mistake(scene.background, COLOURS, rates.mistaken["background"], rng),
-    )
+    told = replace(scene, objects=tuple(_mistake_object(thing, rates.mistaken, rng) for thing in scene.objects))
     kinds = [(kind, i) for i in range(len(scene.objects)) for kind in ("place", "size", "colour")]
     possible = [*(pair for pair in kinds if alone or pair[0] != "place"), ("background", 0)]
     omitted = frozenset(pair for pair in possible if rng.random() < rates.omitted[pair[0]])
     return caption_words(told, omitted)
 
 
-def _mistake_object(thing: SceneObject, alone: bool, rates: Mapping[str, float], rng: random.Random) -> SceneObject:
+def _mistake_object(thing: SceneObject, rates: Mapping[str, float], rng: random.Random) -> SceneObject:
     return replace(
         thing,
         size=_mistake(thing.size, SIZES, rates["size"], rng),
         colour=_mistake(thing.colour, COLOURS, rates["colour"], rng),
         shape=_mistake(thing.shape, SHAPES, rates["shape"], rng),
-        place=_mistake(thing.place, PLACES, rates["place"], rng) if alone else thing.place,
     )
 
 

@@ -16,6 +16,7 @@ from nti_batch.demo.attention import record_finest_cross_attention
 from nti_batch.demo.judge import judge
 from nti_batch.demo.scenes import Scene, draw, object_masks, unseen_scenes
 from nti_batch.demo.shapes import SIZE
+from nti_batch.demo.training_data import region_masks
 from nti_batch.diffusion.ddim import ddim_invert, ddim_sample
 from nti_batch.models.source import ModelSource
 from nti_batch.models.stable_diffusion import StableDiffusion
@@ -106,6 +107,37 @@ def localisation(inverted: Inverted) -> tuple[float, float]:
     return max((mean_overlap(i / 50), i / 50) for i in range(1, 50))
 
 
+@torch.no_grad()
+def attention_in_noise(networks: StableDiffusion, scenes: list[Scene]) -> tuple[float, float]:
+    """Measure where the words of an object attend at the last timestep of the training, in pure noise.
+
+    There a model must know from the caption alone which words belong to which place.
+
+    Args:
+        networks: Networks of the embedded model.
+        scenes: Scenes of two objects.
+
+    Returns:
+        Attention of a pixel to the colour and the shape of an object, summed: the mean over the object's pixels, and
+        over the pixels of the other object. Both are of the decoder's finest layers.
+    """
+    prompts = networks.embed_prompts([scene.caption for scene in scenes])
+    noise = torch.randn(len(scenes), 4, SIZE // 4, SIZE // 4, generator=torch.Generator().manual_seed(0))
+    last = torch.full((len(scenes),), len(networks.alphas_cumprod) - 1, device=networks.device)
+    with record_finest_cross_attention(networks.unet) as recorders:
+        networks.predict(noise.to(networks.device), last, prompts)
+    maps = torch.stack([recorder.attention_map for recorder in recorders[1:]]).mean(0).cpu()
+    own, others = [], []
+    for scene, attention, masks in zip(scenes, maps, region_masks(scenes), strict=True):
+        words = scene.caption.split()
+        for i, thing in enumerate(scene.objects):
+            colour = words.index(thing.colour) + 1
+            to_words = attention[:, colour : colour + 2].sum(-1)
+            own.append((to_words * masks[i]).sum() / masks[i].sum())
+            others.append((to_words * masks[1 - i]).sum() / masks[1 - i].sum())
+    return torch.stack(own).mean().item(), torch.stack(others).mean().item()
+
+
 def generate(networks: StableDiffusion, scenes: list[Scene]) -> Tensor:
     """Generate images from noise and the captions of scenes, [scenes, 3, 64, 64]."""
     images = []
@@ -141,12 +173,15 @@ def evaluate(networks: StableDiffusion, num_scenes: int, num_prompts: int) -> di
     """
     inverted = invert_scenes(networks, unseen_scenes(num_scenes))
     overlap, threshold = localisation(inverted)
+    own, other = attention_in_noise(networks, [scene for scene in inverted.scenes if len(scene.objects) == 2])
     figures = {
         "vae_psnr": psnr(inverted.round_trip, inverted.images).mean().item(),
         "ddim_psnr_guidance_1": replay_psnr(networks, inverted, 1.0).mean().item(),
         "ddim_psnr_guidance_7.5": replay_psnr(networks, inverted, GUIDANCE_SCALE).mean().item(),
         "attention_overlap": overlap,
         "attention_threshold": threshold,
+        "attention_in_noise_own_place": own,
+        "attention_in_noise_other_place": other,
     }
     scenes = unseen_scenes(num_prompts, seed=1)
     images = generate(networks, scenes)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers.pools import invert
 
-from nti_batch.demo.evaluate import Inverted, invert_scenes, localisation, replay_psnr
+from nti_batch.demo.evaluate import Inverted, attention_in_noise, invert_scenes, localisation, replay_psnr
 from nti_batch.demo.scenes import object_masks, unseen_scenes
 from nti_batch.demo.train import rescale_embeddings
 from nti_batch.diffusion.settings import InversionSettings
@@ -30,21 +30,26 @@ def inverted(networks: StableDiffusion) -> Inverted:
 def test_the_model_is_small_and_has_only_safetensors_weights():
     weights = [p for p in EMBEDDED_MODEL.rglob("*") if p.suffix in (".safetensors", ".bin", ".pt", ".ckpt")]
     assert {p.suffix for p in weights} == {".safetensors"}
-    assert sum(p.stat().st_size for p in weights) <= 12e6
+    assert sum(p.stat().st_size for p in EMBEDDED_MODEL.rglob("*")) <= 16e6
 
 
 def test_the_vae_round_trip_keeps_the_image(inverted: Inverted):
-    assert psnr(inverted.round_trip, inverted.images).mean() >= 30
+    assert psnr(inverted.round_trip, inverted.images).mean() >= 31
 
 
 def test_ddim_sampling_reconstructs_the_image_only_without_guidance(networks: StableDiffusion, inverted: Inverted):
     without, guided = (replay_psnr(networks, inverted, w).mean() for w in (1.0, 7.5))
-    assert without >= 44
-    assert guided <= 20
+    assert without >= 40
+    assert guided <= 22
 
 
 def test_the_word_of_an_object_attends_to_the_object(inverted: Inverted):
-    assert localisation(inverted)[0] >= 0.5
+    assert localisation(inverted)[0] >= 0.8
+
+
+def test_the_words_of_an_object_attend_to_its_place_in_pure_noise(networks: StableDiffusion):
+    own, other = attention_in_noise(networks, [s for s in unseen_scenes(24) if len(s.objects) == 2])
+    assert own >= 0.6 and other <= 0.05
 
 
 def test_localisation_is_high_for_attention_equal_to_the_mask_and_low_for_uniform_attention(inverted: Inverted):
