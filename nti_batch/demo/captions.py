@@ -39,11 +39,11 @@ def random_words(scene: Scene, rates: CaptionRates, rng: random.Random) -> list[
         rng: Source of randomness; equal states give equal captions.
     """
     alone = len(scene.objects) == 1
-    told = replace(scene, objects=tuple(_mistake_object(thing, rates.mistaken, rng) for thing in scene.objects))
+    captioned = replace(scene, objects=tuple(_mistake_object(thing, rates.mistaken, rng) for thing in scene.objects))
     kinds = [(kind, i) for i in range(len(scene.objects)) for kind in ("place", "size", "colour")]
     possible = [*(pair for pair in kinds if alone or pair[0] != "place"), ("background", 0)]
     omitted = frozenset(pair for pair in possible if rng.random() < rates.omitted[pair[0]])
-    return caption_words(told, omitted)
+    return caption_words(captioned, omitted)
 
 
 def _mistake_object(thing: SceneObject, rates: Mapping[str, float], rng: random.Random) -> SceneObject:

@@ -149,9 +149,11 @@ def caption_words(scene: Scene, omitted: Set[tuple[str, int]] = frozenset()) -> 
     """
     words: list[Word] = []
     for i, thing in enumerate(scene.objects):
-        told = {kind: getattr(thing, kind) for kind in ("place", "size", "colour") if (kind, i) not in omitted}
-        place = [PREPOSITIONS[thing.place], "the", thing.place] if "place" in told else []
-        adjectives = [Word(told[kind], i if kind == "colour" else None) for kind in ("size", "colour") if kind in told]
+        named = {kind: getattr(thing, kind) for kind in ("place", "size", "colour") if (kind, i) not in omitted}
+        place = [PREPOSITIONS[thing.place], "the", thing.place] if "place" in named else []
+        adjectives = [
+            Word(named[kind], i if kind == "colour" else None) for kind in ("size", "colour") if kind in named
+        ]
         noun = [*adjectives, Word(thing.shape, i)]
         words += [Word("and")] * (i > 0) + [*map(Word, place), Word(_article(noun[0].text)), *noun]
     if ("background", 0) not in omitted:

@@ -11,7 +11,7 @@ stages:
     Wang et al., "TokenCompose: Text-to-Image Diffusion with Token-level Supervision", 2024,
     https://arxiv.org/abs/2312.03626.
 
-The training is seeded, and the same command goes on with a training that was ended. It takes two minutes on a GPU, and
+The training is seeded, and the same command goes on with a training that was ended. It takes five minutes on a GPU, and
 up to three hours on two cores. `python -m nti_batch.demo.evaluate` measures the result.
 """
 

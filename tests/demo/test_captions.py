@@ -53,19 +53,19 @@ def test_words_of_colour_and_shape_name_their_object_and_the_last_words_name_the
 @pytest.mark.parametrize("kind", ["size", "place", "colour", "background"])
 def test_a_share_of_the_captions_leaves_out_an_attribute(kind: str):
     of = scenes(1)
-    told = captions(of, replace(TRUE, omitted={**TRUE.omitted, kind: 0.25}))
+    of_scenes = captions(of, replace(TRUE, omitted={**TRUE.omitted, kind: 0.25}))
     words = [scene.background if kind == "background" else getattr(scene.objects[0], kind) for scene in of]
-    missing = [word not in [w.text for w in caption] for word, caption in zip(words, told, strict=True)]
+    missing = [word not in [w.text for w in caption] for word, caption in zip(words, of_scenes, strict=True)]
     assert share(missing) == pytest.approx(0.25, abs=0.05)
 
 
 @pytest.mark.parametrize("kind", MISTAKEN)
 def test_a_share_of_the_captions_names_a_wrong_attribute(kind: str):
     of = scenes(1)
-    told = captions(of, replace(TRUE, mistaken={**TRUE.mistaken, kind: 0.25}))
+    of_scenes = captions(of, replace(TRUE, mistaken={**TRUE.mistaken, kind: 0.25}))
     wrong = [
         getattr(scene.objects[0], kind) not in [w.text for w in caption]
-        for scene, caption in zip(of, told, strict=True)
+        for scene, caption in zip(of, of_scenes, strict=True)
     ]
     assert share(wrong) == pytest.approx(0.25, abs=0.05)
 
