@@ -6,7 +6,10 @@ from typing import Any
 
 from nti_batch.benchmarks.solvers import SOLVERS
 
-PLAIN: Mapping[str, Any] = {"cross_replace_steps": 0.0, "self_replace_steps": 0.0, "blend_words": None}
+EVERYWHERE: Mapping[str, Any] = {"blend_words": None, "subtract_words": None}
+"""Settings of an edit that may change the whole image."""
+
+PLAIN: Mapping[str, Any] = {"cross_replace_steps": 0.0, "self_replace_steps": 0.0, **EVERYWHERE}
 """Settings of an edit that only exchanges the prompt."""
 
 PROXIMAL: Mapping[str, Any] = {"proximal": "l1", "recon_lr": 1.0}
@@ -25,7 +28,7 @@ class EditMethod:
 
 
 def _attention(name: str) -> Mapping[str, Any]:
-    return {"attention": name, "blend_words": None}
+    return {"attention": name, **EVERYWHERE}
 
 
 METHODS = {

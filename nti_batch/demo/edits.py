@@ -34,7 +34,7 @@ REPLACE_STEPS: dict[Kind, tuple[float, float]] = {
     "shape": (0.2, 0.0),
     "size": (0.4, 0.2),
     "place": (0.0, 0.0),
-    "background": (0.8, 0.8),
+    "background": (0.8, 1.0),
 }
 """`cross_replace_steps` and `self_replace_steps`: an edit that changes a form needs less attention of the source, and
 one that changes a colour keeps all forms."""
@@ -50,14 +50,16 @@ class SceneEdit:
 
     @property
     def settings(self) -> EditSettings:
-        """Settings of prompt-to-prompt with local blend."""
+        """Settings of prompt-to-prompt with local blend. An edit of the background keeps out of the objects."""
         cross_replace_steps, self_replace_steps = REPLACE_STEPS[self.kind]
+        colours = tuple(thing.colour for thing in self.source.objects)
         return EditSettings(
             kind="replace",
             cross_replace_steps=cross_replace_steps,
             self_replace_steps=self_replace_steps,
             blend_words=blend_words(self.source, self.edited),
             blend_threshold=0.5,
+            subtract_words=(colours, colours) if self.kind == "background" else None,
         )
 
 
