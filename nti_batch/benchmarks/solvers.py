@@ -24,6 +24,7 @@ AUTHORS = InversionSettings()
 FAST = InversionSettings(null_init="prompt", early_stop_epsilon=3e-4, early_stop_growth=0)
 SOLVERS = {
     'Adam from ""': AUTHORS,
+    'Adam from "", two updates': replace(AUTHORS, num_inner_steps=2, learning_rate=0.03),
     'Polyak from ""': replace(AUTHORS, solver="polyak"),
     "Adam from the prompt": replace(AUTHORS, null_init="prompt"),
     "Polyak from the prompt": replace(AUTHORS, null_init="prompt", solver="polyak"),
