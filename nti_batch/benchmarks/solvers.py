@@ -21,10 +21,11 @@ from nti_batch.models.supported import ModelDescription
 from nti_batch.records import CaptionedImage
 
 AUTHORS = InversionSettings()
+TWO_UPDATES = InversionSettings(num_inner_steps=2, learning_rate=0.03)
 FAST = InversionSettings(null_init="prompt", early_stop_epsilon=3e-4, early_stop_growth=0)
 SOLVERS = {
     'Adam from ""': AUTHORS,
-    'Adam from "", two updates': replace(AUTHORS, num_inner_steps=2, learning_rate=0.03),
+    'Adam from "", two updates': TWO_UPDATES,
     'Polyak from ""': replace(AUTHORS, solver="polyak"),
     "Adam from the prompt": replace(AUTHORS, null_init="prompt"),
     "Polyak from the prompt": replace(AUTHORS, null_init="prompt", solver="polyak"),

@@ -14,7 +14,8 @@ from torch import Tensor
 from nti_batch.data.images import to_bytes
 from nti_batch.demo.attention import record_finest_cross_attention
 from nti_batch.demo.judge import judge
-from nti_batch.demo.scenes import Scene, draw, object_masks, unseen_scenes
+from nti_batch.demo.networks import LATENT_SIZE
+from nti_batch.demo.scenes import Scene, SceneObject, draw, object_masks, unseen_scenes
 from nti_batch.demo.shapes import SIZE
 from nti_batch.demo.training_data import region_masks
 from nti_batch.diffusion.ddim import ddim_invert, ddim_sample
@@ -91,11 +92,10 @@ def localisation(inverted: Inverted) -> tuple[float, float]:
     """
     maps, masks = [], []
     for scene, attention in zip(inverted.scenes, inverted.attention, strict=True):
-        words = scene.caption.split()
         side = int(len(attention) ** 0.5)
         for thing, mask in zip(scene.objects, object_masks(scene), strict=True):
-            # every word of a scene is one token, a start token comes first, and the shape follows the colour
-            word_map = attention[:, words.index(thing.colour) + 2].view(1, 1, side, side)
+            _, shape = _object_tokens(scene, thing)
+            word_map = attention[:, shape].view(1, 1, side, side)
             maps.append(F.interpolate(word_map / word_map.max(), SIZE, mode="bilinear")[0, 0])
             masks.append(mask > 0.5)
     stacked, drawn = torch.stack(maps), torch.stack(masks)
@@ -105,6 +105,13 @@ def localisation(inverted: Inverted) -> tuple[float, float]:
         return ((inside & drawn).sum((1, 2)) / (inside | drawn).sum((1, 2))).mean().item()
 
     return max((mean_overlap(i / 50), i / 50) for i in range(1, 50))
+
+
+def _object_tokens(scene: Scene, thing: SceneObject) -> tuple[int, int]:
+    """Find the tokens of an object's colour and shape in the caption of its scene."""
+    # every word of a scene is one token, a start token comes first, and the shape follows the colour
+    colour = scene.caption.split().index(thing.colour) + 1
+    return colour, colour + 1
 
 
 @torch.no_grad()
@@ -122,19 +129,19 @@ def attention_in_noise(networks: StableDiffusion, scenes: list[Scene]) -> tuple[
         over the pixels of the other object. Both are of the decoder's finest layers.
     """
     prompts = networks.embed_prompts([scene.caption for scene in scenes])
-    noise = torch.randn(len(scenes), 4, SIZE // 4, SIZE // 4, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(len(scenes), 4, LATENT_SIZE, LATENT_SIZE, generator=torch.Generator().manual_seed(0))
     last = torch.full((len(scenes),), len(networks.alphas_cumprod) - 1, device=networks.device)
     with record_finest_cross_attention(networks.unet) as recorders:
         networks.predict(noise.to(networks.device), last, prompts)
+    # the first layer is the encoder's
     maps = torch.stack([recorder.attention_map for recorder in recorders[1:]]).mean(0).cpu()
     own, others = [], []
     for scene, attention, masks in zip(scenes, maps, region_masks(scenes), strict=True):
-        words = scene.caption.split()
+        weights = masks[:2] / masks[:2].sum(1, keepdim=True)
         for i, thing in enumerate(scene.objects):
-            colour = words.index(thing.colour) + 1
-            to_words = attention[:, colour : colour + 2].sum(-1)
-            own.append((to_words * masks[i]).sum() / masks[i].sum())
-            others.append((to_words * masks[1 - i]).sum() / masks[1 - i].sum())
+            of_objects = weights @ attention[:, _object_tokens(scene, thing)].sum(1)
+            own.append(of_objects[i])
+            others.append(of_objects[1 - i])
     return torch.stack(own).mean().item(), torch.stack(others).mean().item()
 
 
@@ -147,7 +154,7 @@ def generate(networks: StableDiffusion, scenes: list[Scene]) -> Tensor:
         captions = [scene.caption for scene in scenes[start : start + BATCH]]
         prompts = networks.embed_prompts(captions)
         empty = networks.embed_prompts([""]).expand_as(prompts)
-        noise = torch.randn(len(captions), 4, SIZE // 4, SIZE // 4, generator=generator).to(networks.device)
+        noise = torch.randn(len(captions), 4, LATENT_SIZE, LATENT_SIZE, generator=generator).to(networks.device)
         latents = ddim_sample(networks.predict, schedule, noise, prompts, [empty] * NUM_STEPS, GUIDANCE_SCALE)
         images.append(networks.decode_latents(latents).cpu())
     return torch.cat(images)

@@ -11,10 +11,10 @@ import tarfile
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 from nti_batch.data.images import to_bytes, to_image
 from nti_batch.demo.scenes import Scene, SceneObject, draw, unseen_scenes
+from nti_batch.diffusion.edit_settings import with_tuples
 
 FOLDER = Path(__file__).with_suffix("")
 """Folder of the sample shards."""
@@ -30,16 +30,9 @@ def scene_to_json(scene: Scene) -> str:
 
 def scene_from_json(text: str) -> Scene:
     """Read a scene from the JSON of `scene_to_json`, exactly."""
-    fields = {name: _with_tuples(value) for name, value in json.loads(text).items() if name != "caption"}
+    fields = {name: with_tuples(value) for name, value in json.loads(text).items() if name != "caption"}
     objects = tuple(SceneObject(**thing) for thing in fields.pop("objects"))
     return Scene(objects, **fields)
-
-
-def _with_tuples(value: Any) -> Any:
-    """Return tuples for the lists of JSON, at any depth."""
-    if isinstance(value, dict):
-        return {name: _with_tuples(item) for name, item in value.items()}
-    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
 
 
 def scene_to_png(scene: Scene) -> bytes:

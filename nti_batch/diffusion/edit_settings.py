@@ -128,7 +128,7 @@ class EditSettings:
             ValueError: If settings are out of range. It lists each of them with its limits.
         """
         for name in _LISTS:
-            object.__setattr__(self, name, _with_tuples(getattr(self, name)))
+            object.__setattr__(self, name, with_tuples(getattr(self, name)))
         if wrong := list(self._errors()):
             raise ValueError("; ".join(wrong))
 
@@ -236,11 +236,11 @@ def _is_pair(value: object) -> bool:
     return len(value) == 2 and all(isinstance(word, str) for word in words)
 
 
-def _with_tuples(value: Any) -> Any:
+def with_tuples(value: Any) -> Any:
     """Tuples for lists, at any depth."""
     if isinstance(value, Mapping):
-        return {key: _with_tuples(item) for key, item in value.items()}
-    return tuple(map(_with_tuples, value)) if isinstance(value, list | tuple) else value
+        return {key: with_tuples(item) for key, item in value.items()}
+    return tuple(map(with_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def _with_lists(value: Any) -> Any:

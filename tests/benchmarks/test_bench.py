@@ -23,7 +23,7 @@ from nti_batch.benchmarks.job_loop import job_loop, load_images
 from nti_batch.benchmarks.loop_result import Score, score
 from nti_batch.benchmarks.ranks import images_per_hour
 from nti_batch.benchmarks.reference_loop import reference_loop
-from nti_batch.benchmarks.solvers import FAST, Case, table_row
+from nti_batch.benchmarks.solvers import FAST, TWO_UPDATES, Case, table_row
 from nti_batch.benchmarks.storage import packed, replay_psnr, widened
 from nti_batch.benchmarks.timing import UNetClock
 from nti_batch.cli import main
@@ -133,9 +133,10 @@ def test_a_reconstruction_from_the_stored_tensors_has_the_psnr_of_the_job(networ
     assert abs(psnr - replay_psnr(networks, image, payload, 50, 7.5)) > 1e-3
 
 
-def test_the_solver_called_fast_has_the_settings_of_its_config():
-    config = yaml.safe_load((Path(__file__).parents[2] / "configs" / "fast.yaml").read_text())
-    assert InversionSettings(**config["model"]) == FAST
+@pytest.mark.parametrize(("name", "solver"), [("fast", FAST), ("two-updates", TWO_UPDATES)])
+def test_a_solver_has_the_settings_of_its_config(name: str, solver: InversionSettings):
+    config = yaml.safe_load((Path(__file__).parents[2] / "configs" / f"{name}.yaml").read_text())
+    assert InversionSettings(**config["model"]) == solver
 
 
 def test_widened_embeddings_change_as_much_at_each_timestep():
