@@ -1,6 +1,6 @@
 """Trains the embedded model: `python -m nti_batch.demo.train OUT`.
 
-The model is a Stable Diffusion in miniature, in a diffusers checkpoint folder. It learns from drawn scenes in three
+The model is a Stable Diffusion in miniature, in a diffusers checkpoint folder. It learns from drawn scenes in four
 stages:
 
 1.  The VAE trains on scenes, and on random textures so that it also encodes camera images.
@@ -10,6 +10,8 @@ stages:
     this from captions of millions of images; a miniature needs the supervision.
     Wang et al., "TokenCompose: Text-to-Image Diffusion with Token-level Supervision", 2024,
     https://arxiv.org/abs/2312.03626.
+4.  The same training goes on with textures among the scenes. Without them, predictions change abruptly with the latents
+    of a camera image, and at guidance scale 7.5 a rounding error grows 40,000 times in 50 steps.
 
 The training is seeded, and the same command goes on with a training that was ended. It takes five minutes on a GPU, and
 up to three hours on two cores. `python -m nti_batch.demo.evaluate` measures the result.
@@ -28,12 +30,23 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel
 
+from nti_batch.data.images import to_bytes
 from nti_batch.demo.attention import record_finest_cross_attention
 from nti_batch.demo.networks import make_scheduler, make_text_encoder, make_tokenizer, make_unet, make_vae
 from nti_batch.demo.scenes import random_scene
 from nti_batch.demo.stages import EncodedScenes, UNetRecipe, VaeRecipe, unet_stage, vae_stage
-from nti_batch.demo.training_data import draw_all, make_captions, region_masks
+from nti_batch.demo.training_data import (
+    Captions,
+    draw_all,
+    garbled_captions,
+    make_captions,
+    region_masks,
+    textures,
+)
 from nti_batch.demo.training_loop import run_stage
+
+FINE_TUNING = UNetRecipe(steps=500, learning_rate=3e-4, decay_share=1.0, average_decay=0.99)
+"""Settings of the training on scenes and textures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +57,8 @@ class Recipe:
     num_scenes: int = 30_000
     vae: VaeRecipe = field(default_factory=VaeRecipe)
     unet: UNetRecipe = field(default_factory=UNetRecipe)
+    num_textures: int = 10_000
+    fine_tuning: UNetRecipe = FINE_TUNING
 
 
 @torch.no_grad()
@@ -52,6 +67,28 @@ def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
     device = next(vae.parameters()).device
     batches = (batch.to(device) / 127.5 - 1 for batch in images.split(64))
     return torch.cat([vae.encode(batch).latent_dist.mean.cpu() for batch in batches])
+
+
+def with_textures(scenes: EncodedScenes, vae: AutoencoderKL, count: int, seed: int) -> EncodedScenes:
+    """Add textures to the training data, with captions of some words that the model knows and some that it does not.
+
+    Args:
+        scenes: Training data.
+        vae: Trained VAE, with its scaling factor.
+        count: Number of textures.
+        seed: Seed of the textures and their captions.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    latents = encode(vae, to_bytes(textures(count, generator) / 2 + 0.5)) * vae.config.scaling_factor
+    captions = garbled_captions(scenes.captions, count, scenes.empty_tokens, generator)
+    return EncodedScenes(
+        torch.cat([scenes.latents, latents]),
+        Captions(
+            torch.cat([scenes.captions.tokens, captions.tokens]), torch.cat([scenes.captions.regions, captions.regions])
+        ),
+        scenes.empty_tokens,
+        torch.cat([scenes.masks, torch.zeros(count, *scenes.masks.shape[1:])]),
+    )
 
 
 @torch.no_grad()
@@ -70,7 +107,7 @@ def rescale_embeddings(text_encoder: CLIPTextModel, unet: UNet2DConditionModel, 
 
 
 def train(out: Path, recipe: Recipe, device: torch.device) -> None:
-    """Run all three stages, and write the model folder with weights in half precision.
+    """Run all stages, and write the model folder with weights in half precision.
 
     Args:
         out: Folder of the model. Until the training ends, it has a subfolder with the state.
@@ -103,6 +140,9 @@ def train(out: Path, recipe: Recipe, device: torch.device) -> None:
     with record_finest_cross_attention(unet) as recorders:
         stage = unet_stage(unet, text_encoder, encoded, recorders, recipe.unet, recipe.seed + 1)
         run_stage(stage, state / "unet.safetensors", json.dumps(asdict(recipe)))
+        wider = with_textures(encoded, vae, recipe.num_textures, recipe.seed + 2)
+        stage = unet_stage(unet, text_encoder, wider, recorders, recipe.fine_tuning, recipe.seed + 2)
+        run_stage(stage, state / "fine-tuning.safetensors", json.dumps(asdict(recipe)))
     rescale_embeddings(text_encoder, unet, recipe.unet.embedding_scale)
     parts = vae.half(), text_encoder.half(), tokenizer, unet.half(), make_scheduler()
     StableDiffusionPipeline(*parts, None, None, requires_safety_checker=False).save_pretrained(out)

@@ -61,6 +61,22 @@ def _region(word: Word, scene: Scene) -> int:
     return REGIONS - 1 if word.region == len(scene.objects) else word.region
 
 
+def garbled_captions(captions: Captions, count: int, empty_tokens: Tensor, generator: torch.Generator) -> Captions:
+    """Choose captions of scenes, and replace half of their tokens by any tokens; they name no region.
+
+    Args:
+        captions: Captions of scenes.
+        count: Number of images that get captions, as many as a scene has.
+        empty_tokens: Tokens of the empty prompt, [1, 77].
+        generator: Source of randomness.
+    """
+    tokens = captions.tokens[torch.randint(len(captions.tokens), (count,), generator=generator)]
+    special = int(empty_tokens.min())  # the special tokens are the last ones of the vocabulary
+    replaced = (torch.rand(tokens.shape, generator=generator) < 0.5) & (tokens < special)
+    others = torch.randint(special, tokens.shape, generator=generator, dtype=tokens.dtype)
+    return Captions(torch.where(replaced, others, tokens), torch.full_like(tokens, -1, dtype=torch.int8))
+
+
 def region_masks(scenes: Sequence[Scene]) -> Tensor:
     """Compute the coverage of each latent pixel by the objects and the background, [scenes, 3, 256] in [0, 1]."""
     masks = torch.zeros(len(scenes), REGIONS, LATENT_SIZE**2)

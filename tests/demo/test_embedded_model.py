@@ -6,11 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.pools import invert
+from torch import Tensor
 
+from nti_batch.benchmarks.job_loop import load_images
 from nti_batch.demo.evaluate import Inverted, attention_in_noise, invert_scenes, localisation, replay_psnr
 from nti_batch.demo.scenes import object_masks, unseen_scenes
 from nti_batch.demo.train import rescale_embeddings
+from nti_batch.diffusion.ddim import ddim_sample
 from nti_batch.diffusion.settings import InversionSettings
+from nti_batch.jobs.flags import SAMPLES
 from nti_batch.models.source import EMBEDDED_MODEL, ModelSource
 from nti_batch.models.stable_diffusion import StableDiffusion
 from nti_batch.scores.metrics import psnr
@@ -76,6 +80,27 @@ def test_null_text_inversion_reconstructs_images_alone_and_in_a_batch(networks: 
     together, alone = reconstructed
     assert together.mean() > replay_psnr(networks, start, 7.5).mean() + 15
     assert alone[0] == pytest.approx(together[0], abs=1.5)
+
+
+def test_a_small_change_of_the_noise_latents_stays_small_in_replays_of_photographs(networks: StableDiffusion):
+    images = load_images({"photographs": str(SAMPLES / "photographs-000000.tar")}, "txt", (64, 64), 8)
+    chosen = [image for image in images if image.key in ("flower", "rocket")]
+    latents = networks.encode_images(torch.stack([image.pixels for image in chosen]))
+    prompts = networks.embed_prompts([image.prompt for image in chosen])
+    empty, schedule = networks.embed_prompts([""])[0], networks.schedule(50)
+    inputs = list(zip(latents, prompts, strict=True))
+    states, _ = invert(networks.predict, schedule, InversionSettings(), inputs, 2, empty)
+    start = torch.stack([state.trajectory[-1] for state in states])
+    null_embeddings = [
+        torch.stack(of_step) for of_step in zip(*(state.null_embeddings for state in states), strict=True)
+    ]
+
+    def replay(noise_latents: Tensor) -> Tensor:
+        return ddim_sample(networks.predict, schedule, noise_latents, prompts, null_embeddings, 7.5).flatten(1)
+
+    change = 1e-5 * torch.randn(start.shape, generator=torch.Generator().manual_seed(0))
+    growth = (replay(start + change) - replay(start)).norm(dim=1) / change.flatten(1).norm(dim=1)
+    assert growth.max() < 10
 
 
 def test_the_model_card_lies_beside_the_weights():

@@ -1,5 +1,6 @@
 """The recipe writes a model that loads, small enough for the package, and leaves no training state behind."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,13 @@ from nti_batch.demo.train import Recipe, train
 from nti_batch.models.source import ModelSource
 from nti_batch.models.stable_diffusion import StableDiffusion
 
-RECIPE = Recipe(num_scenes=12, vae=VaeRecipe(steps=2), unet=UNetRecipe(steps=2))
+RECIPE = Recipe(
+    num_scenes=12,
+    num_textures=4,
+    vae=VaeRecipe(steps=2),
+    unet=UNetRecipe(steps=2),
+    fine_tuning=UNetRecipe(steps=2),
+)
 
 
 def embeddings(folder: Path) -> torch.Tensor:
@@ -35,6 +42,6 @@ def test_the_same_recipe_gives_the_same_model(tmp_path: Path):
 def test_a_training_does_not_go_on_with_another_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("shutil.rmtree", lambda path: None)
     train(tmp_path, RECIPE, torch.device("cpu"))
-    other = Recipe(num_scenes=12, vae=VaeRecipe(steps=2), unet=UNetRecipe(steps=3))
+    other = replace(RECIPE, unet=UNetRecipe(steps=3))
     with pytest.raises(ValueError, match=r"unet\.safetensors.* another recipe"):
         train(tmp_path, other, torch.device("cpu"))

@@ -1,7 +1,7 @@
 """The attention that training asks for follows the drawn objects and the words that name them."""
 
-import random
 from dataclasses import replace
+from random import Random
 
 import torch
 
@@ -9,7 +9,7 @@ from nti_batch.demo.captions import CaptionRates
 from nti_batch.demo.networks import make_tokenizer
 from nti_batch.demo.scenes import Scene, SceneObject
 from nti_batch.demo.stages import loss_weights, random_rectangles
-from nti_batch.demo.training_data import make_captions, region_masks, word_targets
+from nti_batch.demo.training_data import garbled_captions, make_captions, region_masks, word_targets
 
 SCENE = Scene((SceneObject("large", "red", "square", "left"), SceneObject("small", "blue", "ring", "right")), "green")
 
@@ -19,7 +19,7 @@ TRUE = CaptionRates(mistaken=dict.fromkeys(("size", "place", "colour", "shape", 
 def targets(rates: CaptionRates) -> tuple[list[str], torch.Tensor]:
     """Words of a caption of the scene with its first token, and the target of each latent pixel, [16, 16, 77]."""
     tokenizer = make_tokenizer()
-    captions = make_captions([SCENE], 1, rates, tokenizer, random.Random(0))
+    captions = make_captions([SCENE], 1, rates, tokenizer, Random(0))
     words = tokenizer.convert_ids_to_tokens(captions.tokens[0, 0].tolist())
     found = word_targets(region_masks([SCENE]), captions.regions[:, 0])
     return [word.removesuffix("</w>") for word in words], found[0].view(16, 16, 77)
@@ -40,6 +40,18 @@ def test_a_pixel_attends_to_the_start_token_where_the_caption_does_not_name_its_
     assert "green" not in words and "red" not in words
     assert found[0, 0, 0] == 1
     assert words[int(found[8, 4].argmax())] == "square" and found[8, 4].max() == 1
+
+
+def test_captions_of_textures_have_known_words_and_others_and_name_no_region():
+    tokenizer = make_tokenizer()
+    captions = make_captions([SCENE], 1, replace(TRUE, omitted=dict.fromkeys(TRUE.omitted, 0.0)), tokenizer, Random(0))
+    empty = tokenizer("", padding="max_length", return_tensors="pt").input_ids
+    garbled = garbled_captions(captions, 50, empty, torch.Generator().manual_seed(0))
+    words = captions.tokens[0, 0] < empty.min()
+    kept = (garbled.tokens == captions.tokens[0])[:, 0]
+    assert kept[:, ~words].all()
+    assert 0.3 < kept[:, words].float().mean() < 0.7
+    assert garbled.tokens.max() == empty.max() and (garbled.regions == -1).all()
 
 
 def test_both_weights_of_the_loss_have_the_mean_1():
