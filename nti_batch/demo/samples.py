@@ -15,6 +15,7 @@ from pathlib import Path
 from nti_batch.data.images import to_bytes, to_image
 from nti_batch.demo.scenes import Scene, SceneObject, draw, unseen_scenes
 from nti_batch.diffusion.edit_settings import with_tuples
+from nti_batch.files import atomic_open
 
 FOLDER = Path(__file__).with_suffix("")
 """Folder of the sample shards."""
@@ -43,9 +44,9 @@ def scene_to_png(scene: Scene) -> bytes:
 
 
 def write_shard(path: Path, scenes: list[Scene]) -> None:
-    """Write a WebDataset shard; keys count from 000000 in every shard."""
+    """Write a WebDataset shard, whole or not at all; keys count from 000000 in every shard."""
     # TarInfo's defaults do not depend on the machine: time 0, user 0, group 0, mode 0644
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+    with atomic_open(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for index, scene in enumerate(scenes):
             members = {
                 "json": scene_to_json(scene).encode(),
