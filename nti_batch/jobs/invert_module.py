@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from math import isfinite
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -40,6 +40,7 @@ class InversionModule(LightningModule):
 
     networks: StableDiffusion
     pool: InversionPool[tuple[str, str]]
+    pool_type: type[InversionPool[Any]] = InversionPool
 
     def __init__(
         self,
@@ -77,7 +78,7 @@ class InversionModule(LightningModule):
         # what is loaded by now stays until the end: the garbage collector need not walk it
         gc.collect()
         gc.freeze()
-        self.pool = InversionPool(
+        self.pool = self.pool_type(
             partial(self.networks.predict, optimize_pooled=self.settings.optimize_pooled),
             self.networks.schedule(self.settings.num_steps),
             self.settings.inversion,
@@ -142,5 +143,5 @@ class InversionModule(LightningModule):
             backwards=state.backwards,
             seconds=time.monotonic() - in_flight.admitted,
             input_sha256=image.input_sha256,
-            pooled_dim=self.networks.text.pooled_dim,
+            pooled_dim=self.networks.pooled_dim,
         )

@@ -78,6 +78,11 @@ class StableDiffusion(nn.Module):
         """Device of the networks."""
         return self.alphas_cumprod.device
 
+    @property
+    def pooled_dim(self) -> int:
+        """Width of the pooled embedding, the last row of every embedding; 0 if there is none."""
+        return self.text.pooled_dim
+
     def schedule(self, num_steps: int) -> DDIMSchedule:
         """DDIM's levels, chosen by `timestep_spacing` of the model's scheduler.
 
