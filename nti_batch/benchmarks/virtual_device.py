@@ -15,10 +15,11 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -33,14 +34,14 @@ from nti_batch.exit_codes import DONE
 from nti_batch.jobs.flags import InvertDataFlags, InvertModelFlags, InvertOutputFlags
 from nti_batch.jobs.invert_module import InversionModule
 from nti_batch.jobs.parser import parse_flags, silence_warnings
-from nti_batch.jobs.run import build_job, predict
+from nti_batch.jobs.run import build_job, predict, record_writer
 from nti_batch.jobs.signals import StopSignals
 from nti_batch.output.inversions import INVERT
 from nti_batch.output.manifest_rows import Metadata
 from nti_batch.output.run_folder import OutputRun
 from nti_batch.output.serialization import encode_inversion
 from nti_batch.plans.missing_images import ImagePlan
-from nti_batch.records import Inversion
+from nti_batch.records import Inversion, Outcome
 from nti_batch.settings import InversionRunSettings
 from nti_batch.terminal import print_json, print_lines, usage_error
 
@@ -62,10 +63,15 @@ class VirtualModule(InversionModule):
     pool_type = VirtualPool
 
     def __init__(
-        self, settings: InversionRunSettings, batch_size: int, stop: StopSignals, device: VirtualDevice
+        self,
+        settings: InversionRunSettings,
+        batch_size: int | Literal["auto"],
+        stop: StopSignals,
+        emit: Callable[[Outcome], None],
+        device: VirtualDevice,
     ) -> None:
-        """Take the device, whose clock starts with the prediction."""
-        super().__init__(settings, batch_size, stop)
+        """Take the device; the clock starts with the prediction."""
+        super().__init__(settings, batch_size, stop, emit)
         self.virtual, self.started = device, 0.0
 
     def setup(self, stage: str) -> None:
@@ -178,9 +184,10 @@ def measure(argv: Sequence[str], images: int) -> Share:
         kind = replace(INVERT, encode=partial(encode_at_true_size, sizes={}))
         run = OutputRun.create(kind, out, settings, shards)
         plan = ImagePlan(run, work_units(shards, settings.units_per_shard))
-        module = VirtualModule(settings, flags.model.batch_size, stop, device)
-        job = build_job(flags, plan, module, stop, lambda: None)
-        if not predict(job) or job.writer.tally.done != images:
+        writer = record_writer(run, flags.data, flags.output)
+        module = VirtualModule(settings, flags.model.batch_size, stop, writer.put, device)
+        job = build_job(flags, plan, module, writer, stop, lambda: None)
+        if not predict(job) or writer.tally.done != images:
             raise RuntimeError("the job has failed")
         seconds, work = time.perf_counter() - module.started, module.pool.work
     return Share(
