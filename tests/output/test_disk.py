@@ -14,7 +14,6 @@ from nti_batch.output.inversions import InversionRun, open_inversions
 from nti_batch.output.run_folder import OutputRun
 from nti_batch.records import WorkUnit
 
-
 KEYS = [f"{i:03}" for i in range(6)]
 
 
