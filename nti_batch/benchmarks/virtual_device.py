@@ -60,8 +60,6 @@ LEVEL_DEVIATION = 3.9
 class VirtualModule(InversionModule):
     """The inversion job's own module, with virtual networks."""
 
-    pool_type = VirtualPool
-
     def __init__(
         self,
         settings: InversionRunSettings,
@@ -73,6 +71,7 @@ class VirtualModule(InversionModule):
         """Take the device; the clock starts with the prediction."""
         super().__init__(settings, batch_size, stop, emit)
         self.virtual, self.started = device, 0.0
+        self.pool_type = partial(VirtualPool, device)
 
     def setup(self, stage: str) -> None:
         """Make the networks."""
@@ -231,7 +230,7 @@ def encode_at_true_size(
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, and print a table or JSON."""
     parser = argparse.ArgumentParser(description="Share of a job's time outside the UNet, on a virtual device.")
-    parser.add_argument("--images", type=int, default=48)
+    parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     arguments, flags = parser.parse_known_args(argv)
     silence_warnings()

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nti_batch.diffusion.call import Call
+from nti_batch.diffusion.host import HostCopy
 from nti_batch.diffusion.null_text import InversionState
 from nti_batch.diffusion.pool import InversionPool, K
 from nti_batch.diffusion.schedule import DDIMSchedule
@@ -37,20 +39,42 @@ package's drawn scenes."""
 
 
 class VirtualDevice:
-    """Waits in place of a device, and counts the seconds of each kind of call."""
+    """A queue of calls, like a GPU's: a call returns at once, and whoever reads a result waits for the device."""
 
     def __init__(self) -> None:
-        """Start at zero."""
+        """Start idle."""
         self.seconds = dict.fromkeys(CALLS, 0.0)
+        """Seconds of each kind of call."""
+
+        self.busy_until = 0.0
 
     def call(self, kind: str, images: int) -> None:
-        """Wait as long as a call with so many images takes."""
+        """Put a call with so many images into the queue."""
         sizes = CALLS[kind]
         seconds = float(np.interp(images, list(sizes), [size * ms for size, ms in sizes.items()])) / 1000
         if images > max(sizes):
             seconds *= images / max(sizes)
         self.seconds[kind] += seconds
-        time.sleep(seconds)
+        self.busy_until = max(self.busy_until, time.perf_counter()) + seconds
+
+
+class VirtualCopy(HostCopy):
+    """Values that arrive when the device has computed them."""
+
+    def __init__(self, values: Tensor, device: VirtualDevice) -> None:
+        """Take the moment at which the device will have done what is in its queue."""
+        super().__init__(values)
+        self.moment = device.busy_until
+
+    @property
+    def has_arrived(self) -> bool:
+        """Whether the moment has come."""
+        return time.perf_counter() >= self.moment
+
+    def tolist(self) -> list[Any]:
+        """Wait for the moment."""
+        time.sleep(max(0.0, self.moment - time.perf_counter()))
+        return super().tolist()
 
 
 class _VirtualUNet(torch.autograd.Function):
@@ -113,13 +137,23 @@ class VirtualNetworks(StableDiffusion):
 
 
 class VirtualPool(InversionPool[K]):
-    """A pool whose images take a fixed number of updates at each timestep."""
+    """A pool on the virtual device, whose images take a fixed number of updates at each timestep."""
 
-    def read_losses(self, states: list[InversionState], losses: Tensor) -> list[float]:
+    def __init__(self, device: VirtualDevice, *arguments: Any) -> None:
+        """Take the device, and what `InversionPool` takes."""
+        super().__init__(*arguments)
+        self.virtual, self.most_calls = device, 2
+
+    def to_host(self, values: Tensor) -> HostCopy:
+        """Start a copy from the device to the host."""
+        return VirtualCopy(values, self.virtual)
+
+    def read_losses(self, call: Call) -> list[float]:
         """A loss above the threshold while an image has updates left, then 0."""
-        return [float(s.current.updates < self._updates_at(s.t)) for s in states]
+        super().read_losses(call)
+        return [float(s.current.updates < self._updates_at(s)) for s in call.states]
 
-    def _updates_at(self, t: int) -> int:
-        """Updates at t: those of all timesteps, spread evenly."""
-        total, steps = UPDATES[self.settings.null_init], self.schedule.num_steps
-        return t * total // steps - (t - 1) * total // steps
+    def _updates_at(self, state: InversionState) -> int:
+        """Updates of an image at its timestep: those of all timesteps, spread evenly, times 0.5 to 1.5."""
+        total, steps = UPDATES[self.settings.null_init] * (2 + state.row % 5) // 4, self.schedule.num_steps
+        return state.t * total // steps - (state.t - 1) * total // steps

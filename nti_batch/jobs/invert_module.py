@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import isfinite
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -16,7 +16,8 @@ from torch import Tensor
 
 from nti_batch.diffusion.batch_size import find_batch_size, in_batches
 from nti_batch.diffusion.ddpm import image_seed
-from nti_batch.diffusion.null_text import InversionState
+from nti_batch.diffusion.host import HostCopy, upload
+from nti_batch.diffusion.null_text import InvertedImage
 from nti_batch.diffusion.pool import InversionPool
 from nti_batch.jobs.networks import load_networks
 from nti_batch.jobs.prompt_cache import PromptCache
@@ -51,7 +52,7 @@ class Finished:
     """An image that has left the pool, and is not decoded yet."""
 
     image: CaptionedImage
-    state: InversionState
+    inverted: InvertedImage
     seconds: float
     """Seconds in the pool."""
 
@@ -68,7 +69,7 @@ class InversionModule(LightningModule):
 
     networks: StableDiffusion
     pool: InversionPool[tuple[str, str]]
-    pool_type: type[InversionPool[Any]] = InversionPool
+    pool_type: Callable[..., InversionPool[tuple[str, str]]] = InversionPool
 
     def __init__(
         self,
@@ -101,6 +102,8 @@ class InversionModule(LightningModule):
 
         self._in_flight: dict[tuple[str, str], InFlight] = {}
         self._finished: list[Finished] = []
+        self._compared: deque[tuple[list[Finished], HostCopy]] = deque()
+        """Decoded images with their PSNR and that of the VAE round trip, which are on their way to the host."""
 
     def setup(self, stage: str) -> None:
         """Load the networks, once."""
@@ -117,9 +120,11 @@ class InversionModule(LightningModule):
         gc.collect()
         gc.freeze()
         self._embed = PromptCache(self.networks.embed_prompts)
+        schedule = self.networks.schedule(self.settings.num_steps)
+        self._timesteps: list[int] = schedule.network_timesteps[1:].flip(0).tolist()
         self.pool = self.pool_type(
             partial(self.networks.predict, optimize_pooled=self.settings.optimize_pooled),
-            self.networks.schedule(self.settings.num_steps),
+            schedule,
             self.settings.inversion,
             self._embed([""])[0],
             1 if self.batch_size == "auto" else self.batch_size,
@@ -146,8 +151,10 @@ class InversionModule(LightningModule):
         return len(self.pool)
 
     def on_predict_epoch_end(self) -> None:
-        """Decode what is finished, at the end of the input or after a request to stop."""
+        """Decode and emit what is finished, at the end of the input or after a request to stop."""
         self._decode()
+        while self._compared:
+            self._emit_compared()
 
     @property
     def _vae_batch_size(self) -> int:
@@ -177,35 +184,49 @@ class InversionModule(LightningModule):
             self.pool.admit(key, latents, prompt, image_seed(self.settings.inversion.noise_seed, image.pixels))
 
     def _advance(self) -> None:
-        """Make one UNet call, and decode finished images once they fill a call of the VAE, or have waited long."""
+        """Make one UNet call, decode finished images in full batches or before they have waited long, and emit them."""
+        started = time.monotonic()
+        inverted_images = self.pool.advance()
         now = time.monotonic()
-        for key, state in self.pool.advance():
+        for key, inverted in inverted_images:
             in_flight = self._in_flight.pop(key)
-            self._finished.append(Finished(in_flight.image, state, now - in_flight.admitted, now))
-        # each is decoded twice
+            self._finished.append(Finished(in_flight.image, inverted, now - in_flight.admitted, now))
+        # each is decoded twice, and the next call takes as long as this one
         is_full = 2 * len(self._finished) >= self._vae_batch_size
-        if is_full or (self._finished and now - self._finished[0].since > DECODING_DELAY):
+        if is_full or (self._finished and 2 * now - started - self._finished[0].since > DECODING_DELAY):
             self._decode()
+        while self._compared and self._compared[0][1].has_arrived:
+            self._emit_compared()
 
     def _decode(self) -> None:
         """Decode each finished image's reconstruction and its VAE round trip, and compare both with the input."""
         finished, self._finished = self._finished, []
         for each in finished:
-            if each.state.error:
-                self.emit(_failure(each.image, "inversion", each.state.error))
-        solved = [each for each in finished if not each.state.error]
-        if not solved:
-            return
-        latents = torch.stack([z for each in solved for z in (each.state.current_latents, each.state.trajectory[0])])
-        decoded = in_batches(self.networks.decode_latents, latents, self._vae_batch_size)
-        pixels = torch.stack([each.image.pixels for each in solved]).to(decoded.device)
-        scores = psnr(decoded, pixels.repeat_interleave(2, dim=0) / 255).view(-1, 2).tolist()
-        for each, (reached, round_trip) in zip(solved, scores, strict=True):
+            if each.inverted.error:
+                self.emit(_failure(each.image, "inversion", each.inverted.error))
+        solved = [each for each in finished if not each.inverted.error]
+        # each is decoded twice
+        size = max(1, self._vae_batch_size // 2)
+        for group in (solved[i : i + size] for i in range(0, len(solved), size)):
+            self._compare(group)
+
+    def _compare(self, group: list[Finished]) -> None:
+        """Decode a few images, and compare them with the input; nothing waits for the device."""
+        latents = [each.inverted.latents for each in group] + [each.inverted.trajectory[0] for each in group]
+        decoded = in_batches(self.networks.decode_latents, torch.stack(latents), self._vae_batch_size)
+        pixels = upload(torch.stack([each.image.pixels for each in group]), decoded.device) / 255
+        scores = torch.stack([psnr(images, pixels) for images in decoded.chunk(2)])
+        self._compared.append((group, self.pool.to_host(scores)))
+
+    def _emit_compared(self) -> None:
+        """Emit the inversions that were compared first."""
+        group, scores = self._compared.popleft()
+        for each, reached, round_trip in zip(group, *scores.tolist(), strict=True):
             self.emit(self._outcome(each, reached, round_trip))
 
     def _outcome(self, finished: Finished, reached: float, round_trip: float) -> Outcome:
         """Return the inversion of an image, given both PSNRs; a failure if they are not finite."""
-        image, state = finished.image, finished.state
+        image, inverted = finished.image, finished.inverted
         if not (isfinite(reached) and isfinite(round_trip)):
             error = f"the PSNR is {reached}, and {round_trip} for the VAE's round trip: an image is not finite"
             return _failure(image, "reconstruction", error)
@@ -216,17 +237,17 @@ class InversionModule(LightningModule):
             prompt_truncated=self.networks.truncates(image.prompt),
             height=image.pixels.shape[1],
             width=image.pixels.shape[2],
-            noise_latents=state.trajectory[-1].cpu(),
-            start_embedding=state.start_embedding.cpu(),
-            null_embeddings=torch.stack(state.null_embeddings).cpu(),
-            pivot=torch.stack(state.pivot).cpu() if state.pivot else None,
-            timesteps=self.pool.schedule.network_timesteps[1:].flip(0).tolist(),
-            inner_steps=state.inner_steps,
-            losses=state.losses,
+            noise_latents=inverted.trajectory[-1],
+            start_embedding=inverted.start_embedding,
+            null_embeddings=inverted.null_embeddings,
+            pivot=inverted.pivot,
+            timesteps=self._timesteps,
+            inner_steps=inverted.inner_steps,
+            losses=inverted.losses,
             psnr=reached,
             psnr_vae=round_trip,
-            forwards=state.forwards,
-            backwards=state.backwards,
+            forwards=inverted.forwards,
+            backwards=inverted.backwards,
             seconds=finished.seconds,
             input_sha256=image.input_sha256,
             pooled_dim=self.networks.pooled_dim,

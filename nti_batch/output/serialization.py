@@ -92,10 +92,10 @@ class StoredInversion:
 def pack_tensors(
     storage: Storage, noise_latents: Tensor, start_embedding: Tensor, null_embeddings: Tensor, pivot: Tensor | None
 ) -> bytes:
-    """Safetensors bytes in the layout of a storage. The tensors must be rounded to it, and on the CPU."""
+    """Safetensors bytes in the layout of a storage. The tensors must be rounded to it; they may be on any device."""
     match storage:
         case "compact":
-            tensors = _compact(start_embedding, null_embeddings)
+            tensors = _compact(start_embedding.cpu(), null_embeddings.cpu())
         case "float16":
             tensors = {"null_embeddings": null_embeddings.half()}
         case "float32":
@@ -103,7 +103,7 @@ def pack_tensors(
     tensors["noise_latents"] = noise_latents
     if pivot is not None:
         tensors["pivot"] = pivot if storage == "float32" else pivot.half()
-    return save({name: t.contiguous() for name, t in tensors.items()}, metadata={"layout": LAYOUTS[storage]})
+    return save({name: t.cpu().contiguous() for name, t in tensors.items()}, metadata={"layout": LAYOUTS[storage]})
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,17 @@
 """The job on a virtual device commits its images, and accounts for its time."""
 
 import json
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from helpers.inversions import SETTINGS
 
 from nti_batch.benchmarks.virtual_device import main, true_size
-from nti_batch.benchmarks.virtual_networks import CALLS, VirtualDevice
+from nti_batch.benchmarks.virtual_networks import CALLS, VirtualCopy, VirtualDevice
 from nti_batch.output.serialization import pack_tensors
-from nti_batch.settings import InversionRunSettings
 
 FAST = Path(__file__).parents[2] / "configs" / "fast.yaml"
 
@@ -35,25 +38,33 @@ def test_a_wrong_flag_is_named(capsys: pytest.CaptureFixture[str]):
     assert "num_steps is 0" in capsys.readouterr().err
 
 
-def test_a_call_takes_the_measured_time_at_the_measured_sizes(monkeypatch: pytest.MonkeyPatch):
-    slept: list[float] = []
-    monkeypatch.setattr("nti_batch.benchmarks.virtual_networks.time.sleep", slept.append)
+def test_a_call_takes_the_measured_time_at_the_measured_sizes():
     device = VirtualDevice()
     for kind, sizes in CALLS.items():
         for size, milliseconds in sizes.items():
+            before = device.seconds[kind]
             device.call(kind, size)
-            assert slept.pop() == pytest.approx(size * milliseconds / 1000)
+            assert device.seconds[kind] - before == pytest.approx(size * milliseconds / 1000)
+    before = device.seconds["UNet forward"]
     device.call("UNet forward", 128)
-    assert slept == [pytest.approx(128 * 2.79 / 1000)]
+    assert device.seconds["UNet forward"] - before == pytest.approx(128 * 2.79 / 1000)
+
+
+def test_calls_wait_for_each_other_and_only_a_reader_waits_for_them():
+    device = VirtualDevice()
+    start = time.perf_counter()
+    device.call("UNet forward", 16)
+    copy = VirtualCopy(torch.ones(2), device)
+    device.call("UNet forward", 64)
+    assert not copy.has_arrived
+    assert copy.tolist() == [1.0, 1.0]
+    assert time.perf_counter() >= start + 16 * 3.08e-3
+    assert device.busy_until >= start + 16 * 3.08e-3 + 64 * 2.79e-3
 
 
 def test_embeddings_of_the_true_size_compress_like_those_of_an_adam_run():
     """A byte a value in float32's place is 4; the levels of an Adam run have an entropy of half a byte."""
-    from dataclasses import replace
-
-    from helpers.inversions import SETTINGS
-
-    settings: InversionRunSettings = replace(SETTINGS, storage="compact")
+    settings = replace(SETTINGS, storage="compact")
     start, rows = true_size(settings, [True, False, True, True])
     assert start.shape == (77, 768) and (rows[1] == rows[0]).all() and not (rows[2] == rows[1]).all()
     payload = pack_tensors("compact", rows[:, :1, :1], start, rows, None)
