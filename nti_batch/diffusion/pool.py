@@ -148,7 +148,8 @@ class InversionPool(Generic[K]):
     def advance(self) -> list[tuple[K, InvertedImage]]:
         """Start a network call if there is one, and complete the oldest call; return the finished images.
 
-        A call that does not fit the device's memory changes nothing but `batch_size`, which is halved.
+        A call that does not fit the device's memory changes no image. From then on only one call is on its way; if that
+        does not help, `batch_size` is halved.
 
         Raises:
             RuntimeError: Under `torch.inference_mode()`, in which torch computes no gradient.
@@ -163,9 +164,10 @@ class InversionPool(Generic[K]):
                 self._complete(self._calls[0])
                 self._calls.popleft()
         except torch.OutOfMemoryError:
-            if len(states) == 1:
+            is_alone = all(call.states is states for call in self._calls)
+            if is_alone and len(states) == 1:
                 raise
-            self._shrink(len(states))
+            self._shrink(len(states), is_alone)
         return [self._leave(key, state) for key, state in list(self._states.items()) if state.finished]
 
     def _next_call(self) -> list[InversionState]:
@@ -180,15 +182,18 @@ class InversionPool(Generic[K]):
         chosen = max(without, with_gradient, key=len)[: self.batch_size]
         return chosen if len(chosen) == self.batch_size or not self._calls else []
 
-    def _shrink(self, images: int) -> None:
-        """Drop the calls on their way, whose images will be called again, by fewer at once."""
+    def _shrink(self, images: int, is_alone: bool) -> None:
+        """Take less memory, and drop the calls on their way, whose images will be called again."""
         self._calls.clear()
         for state in self._states.values():
             state.in_call = False
-        self.batch_size = images // 2
-        logger.warning(
-            "a call with %d images does not fit the device's memory: continuing with %d", images, self.batch_size
-        )
+        if is_alone:
+            self.batch_size = images // 2
+            advice = f"continuing with {self.batch_size}"
+        else:
+            self.most_calls = 1
+            advice = "continuing without another call beside it"
+        logger.warning("a call with %d images does not fit the device's memory: %s", images, advice)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

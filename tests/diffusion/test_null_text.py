@@ -347,20 +347,23 @@ def test_with_two_calls_on_their_way_every_image_is_that_of_one_after_the_other(
         assert (done[key].losses, done[key].forwards) == (one.losses, one.forwards)
 
 
-def test_calls_on_their_way_that_do_not_fit_are_made_again():
-    """The memory holds two images with their graph, or eight without."""
+@pytest.mark.parametrize(("fits", "batch_size"), [(12, 8), (8, 8), (4, 4), (1, 1)])
+def test_calls_that_do_not_fit_are_made_alone_and_then_with_fewer_images(fits: int, batch_size: int):
+    """The memory holds the graphs of so many images, and a call beside them takes half of a graph."""
+    pool: InversionPool[int]
 
     def predict(latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
-        if len(latents) > (2 if torch.is_grad_enabled() else 8):
+        graphs = sum(len(call.states) for call in pool._calls if call.needs_gradient)
+        if graphs + len(latents) * (1 if torch.is_grad_enabled() else 0.5) > fits:
             raise torch.OutOfMemoryError("too large")
         return rowwise(latents, timesteps, embeddings)
 
-    schedule, settings, inputs = stable_diffusion_schedule(10), InversionSettings(), images(9)
+    schedule, settings, inputs = stable_diffusion_schedule(10), InversionSettings(), images(30)
     pool = InversionPool[int](predict, schedule, settings, EMPTY, 8)
     pool.most_calls = 2
     done = dict(pool.run((key, *image, key) for key, image in enumerate(inputs)))
     expected, _ = invert(rowwise, schedule, settings, inputs)
-    assert pool.batch_size == 2
+    assert (pool.batch_size, pool.most_calls) == (batch_size, 2 if fits == 12 else 1)
     for key, one in enumerate(expected):
         assert torch.equal(done[key].null_embeddings, one.null_embeddings)
         assert (done[key].forwards, done[key].inner_steps) == (one.forwards, one.inner_steps)
