@@ -189,11 +189,12 @@ class InversionPool(Generic[K]):
             state.in_call = False
         if is_alone:
             self.batch_size = images // 2
-            advice = f"continuing with {self.batch_size}"
+            logger.warning(
+                "a call with %d images does not fit the device's memory: continuing with %d", images, self.batch_size
+            )
         else:
             self.most_calls = 1
-            advice = "continuing without another call beside it"
-        logger.warning("a call with %d images does not fit the device's memory: %s", images, advice)
+            logger.warning("two calls do not fit the device's memory: continuing with one at a time")
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
