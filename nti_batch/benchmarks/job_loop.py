@@ -3,14 +3,12 @@
 from collections.abc import Sequence
 from itertools import islice
 
-import torch
-
 from nti_batch.benchmarks.loop_result import Inverted
 from nti_batch.data.samples import RawSample, Reading, decode_sample, read_unit
 from nti_batch.data.shards import Shards, work_units
 from nti_batch.diffusion.ddpm import image_seed
 from nti_batch.diffusion.guidance import Predictor
-from nti_batch.diffusion.null_text import InversionState
+from nti_batch.diffusion.null_text import InvertedImage
 from nti_batch.diffusion.pool import InversionPool
 from nti_batch.diffusion.rounding import Storage
 from nti_batch.diffusion.schedule import DDIMSchedule
@@ -65,14 +63,11 @@ def job_loop(
         )
         for key, image in enumerate(images)
     )
-    done = {key: _inverted(state, storage) for key, state in pool.run(inputs)}
+    done = {key: _inverted(image, storage) for key, image in pool.run(inputs)}
     return [done[key] for key in range(len(images))]
 
 
-def _inverted(state: InversionState, storage: Storage) -> Inverted:
-    embeddings = torch.stack(state.null_embeddings)
-    noise, start = state.trajectory[-1], state.start_embedding
-    pivot = torch.stack(state.pivot).cpu() if state.pivot else None
-    stored = pack_tensors(storage, noise.cpu(), start.cpu(), embeddings.cpu(), pivot)
-    work = state.forwards, state.backwards, len(stored)
-    return Inverted(noise, state.current_latents, start, embeddings, pivot, *work)
+def _inverted(image: InvertedImage, storage: Storage) -> Inverted:
+    noise, start, embeddings = image.trajectory[-1], image.start_embedding, image.null_embeddings
+    stored = pack_tensors(storage, noise, start, embeddings, image.pivot)
+    return Inverted(noise, image.latents, start, embeddings, image.pivot, image.forwards, image.backwards, len(stored))

@@ -8,7 +8,7 @@ from nti_batch.data.shards import refuse_pipes, work_units
 from nti_batch.jobs.flags import InvertDataFlags, InvertModelFlags, InvertOutputFlags
 from nti_batch.jobs.invert_module import NEEDS_GRADIENTS, InversionModule
 from nti_batch.jobs.parser import parse_flags
-from nti_batch.jobs.run import Job, build_job, run_job
+from nti_batch.jobs.run import Job, build_job, record_writer, run_job
 from nti_batch.jobs.signals import StopSignals
 from nti_batch.models.fingerprint import model_fingerprint
 from nti_batch.models.supported import ModelDescription
@@ -51,9 +51,10 @@ def build_invert_job(argv: Sequence[str], stop: StopSignals) -> Job:
         refuse_pipes(run.shards.values())
     plan = ImagePlan(run, units, data.redone, data.reading, lambda: stop.requested)
     plan.check_redo()
-    module = InversionModule(settings, model.batch_size, stop, model.compile)
+    writer = record_writer(run, data, output)
+    module = InversionModule(settings, model.batch_size, stop, writer.put, model.compile)
     return build_job(
-        flags, plan, module, stop, lambda: draw_preview(plan, module.networks), new_size(settings, description)
+        flags, plan, module, writer, stop, lambda: draw_preview(plan, module.networks), new_size(settings, description)
     )
 
 
