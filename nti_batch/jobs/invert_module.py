@@ -4,19 +4,21 @@ import gc
 import logging
 import time
 from dataclasses import dataclass
-from functools import partial
 from math import isfinite
 from typing import Literal
 
 import torch
 from lightning.pytorch import LightningModule
+from torch import Tensor
 
 from nti_batch.diffusion.batch_size import find_batch_size
 from nti_batch.diffusion.ddpm import image_seed
+from nti_batch.diffusion.guidance import Predictor
 from nti_batch.diffusion.null_text import InversionState
 from nti_batch.diffusion.pool import InversionPool
-from nti_batch.jobs.networks import load_networks
+from nti_batch.jobs.networks import load_networks, warm_up
 from nti_batch.jobs.signals import StopSignals
+from nti_batch.models.acceleration import Acceleration
 from nti_batch.models.stable_diffusion import StableDiffusion
 from nti_batch.records import CaptionedImage, EndOfUnit, Failure, Inversion, Outcome
 from nti_batch.scores.metrics import psnr
@@ -46,7 +48,7 @@ class InversionModule(LightningModule):
         settings: InversionRunSettings,
         batch_size: int | Literal["auto"],
         stop: StopSignals,
-        compile_backend: str | None = None,
+        acceleration: Acceleration,
     ) -> None:
         """Load no weights yet.
 
@@ -54,21 +56,22 @@ class InversionModule(LightningModule):
             settings: Settings of the run.
             batch_size: Images in one UNet call; 'auto' measures the fastest size that fits.
             stop: Stop signals: no UNet call follows a request.
-            compile_backend: Backend of `torch.compile` for the UNet; None does not compile it.
+            acceleration: Ways to make the UNet's calls faster.
         """
         super().__init__()
         self.settings = settings
         self.batch_size = batch_size
         self.stop = stop
-        self.compile_backend = compile_backend
+        self.acceleration = acceleration
+        self.warm_up_seconds: float | None = None
+        """Time that the first calls took, in which the UNet is compiled; None before them."""
+
         self._in_flight: dict[tuple[str, str], InFlight] = {}
 
     def setup(self, stage: str) -> None:
         """Load the networks, once."""
         if not hasattr(self, "networks"):
             self.networks = load_networks(self.settings.source, self.settings.precision)
-            if self.compile_backend:
-                self.networks.unet.compile(backend=self.compile_backend)
 
     def on_predict_start(self) -> None:
         """Open the pool."""
@@ -78,13 +81,17 @@ class InversionModule(LightningModule):
         gc.collect()
         gc.freeze()
         self.pool = InversionPool(
-            partial(self.networks.predict, optimize_pooled=self.settings.optimize_pooled),
+            self.predictor(),
             self.networks.schedule(self.settings.num_steps),
             self.settings.inversion,
             self.networks.embed_prompts([""])[0],
             1 if self.batch_size == "auto" else self.batch_size,
             self.settings.storage,
         )
+
+    def predictor(self) -> Predictor:
+        """The network as the pool calls it."""
+        return self.acceleration.predictor(self.networks, lambda: self.pool.batch_size, self.settings.optimize_pooled)
 
     def predict_step(self, batch: CaptionedImage | Failure | EndOfUnit, batch_idx: int) -> list[Outcome]:
         """Admit one image; return what finishes until there is room for the next one, or all at the end."""
@@ -103,13 +110,25 @@ class InversionModule(LightningModule):
         self._in_flight[key] = InFlight(image, time.monotonic())
         latents = self.networks.encode_images(image.pixels[None])[0]
         prompt = self.networks.embed_prompts([image.prompt])[0]
-        if self.batch_size == "auto":
-            self.batch_size = find_batch_size(
-                self.networks.predict, latents, self.pool.schedule.network_timesteps[1], prompt
-            )
-            self.pool.batch_size = self.batch_size
-            logger.warning("model.batch_size: %d images in one call are the fastest on this device", self.batch_size)
+        if self.warm_up_seconds is None:
+            self._warm_up(latents, prompt)
         self.pool.admit(key, latents, prompt, image_seed(self.settings.inversion.noise_seed, image.pixels))
+
+    def _warm_up(self, latents: Tensor, prompt: Tensor) -> None:
+        """Find the batch size, then compile the UNet for it."""
+        timestep = self.pool.schedule.network_timesteps[1]
+        if self.batch_size == "auto":
+            self.batch_size = self.pool.batch_size = find_batch_size(self.networks.predict, latents, timestep, prompt)
+            logger.warning("model.batch_size: %d images in one call are the fastest on this device", self.batch_size)
+        start = time.monotonic()
+        if self.acceleration.is_on:
+            warm_up(self.pool, latents, timestep, prompt)
+            logger.warning(
+                "the UNet is compiled for %d images in one call, which took %.0f s",
+                self.pool.batch_size,
+                time.monotonic() - start,
+            )
+        self.warm_up_seconds = time.monotonic() - start
 
     def _conclude(self, key: tuple[str, str], state: InversionState) -> Outcome:
         """Decode the reconstruction and the VAE round trip, and compare both with the input."""

@@ -155,7 +155,10 @@ class StableDiffusion(nn.Module):
     def _time_ids(self, latents: Tensor) -> Tensor:
         """Size conditioning of Stable Diffusion XL, [batch, 6]: original size, corner of the crop, target size."""
         height, width = (side * self.pixels_per_latent for side in latents.shape[-2:])
-        return torch.tensor([height, width, 0, 0, height, width], device=latents.device).repeat(len(latents), 1)
+        ids = torch.zeros(len(latents), 6, dtype=torch.int64, device=latents.device)
+        # filled on the device: a CUDA graph cannot capture a copy from the host
+        ids[:, 0::4], ids[:, 1::4] = height, width
+        return ids
 
     def cross_attention_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
         """Heights and widths of the UNet's cross-attention layers for latents of this size."""
