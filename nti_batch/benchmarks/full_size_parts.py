@@ -37,10 +37,10 @@ WAYS: dict[Acceleration, str] = {
 
 def device(bench: FullSize) -> Iterator[Row]:
     """The device, and the rate of its matrix product."""
-    values: Values = {"name": str(bench.device), "torch": torch.__version__}
+    values: Values = {"name": bench.device_name, "torch": torch.__version__}
     if bench.device.type == "cuda":
         properties = torch.cuda.get_device_properties(bench.device)
-        values |= {"name": properties.name, "memory_GB": properties.total_memory / 1e9, "cuda": torch.version.cuda}
+        values |= {"memory_GB": properties.total_memory / 1e9, "cuda": torch.version.cuda}
     yield Row("device", values)
     yield Row("matrix product in bfloat16", {"TFLOP/s": bench.rate})
 
@@ -61,6 +61,9 @@ def calls(bench: FullSize, acceleration: Acceleration, batch_size: int) -> Itera
     """Both kinds of call at a batch size."""
     networks, way = bench.networks(acceleration.compile_backend is not None), WAYS[acceleration]
     predict = acceleration.predictor(networks, lambda: batch_size)
+    if batch_size != bench.batch_size:
+        # a function keeps few compiled forms
+        torch.compiler.reset()
     for kind in KINDS:
         call = Calls(networks).make(predict, kind, batch_size)
         start = time.perf_counter()

@@ -28,8 +28,9 @@ class Row:
     """Figures by name; a name ends with its unit."""
 
     def to_json(self) -> dict[str, object]:
-        """Return the part and its figures."""
-        return {"part": self.part, **self.values}
+        """Return the part and its figures, to four digits."""
+        rounded = {n: float(f"{v:.4g}") if isinstance(v, float) else v for n, v in self.values.items()}
+        return {"part": self.part, **rounded}
 
     def line(self) -> str:
         """Return the line for a person."""
@@ -74,6 +75,11 @@ class FullSize:
     def seconds_left(self) -> float:
         """Time that is left."""
         return 60 * self.minutes - (time.monotonic() - self.started)
+
+    @property
+    def device_name(self) -> str:
+        """Name of the device."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
 
     @property
     def source(self) -> ModelSource:

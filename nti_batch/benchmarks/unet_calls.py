@@ -16,7 +16,9 @@ from nti_batch.models.stable_diffusion import StableDiffusion
 Kind = Literal["forward", "forward and backward"]
 KINDS: tuple[Kind, ...] = ("forward", "forward and backward")
 
-MATRIX_SIDE = 8192
+MATRIX_SIDES = {"cuda": 8192}
+"""Side of the matrices, by the type of the device; elsewhere an eighth of it is enough."""
+
 TIMED_SECONDS = 0.4
 MIN_CALLS = 3
 
@@ -49,8 +51,9 @@ def timed(call: Callable[[], object], device: torch.device, seconds: float = TIM
     return Timing(seconds=mean, peak_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None)
 
 
-def matrix_rate(device: torch.device, side: int = MATRIX_SIDE) -> float:
+def matrix_rate(device: torch.device) -> float:
     """Rate of the product of two square matrices in bfloat16, in TFLOP/s."""
+    side = MATRIX_SIDES.get(device.type, 1024)
     a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
     result = torch.empty_like(a)
     return 2 * side**3 / timed(lambda: torch.matmul(a, b, out=result), device).seconds / 1e12

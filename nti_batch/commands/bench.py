@@ -135,7 +135,7 @@ def bench_full_size(argv: Sequence[str]) -> int:
         )
         for row in full_size_rows(bench):
             if flags.json:
-                print_json(row.to_json())
+                print_json(row.to_json() | {"device": bench.device_name})
             else:
                 print_line(row.line())
     return DONE

@@ -68,4 +68,6 @@ def warm_up(pool: InversionPool[Any], latents: Tensor, timestep: Tensor, embeddi
         logger.warning(
             "a call with %d images does not fit the device's memory: continuing with %d", rows, pool.batch_size
         )
+        # a function keeps few compiled forms, and these will not be called again
+        torch.compiler.reset()
         torch.cuda.empty_cache()

@@ -120,13 +120,12 @@ class CapturedPredictor:
         # the next replay overwrites the graph's own output
         return prediction.clone()
 
-    @torch.enable_grad()
     def _capture(
         self, latents: Tensor, timesteps: Tensor, embeddings: Tensor, needs_gradient: bool
     ) -> Callable[..., Tensor]:
         samples = latents.clone(), timesteps.clone(), embeddings.clone().requires_grad_(needs_gradient)
-        # of `partial` objects it would ask for the attributes of a module
-        captured: Any = torch.cuda.make_graphed_callables(lambda *inputs: self.predict(*inputs), samples)
+        with torch.set_grad_enabled(needs_gradient):
+            captured: Any = torch.cuda.make_graphed_callables(lambda *inputs: self.predict(*inputs), samples)
         return captured  # type: ignore[no-any-return]
 
     def _check_order(self, call: int, gradient: Tensor) -> None:
