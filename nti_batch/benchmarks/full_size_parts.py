@@ -91,7 +91,7 @@ def job_images(bench: FullSize, method: Method) -> int:
 
 def job(bench: FullSize, acceleration: Acceleration, method: Method) -> Iterator[Row]:
     """The whole job, from shard to committed part."""
-    way, counts = WAYS[acceleration], measured_counts()[method]
+    way, counts = WAYS[acceleration], whole_counts(measured_counts()[method], NUM_STEPS)
     arguments = {
         "model.name": bench.source.name,
         "model.precision": bench.precision,

@@ -30,6 +30,7 @@ from nti_batch.models.supported import ModelDescription
 from nti_batch.records import CaptionedImage
 
 FILE = Path(__file__).with_suffix(".json")
+NUM_STEPS = 50
 Method = Literal["default", "fast", "reference"]
 
 SETTINGS: dict[Method, InversionSettings] = {
@@ -85,16 +86,19 @@ def fixed_reference_updates(counts: Sequence[int]) -> Iterator[None]:
 
     def threshold_at(_: InversionSettings, t: int, num_steps: int) -> float:
         taken[t] += 1
-        return math.inf if taken[t] >= counts[num_steps - t] else -math.inf
+        if taken[t] < counts[num_steps - t]:
+            return -math.inf
+        del taken[t]  # for the next image
+        return math.inf
 
     with patch.object(InversionSettings, "threshold_at", threshold_at):
         yield
 
 
 def measure(images: Sequence[CaptionedImage], networks: StableDiffusion, settings: InversionSettings) -> list[int]:
-    """Mean number of updates of each of 50 timesteps, in whole numbers whose sum is right."""
+    """Mean number of updates of each timestep, in whole numbers whose sum is right."""
     pool = InversionPool[int](
-        networks.predict, networks.schedule(50), settings, networks.embed_prompts([""])[0], batch_size=16
+        networks.predict, networks.schedule(NUM_STEPS), settings, networks.embed_prompts([""])[0], batch_size=16
     )
     inputs = (
         (
