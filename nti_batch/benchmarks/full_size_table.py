@@ -13,7 +13,9 @@ from nti_batch.benchmarks.full_size_setup import FullSize, Row
 from nti_batch.benchmarks.update_counts import Method
 from nti_batch.models.acceleration import Acceleration
 
-BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
+BATCH_SIZES = (1, 4, 16, 64)
+MORE_BATCH_SIZES = (2, 8, 32)
+"""Batch sizes that are measured if there is time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,30 +48,31 @@ def full_size_rows(bench: FullSize) -> Iterator[Row]:
 
 def plan(bench: FullSize) -> Iterator[Part]:
     """The parts, the most important first. A profiler slows what follows it, so the kernels come late."""
-    size, precision = bench.batch_size, bench.precision
+    size, precision, on_gpu = bench.batch_size, bench.precision, bench.device.type == "cuda"
+    fastest = COMPILED_AND_CAPTURED if on_gpu else COMPILED
     yield Part("device", 0, parts.device)
     yield Part("checkpoint", 0, parts.checkpoint)
     for batch_size in dict.fromkeys((size, *BATCH_SIZES)):
         yield _calls(EAGER, batch_size, 4)
-    yield _job(EAGER, "fast", 45)
+    yield _job(EAGER, "fast", 35)
     yield Part(f"reference loop, {precision}", 15, partial(parts.reference, precision=precision))
-    fastest = COMPILED
-    if bench.device.type == "cuda":
-        yield _calls(CAPTURED, 1, 8)
-        yield _calls(CAPTURED, size, 8)
-        fastest = COMPILED_AND_CAPTURED
+    if on_gpu:
+        yield _calls(CAPTURED, 1, 6)
+        yield _calls(CAPTURED, size, 6)
     yield _calls(COMPILED, size, 60)
-    if bench.device.type == "cuda":
-        yield _calls(COMPILED_AND_CAPTURED, size, 10)
+    if on_gpu:
+        yield _calls(COMPILED_AND_CAPTURED, size, 6)
     yield _job(fastest, "fast", 30)
     yield _job(fastest, "default", 45)
-    yield _job(EAGER, "default", 60)
     if precision != "float32":
-        yield Part("reference loop, float32", 25, partial(parts.reference, precision="float32"))
+        yield Part("reference loop, float32", 15, partial(parts.reference, precision="float32"))
+    for batch_size in MORE_BATCH_SIZES:
+        yield _calls(EAGER, batch_size, 4)
+    yield _job(EAGER, "default", 55)
     yield Part("comparison", 0, parts.comparison)
     for acceleration in (EAGER, COMPILED):
-        yield Part("kernels", 6, partial(parts.kernel_names, acceleration=acceleration))
-    for batch_size in BATCH_SIZES:
+        yield Part("kernels", 5, partial(parts.kernel_names, acceleration=acceleration))
+    for batch_size in (*BATCH_SIZES, *MORE_BATCH_SIZES):
         if batch_size != size:
             yield _calls(COMPILED, batch_size, 120)
 

@@ -18,7 +18,6 @@ from nti_batch.cli import main
 from nti_batch.diffusion.guidance import Predictor
 from nti_batch.diffusion.pool import InversionPool
 from nti_batch.diffusion.settings import InversionSettings
-from nti_batch.jobs.networks import LoadError, warm_up
 from nti_batch.models.acceleration import Acceleration, PaddedPredictor
 from nti_batch.models.source import ModelSource
 from nti_batch.models.stable_diffusion import StableDiffusion
@@ -125,42 +124,6 @@ def test_inductor_compiles_the_network(networks: StableDiffusion):
     predict = Acceleration(compile_backend="inductor").predictor(networks, lambda: 2)
     call = inputs(networks, 1)
     assert_same(both_calls(predict, *call), both_calls(networks.predict, *call), tolerance=1e-3)
-
-
-def limited(networks: StableDiffusion, rows: int) -> Predictor:
-    """A network whose calls with more rows do not fit the memory."""
-
-    def predict(latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
-        if len(latents) > rows:
-            raise torch.OutOfMemoryError
-        return networks.predict(latents, timesteps, embeddings)
-
-    return predict
-
-
-@pytest.mark.parametrize(("fits", "expected"), [(8, 8), (5, 4), (1, 1), (0, None)])
-def test_the_first_calls_find_a_batch_size_that_fits(networks: StableDiffusion, fits: int, expected: int | None):
-    latents, timesteps, prompts = inputs(networks, 1)
-    pool = InversionPool[int](limited(networks, fits), networks.schedule(2), InversionSettings(), prompts[0], 8)
-    pool.predict = PaddedPredictor(pool.predict, lambda: pool.batch_size)
-    if expected is None:
-        with pytest.raises(torch.OutOfMemoryError):
-            warm_up(pool, latents[0], timesteps[0], prompts[0])
-    else:
-        warm_up(pool, latents[0], timesteps[0], prompts[0])
-        assert pool.batch_size == expected
-
-
-def test_a_network_that_does_not_compile_is_an_error_in_one_line(networks: StableDiffusion):
-    def stopped(latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
-        torch._dynamo.graph_break()
-        return latents
-
-    latents, timesteps, prompts = inputs(networks, 1)
-    predict = torch.compile(stopped, backend="eager", fullgraph=True)
-    pool = InversionPool[int](predict, networks.schedule(2), InversionSettings(), prompts[0], 2)
-    with pytest.raises(LoadError, match=r"the UNet cannot be compiled here: .*; leave model\.compile out$"):
-        warm_up(pool, latents[0], timesteps[0], prompts[0])
 
 
 @pytest.mark.parametrize(
