@@ -86,7 +86,7 @@ def calls(bench: FullSize, acceleration: Acceleration, batch_size: int) -> Itera
 
 def job_images(bench: FullSize, method: Method) -> int:
     """Images of a job: with many updates one batch, with few as many as keep every call full."""
-    return bench.batch_size if method == "default" else 2 * bench.batch_size - 1
+    return bench.batch_size if method == "default" else 3 * bench.batch_size - 1
 
 
 def job(bench: FullSize, acceleration: Acceleration, method: Method) -> Iterator[Row]:
