@@ -97,9 +97,10 @@ def run_job(build: Build, arguments: Sequence[str], networks: StableDiffusion, c
         seconds = time.perf_counter() - start - warm_up
     # the job froze what it had loaded, for which the garbage collector would never ask again
     gc.unfreeze()
-    images = job.writer.tally.done
-    if not is_done or not images or job.writer.tally.failed:
-        raise RuntimeError(f"{images} images are done and {job.writer.tally.failed} failed: {job.writer.last_failure}")
+    tally = job.writer.tally
+    if not is_done or not tally.done or tally.failed:
+        raise RuntimeError(f"{tally.done} images are done and {tally.failed} failed; the lines above name the reason")
+    images = tally.done
     busy = {"UNet": unet[0].seconds - warm_up, **{name: clock.seconds for name, clock in clocks.items()}}
     work = module.pool.work
     return JobFigures(
