@@ -83,7 +83,7 @@ def run_job(build: Build, arguments: Sequence[str], networks: StableDiffusion, c
     clocks = {name: DeviceClock(device) for name in DEVICE}
     host = {name: DeviceClock(torch.device("cpu")) for name in HOST}
     timing = _timed(DEVICE, clocks), _timed(HOST, host)
-    with timing[0], timing[1], fixed_updates(counts), _unet_clock() as unet, StopSignals() as stop:
+    with timing[0], timing[1], fixed_updates(counts), _unet_clock() as unet, _unfrozen(), StopSignals() as stop:
         job = build(arguments, stop)
         module = job.module
         assert isinstance(module, InversionModule)
@@ -95,8 +95,6 @@ def run_job(build: Build, arguments: Sequence[str], networks: StableDiffusion, c
         synchronize(device)
         warm_up = module.warm_up_seconds or 0.0
         seconds = time.perf_counter() - start - warm_up
-    # the job froze what it had loaded, for which the garbage collector would never ask again
-    gc.unfreeze()
     tally = job.writer.tally
     if not is_done or not tally.done or tally.failed:
         raise RuntimeError(f"{tally.done} images are done and {tally.failed} failed; the lines above name the reason")
@@ -115,6 +113,15 @@ def run_job(build: Build, arguments: Sequence[str], networks: StableDiffusion, c
         warm_up_seconds=warm_up,
         peak_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
     )
+
+
+@contextmanager
+def _unfrozen() -> Iterator[None]:
+    """Undo the job's `gc.freeze`, after which the garbage collector would keep its graphs for ever."""
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager

@@ -66,12 +66,12 @@ def bench(argv: Sequence[str]) -> int:
         check_consent(argv, parsed)
         flags = parser.instantiate(parsed)
         model: InvertModelFlags = flags.model
-        device = flags.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = chosen_device(flags.device)
         model.acceleration.check()
-        model.acceleration.check_device(torch.device(device))
+        model.acceleration.check_device(device)
         setup = Setup(
             source=model.source,
-            device=device,
+            device=str(device),
             precision=model.precision,
             acceleration=model.acceleration,
             num_steps=model.num_steps,
@@ -92,6 +92,24 @@ def bench(argv: Sequence[str]) -> int:
     else:
         print_lines(comparison.lines())
     return DONE
+
+
+def chosen_device(name: str | None) -> torch.device:
+    """The device with a name; without one a GPU, if there is one.
+
+    Raises:
+        ValueError: If PyTorch does not know the device, or there is no such GPU.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    # an AssertionError is what torch raises if it was built without CUDA
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"--device is {name!r}, allowed: one that this machine has, such as 'cpu': {reason}"
+        ) from error
+    return device
 
 
 def bench_parser() -> ArgumentParser:
@@ -120,8 +138,8 @@ def bench_full_size(argv: Sequence[str]) -> int:
     """Print the figures of a full-size model with random weights, each line once it is known."""
     try:
         flags = full_size_parser().parse_args(list(argv))
-        device = torch.device(flags.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except (ValueError, ArgumentError, RuntimeError) as error:
+        device = chosen_device(flags.device)
+    except (ValueError, ArgumentError) as error:
         return usage_error(error)
     with TemporaryDirectory(dir=flags.folder) as folder:
         bench = FullSize(

@@ -203,7 +203,8 @@ def test_a_part_that_fails_or_finds_no_time_ends_none_of_the_others(
         ("--batch_size=0", "batch_size"),
         ("--minutes=-1", "minutes"),
         ("--folder=/none", "folder"),
-        ("--device=abacus", "abacus"),
+        ("--device=abacus", "--device is 'abacus', allowed: one that this machine has"),
+        ("--device=cuda:77", "--device is 'cuda:77', allowed: one that this machine has"),
         ("--model.name=demo", "model.name"),
     ],
 )
