@@ -117,6 +117,7 @@ def test_the_batch_size_that_is_found_fits(networks: StableDiffusion, little_mem
     latents, timesteps, embeddings = call_inputs(networks, 1)
     found = find_batch_size(networks.predict, latents[0], timesteps[0], embeddings[0].detach())
     assert 1 <= found < MAX_BATCH_SIZE
+    torch.cuda.empty_cache()
     gradients(networks, *call_inputs(networks, found))
 
 
