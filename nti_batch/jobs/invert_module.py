@@ -122,7 +122,7 @@ class InversionModule(LightningModule):
             logger.warning("model.batch_size: %d images in one call are the fastest on this device", self.batch_size)
         start = time.monotonic()
         if self.acceleration.is_on:
-            warm_up(self.pool, latents, timestep, prompt)
+            warm_up(self.pool, self.networks.predict, (latents, timestep, prompt))
             logger.warning(
                 "the UNet is compiled for %d images in one call, which took %.0f s",
                 self.pool.batch_size,

@@ -38,14 +38,14 @@ def limited(networks: StableDiffusion, rows: int) -> Predictor:
 
 @pytest.mark.parametrize(("fits", "expected"), [(8, 8), (5, 4), (1, 1), (0, None)])
 def test_the_first_calls_find_a_batch_size_that_fits(networks: StableDiffusion, fits: int, expected: int | None):
-    latents, timestep, prompt = inputs(networks)
+    prompt = inputs(networks)[2]
     pool = InversionPool[int](limited(networks, fits), networks.schedule(2), InversionSettings(), prompt, 8)
     pool.predict = PaddedPredictor(pool.predict, lambda: pool.batch_size)
     if expected is None:
         with pytest.raises(torch.OutOfMemoryError):
-            warm_up(pool, latents, timestep, prompt)
+            warm_up(pool, networks.predict, inputs(networks))
     else:
-        warm_up(pool, latents, timestep, prompt)
+        warm_up(pool, networks.predict, inputs(networks))
         assert pool.batch_size == expected
 
 
@@ -54,8 +54,21 @@ def test_a_network_that_does_not_compile_is_an_error_in_one_line(networks: Stabl
         torch._dynamo.graph_break()
         return latents
 
-    latents, timestep, prompt = inputs(networks)
+    prompt = inputs(networks)[2]
     predict = torch.compile(stopped, backend="eager", fullgraph=True)
     pool = InversionPool[int](predict, networks.schedule(2), InversionSettings(), prompt, 2)
     with pytest.raises(LoadError, match=r"the UNet cannot be compiled here: .*; leave model\.compile out$"):
-        warm_up(pool, latents, timestep, prompt)
+        warm_up(pool, networks.predict, inputs(networks))
+
+
+@pytest.mark.parametrize("wrong", ["prediction", "gradient"])
+def test_a_compiled_network_with_wrong_results_is_refused(networks: StableDiffusion, wrong: str):
+    def predict(latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
+        right = networks.predict(latents, timesteps, embeddings)
+        if wrong == "prediction":
+            return right.flip(-1)
+        return right + (embeddings - embeddings.detach()).sum()
+
+    pool = InversionPool[int](predict, networks.schedule(2), InversionSettings(), inputs(networks)[2], 2)
+    with pytest.raises(LoadError, match=f"the compiled UNet is wrong here: its {wrong} differs from the UNet's own by"):
+        warm_up(pool, networks.predict, inputs(networks))

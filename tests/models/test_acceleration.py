@@ -120,7 +120,9 @@ def test_the_network_is_compiled_once_for_each_kind_of_call(networks: StableDiff
 
 @pytest.mark.long
 @pytest.mark.skipif(which("g++") is None, reason="inductor needs a C++ compiler on a processor")
-def test_inductor_compiles_the_network(networks: StableDiffusion):
+def test_inductor_compiles_the_network(tiny_xl_model: Path):
+    # of the other tiny model, torch 2.13 computes wrong gradients on a processor, which `warm_up` refuses
+    networks = StableDiffusion.load(ModelSource(str(tiny_xl_model)))
     predict = Acceleration(compile_backend="inductor").predictor(networks, lambda: 2)
     for rows in (2, 1):
         call = inputs(networks, rows)
