@@ -36,6 +36,7 @@ from nti_batch.jobs.invert_module import InversionModule
 from nti_batch.jobs.parser import parse_flags, silence_warnings
 from nti_batch.jobs.run import build_job, predict, record_writer
 from nti_batch.jobs.signals import StopSignals
+from nti_batch.models.acceleration import Acceleration
 from nti_batch.output.inversions import INVERT
 from nti_batch.output.manifest_rows import Metadata
 from nti_batch.output.run_folder import OutputRun
@@ -69,7 +70,7 @@ class VirtualModule(InversionModule):
         device: VirtualDevice,
     ) -> None:
         """Take the device; the clock starts with the prediction."""
-        super().__init__(settings, batch_size, stop, emit)
+        super().__init__(settings, batch_size, stop, emit, Acceleration())
         self.virtual, self.started = device, 0.0
         self.pool_type = partial(VirtualPool, device)
 

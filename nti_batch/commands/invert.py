@@ -43,6 +43,7 @@ def build_invert_job(argv: Sequence[str], stop: StopSignals) -> Job:
     output: InvertOutputFlags = flags.output
     shards, description = data.addresses(), ModelDescription.of(model.source)
     check_model(model.source, description)
+    model.acceleration.check()
     settings = run_settings(model, data, output, description)
     units = work_units(shards, data.units_per_shard)
     run = OutputRun.create(INVERT, Path(output.dir), settings, shards, flags.dry_run)
@@ -52,10 +53,12 @@ def build_invert_job(argv: Sequence[str], stop: StopSignals) -> Job:
     plan = ImagePlan(run, units, data.redone, data.reading, lambda: stop.requested)
     plan.check_redo()
     writer = record_writer(run, data, output)
-    module = InversionModule(settings, model.batch_size, stop, writer.put, model.compile)
-    return build_job(
+    module = InversionModule(settings, model.batch_size, stop, writer.put, model.acceleration)
+    job = build_job(
         flags, plan, module, writer, stop, lambda: draw_preview(plan, module.networks), new_size(settings, description)
     )
+    model.acceleration.check_device(job.trainer.strategy.root_device)
+    return job
 
 
 def run_settings(

@@ -6,7 +6,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from math import isfinite
 from typing import Literal
 
@@ -16,12 +15,14 @@ from torch import Tensor
 
 from nti_batch.diffusion.batch_size import find_batch_size, in_batches
 from nti_batch.diffusion.ddpm import image_seed
+from nti_batch.diffusion.guidance import Predictor
 from nti_batch.diffusion.host import HostCopy, upload
 from nti_batch.diffusion.null_text import InvertedImage
 from nti_batch.diffusion.pool import InversionPool
-from nti_batch.jobs.networks import load_networks
+from nti_batch.jobs.networks import load_networks, warm_up
 from nti_batch.jobs.prompt_cache import PromptCache
 from nti_batch.jobs.signals import StopSignals
+from nti_batch.models.acceleration import Acceleration
 from nti_batch.models.stable_diffusion import StableDiffusion
 from nti_batch.records import CaptionedImage, EndOfUnit, Failure, Inversion, Outcome
 from nti_batch.scores.metrics import psnr
@@ -77,7 +78,7 @@ class InversionModule(LightningModule):
         batch_size: int | Literal["auto"],
         stop: StopSignals,
         emit: Callable[[Outcome], None],
-        compile_backend: str | None = None,
+        acceleration: Acceleration,
     ) -> None:
         """Load no weights yet.
 
@@ -86,14 +87,17 @@ class InversionModule(LightningModule):
             batch_size: Images in one UNet call; 'auto' measures the fastest size that fits.
             stop: Stop signals: no UNet call follows a request.
             emit: Takes each outcome as soon as there is one.
-            compile_backend: Backend of `torch.compile` for the UNet; None does not compile it.
+            acceleration: Ways to make the UNet's calls faster.
         """
         super().__init__()
         self.settings = settings
         self.batch_size = batch_size
         self.stop = stop
         self.emit = emit
-        self.compile_backend = compile_backend
+        self.acceleration = acceleration
+        self.warm_up_seconds: float | None = None
+        """Time that the first calls took, in which the UNet is compiled; None before them."""
+
         self._arrived: list[CaptionedImage] = []
         """Images that are not encoded yet."""
 
@@ -109,8 +113,6 @@ class InversionModule(LightningModule):
         """Load the networks, once."""
         if not hasattr(self, "networks"):
             self.networks = load_networks(self.settings.source, self.settings.precision)
-            if self.compile_backend:
-                self.networks.unet.compile(backend=self.compile_backend)
 
     def on_predict_start(self) -> None:
         """Open the pool."""
@@ -123,13 +125,17 @@ class InversionModule(LightningModule):
         schedule = self.networks.schedule(self.settings.num_steps)
         self._timesteps: list[int] = schedule.network_timesteps[1:].flip(0).tolist()
         self.pool = self.pool_type(
-            partial(self.networks.predict, optimize_pooled=self.settings.optimize_pooled),
+            self.predictor(),
             schedule,
             self.settings.inversion,
             self._embed([""])[0],
             1 if self.batch_size == "auto" else self.batch_size,
             self.settings.storage,
         )
+
+    def predictor(self) -> Predictor:
+        """The network as the pool calls it."""
+        return self.acceleration.predictor(self.networks, lambda: self.pool.batch_size, self.settings.optimize_pooled)
 
     def predict_step(self, batch: CaptionedImage | Failure | EndOfUnit, batch_idx: int) -> int:
         """Take in one image, and advance the pool until there is room for the next one, or to the end of all.
@@ -167,13 +173,25 @@ class InversionModule(LightningModule):
         pixels = torch.stack([image.pixels for image in images])
         latents = in_batches(self.networks.encode_images, pixels, self._vae_batch_size)
         prompts = self._embed([image.prompt for image in images])
-        if self.batch_size == "auto":
-            self.batch_size = find_batch_size(
-                self.networks.predict, latents[0], self.pool.schedule.network_timesteps[1], prompts[0]
-            )
-            self.pool.batch_size = self.batch_size
-            logger.warning("model.batch_size: %d images in one call are the fastest on this device", self.batch_size)
+        if self.warm_up_seconds is None:
+            self._warm_up(latents[0], prompts[0])
         self._encoded.extend(zip(images, latents, prompts, strict=True))
+
+    def _warm_up(self, latents: Tensor, prompt: Tensor) -> None:
+        """Find the batch size, then compile the UNet for it."""
+        timestep = self.pool.schedule.network_timesteps[1]
+        if self.batch_size == "auto":
+            self.batch_size = self.pool.batch_size = find_batch_size(self.networks.predict, latents, timestep, prompt)
+            logger.warning("model.batch_size: %d images in one call are the fastest on this device", self.batch_size)
+        start = time.monotonic()
+        if self.acceleration.is_on:
+            warm_up(self.pool, self.networks.predict, (latents, timestep, prompt))
+            logger.warning(
+                "the UNet is compiled for %d images in one call, which took %.0f s",
+                self.pool.batch_size,
+                time.monotonic() - start,
+            )
+        self.warm_up_seconds = time.monotonic() - start
 
     def _admit(self) -> None:
         """Admit encoded images to the pool while it has room."""

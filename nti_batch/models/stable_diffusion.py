@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nti_batch.diffusion.alignment import TokenizedPrompt
-from nti_batch.diffusion.host import to_device, upload
+from nti_batch.diffusion.host import upload
 from nti_batch.diffusion.pooled_embedding import split_pooled
 from nti_batch.diffusion.prompt_to_prompt import StepControl
 from nti_batch.diffusion.schedule import DDIMSchedule
@@ -161,7 +161,10 @@ class StableDiffusion(nn.Module):
     def _time_ids(self, latents: Tensor) -> Tensor:
         """Size conditioning of Stable Diffusion XL, [batch, 6]: original size, corner of the crop, target size."""
         height, width = (side * self.pixels_per_latent for side in latents.shape[-2:])
-        return to_device([[height, width, 0, 0, height, width]] * len(latents), latents.device, torch.int64)
+        ids = torch.zeros(len(latents), 6, dtype=torch.int64, device=latents.device)
+        # filled on the device: a CUDA graph cannot capture a copy from the host
+        ids[:, 0::4], ids[:, 1::4] = height, width
+        return ids
 
     def cross_attention_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
         """Heights and widths of the UNet's cross-attention layers for latents of this size."""
