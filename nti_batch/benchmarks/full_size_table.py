@@ -24,7 +24,7 @@ class Part:
 
     name: str
     seconds: float
-    """Time that it takes on an H100, about; it is skipped if less is left."""
+    """Estimate of its time on an H100; the part is skipped if less is left."""
 
     rows: Callable[[FullSize], Iterator[Row]]
 

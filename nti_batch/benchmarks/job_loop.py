@@ -1,7 +1,9 @@
 """Inverts images by the pool as the job does, without a Trainer and without files."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
+
+from torch import Tensor
 
 from nti_batch.benchmarks.loop_result import Inverted
 from nti_batch.data.samples import RawSample, Reading, decode_sample, read_unit
@@ -42,6 +44,15 @@ def load_images(
     return images
 
 
+def pool_inputs(
+    networks: StableDiffusion, images: Sequence[CaptionedImage], settings: InversionSettings
+) -> Iterator[tuple[int, Tensor, Tensor, int]]:
+    """Encode images, one after the other, to what the pool's `run` takes; their keys are their numbers."""
+    for key, image in enumerate(images):
+        latents = networks.encode_images(image.pixels[None])[0]
+        yield key, latents, networks.embed_prompts([image.prompt])[0], image_seed(settings.noise_seed, image.pixels)
+
+
 def job_loop(
     networks: StableDiffusion,
     predict: Predictor,
@@ -54,16 +65,7 @@ def job_loop(
     """Invert images as the job does; the results are in the order of the images."""
     empty = networks.embed_prompts([""])[0]
     pool = InversionPool[int](predict, schedule, settings, empty, batch_size, storage)
-    inputs = (
-        (
-            key,
-            networks.encode_images(image.pixels[None])[0],
-            networks.embed_prompts([image.prompt])[0],
-            image_seed(settings.noise_seed, image.pixels),
-        )
-        for key, image in enumerate(images)
-    )
-    done = {key: _inverted(image, storage) for key, image in pool.run(inputs)}
+    done = {key: _inverted(image, storage) for key, image in pool.run(pool_inputs(networks, images, settings))}
     return [done[key] for key in range(len(images))]
 
 

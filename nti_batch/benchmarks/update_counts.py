@@ -18,8 +18,7 @@ from unittest.mock import patch
 
 import torch
 
-from nti_batch.benchmarks.job_loop import load_images
-from nti_batch.diffusion.ddpm import image_seed
+from nti_batch.benchmarks.job_loop import load_images, pool_inputs
 from nti_batch.diffusion.null_text import Decision, InversionState
 from nti_batch.diffusion.pool import InversionPool
 from nti_batch.diffusion.settings import InversionSettings
@@ -100,16 +99,7 @@ def measure(images: Sequence[CaptionedImage], networks: StableDiffusion, setting
     pool = InversionPool[int](
         networks.predict, networks.schedule(NUM_STEPS), settings, networks.embed_prompts([""])[0], batch_size=16
     )
-    inputs = (
-        (
-            key,
-            networks.encode_images(image.pixels[None])[0],
-            networks.embed_prompts([image.prompt])[0],
-            image_seed(settings.noise_seed, image.pixels),
-        )
-        for key, image in enumerate(images)
-    )
-    steps = zip(*(state.inner_steps for _, state in pool.run(inputs)), strict=True)
+    steps = zip(*(image.inner_steps for _, image in pool.run(pool_inputs(networks, images, settings))), strict=True)
     means = [fmean(of_timestep) for of_timestep in steps]
     return whole_counts(means, len(means))
 

@@ -10,9 +10,7 @@ on a GPU. An inversion gets its true size where it is packed.
 """
 
 import argparse
-import io
 import sys
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -21,12 +19,11 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from jsonargparse import ArgumentError
-from PIL import Image
 from torch import Tensor
 
+from nti_batch.benchmarks.full_size import write_images
 from nti_batch.benchmarks.virtual_networks import DIM, TOKENS, VirtualDevice, VirtualNetworks, VirtualPool
 from nti_batch.data.shards import work_units
 from nti_batch.diffusion.rounding import round_embeddings, round_values
@@ -127,21 +124,6 @@ class Share:
         ]
 
 
-def write_photographs(path: Path, count: int) -> None:
-    """Write a shard of captioned JPEGs, 1,024 x 768 pixels of smooth noise with grain."""
-    dice = np.random.default_rng(0)
-    with tarfile.open(path, "w") as tar:
-        for i in range(count):
-            smooth = Image.fromarray(dice.integers(256, size=(12, 16, 3), dtype=np.uint8)).resize((1024, 768))
-            grain = dice.normal(0, 6, (768, 1024, 3))
-            stream = io.BytesIO()
-            Image.fromarray((np.asarray(smooth) + grain).clip(0, 255).astype(np.uint8)).save(stream, "JPEG", quality=90)
-            for name, content in ((f"{i:04}.jpg", stream.getvalue()), (f"{i:04}.txt", f"photograph {i}".encode())):
-                info = tarfile.TarInfo(name)
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
-
-
 def true_size(settings: InversionRunSettings, updated: Sequence[bool]) -> tuple[Tensor, Tensor]:
     """A start embedding and null embeddings of Stable Diffusion 1.5, rounded to the storage.
 
@@ -172,14 +154,14 @@ def measure(argv: Sequence[str], images: int) -> Share:
         RuntimeError: If the job fails.
     """
     with tempfile.TemporaryDirectory() as folder, StopSignals() as stop:
-        shard, out, device = Path(folder) / "photographs.tar", Path(folder) / "out", VirtualDevice()
+        shard, out, device = Path(folder) / "images.tar", Path(folder) / "out", VirtualDevice()
         flags = parse_flags(
             "invert",
             SECTIONS,
             [*SETTINGS, *argv, f"--data.shards={shard}", f"--output.dir={out}", "--trainer.accelerator=cpu"],
             {"inference_mode": False},
         )
-        write_photographs(shard, images)
+        write_images(shard, images, height=768, width=1024)
         settings, shards = run_settings(flags.model, flags.data, flags.output), flags.data.addresses()
         kind = replace(INVERT, encode=partial(encode_at_true_size, sizes={}))
         run = OutputRun.create(kind, out, settings, shards)

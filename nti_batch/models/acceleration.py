@@ -95,10 +95,10 @@ def _padded(tensor: Tensor, rows: int) -> Tensor:
 
 
 class CapturedPredictor:
-    """A `Predictor` that captures each shape and kind of call in CUDA graphs at its first use, and replays them.
+    """A `Predictor` that captures each kind of call in CUDA graphs at its first use, and replays them.
 
-    The graph of the backward pass is separate, so that it can be left out. It reads what the last replay of its forward
-    pass has left, so it must come before the next call of the same kind.
+    A call of another shape drops the graphs. The graph of the backward pass is separate, so that it can be left out. It
+    reads what the last replay of its forward pass has left, so it must come before the next call of the same kind.
     """
 
     def __init__(self, predict: Predictor) -> None:
@@ -112,6 +112,8 @@ class CapturedPredictor:
         needs_gradient = torch.is_grad_enabled() and embeddings.requires_grad
         kind = latents.shape, needs_gradient
         if kind not in self._captured:
+            # a smaller batch size must not pay for the memory of the larger one's graphs
+            self._captured = {other: call for other, call in self._captured.items() if other[0] == latents.shape}
             self._captured[kind] = self._capture(latents, timesteps, embeddings.detach(), needs_gradient)
         prediction = self._captured[kind](latents, timesteps, embeddings)
         if needs_gradient:

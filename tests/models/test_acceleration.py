@@ -18,7 +18,7 @@ from nti_batch.cli import main
 from nti_batch.diffusion.guidance import Predictor
 from nti_batch.diffusion.pool import InversionPool
 from nti_batch.diffusion.settings import InversionSettings
-from nti_batch.models.acceleration import Acceleration, PaddedPredictor
+from nti_batch.models.acceleration import Acceleration, CapturedPredictor, PaddedPredictor
 from nti_batch.models.source import ModelSource
 from nti_batch.models.stable_diffusion import StableDiffusion
 
@@ -89,6 +89,16 @@ def test_a_captured_backward_pass_after_another_call_is_refused(networks: Stable
     predict(latents, timesteps, embeddings)
     with pytest.raises(RuntimeError, match="its backward pass must come before the next call"):
         first.sum().backward()
+
+
+def test_the_graphs_of_a_smaller_batch_size_replace_those_of_the_larger_one(
+    networks: StableDiffusion, captured: Acceleration
+):
+    predict = CapturedPredictor(networks.predict)
+    for rows in (3, 2):
+        call = inputs(networks, rows)
+        assert_same(both_calls(predict, *call), both_calls(networks.predict, *call))
+        assert {shape[0] for shape, _ in predict._captured} == {rows}
 
 
 def invert(predict: Predictor, networks: StableDiffusion) -> list[Tensor]:
