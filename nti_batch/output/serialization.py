@@ -274,8 +274,8 @@ def _expand(tensors: dict[str, Tensor], num_steps: int, decompress: Callable[[by
     null_embedding = tensors["start"].float()
     check_size((num_steps, *null_embedding.shape))
     size = len(tensors["moved"]) * null_embedding.numel()
-    stream = decompress(tensors["levels"].numpy().tobytes(), size)
-    if len(tensors["moved"]) > num_steps or len(stream) != size:
+    stream = tensors["levels"].numpy().tobytes()
+    if len(tensors["moved"]) > num_steps or len(stream := decompress(stream, size)) != size:
         raise ValueError(f"levels do not hold the {size:,} bytes of {len(tensors['moved'])} rows")
     levels = torch.from_numpy(np.frombuffer(stream, np.int8).copy()).view(-1, *null_embedding.shape)
     changes = dict(zip(tensors["moved"].tolist(), tensors["scales"].view(-1, 1, 1) * levels, strict=True))

@@ -113,6 +113,17 @@ def frame_that_lies(payload: bytes, metadata: dict[str, Any]) -> tuple[bytes, di
     return with_levels(bytes(frame))(payload, metadata)
 
 
+def more_rows_than_timesteps(payload: bytes, metadata: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
+    """A GiB of levels, and as many rows as it takes."""
+    tensors = load(payload)
+    size = tensors["start"].numel() * -(-(1 << 30) // tensors["start"].numel())
+    compressor = zstandard.ZstdCompressor().compressobj(size=size)
+    pieces = [compressor.compress(bytes(min(1 << 20, size - done))) for done in range(0, size, 1 << 20)]
+    levels = torch.frombuffer(bytearray(b"".join([*pieces, compressor.flush()])), dtype=torch.uint8)
+    moved = torch.zeros(size // tensors["start"].numel(), dtype=torch.int64)
+    return save({**tensors, "levels": levels, "moved": moved}, metadata={"layout": "compact-2"}), metadata
+
+
 def huge_shape(header: dict[str, Any]) -> None:
     header["noise_latents"]["shape"] = [10**6, 10**6]
 
@@ -132,6 +143,7 @@ FORGERIES: dict[str, Forgery] = {
     "levels of a GiB": with_levels(bomb(zstandard.ZstdCompressor().compressobj(size=1 << 30))),
     "levels without end": with_levels(bomb(zstandard.ZstdCompressor().compressobj())),
     "levels that are longer than their header tells": frame_that_lies,
+    "levels of more rows than timesteps": more_rows_than_timesteps,
     "levels that are cut": with_levels(zstandard.compress(bytes(1 << 20))[:20]),
     "zlib levels that are no stream": with_levels(b"x" * 7, "compact-1"),
     "zlib levels of another length": with_levels(zlib.compress(b"x"), "compact-1"),
