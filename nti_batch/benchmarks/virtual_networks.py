@@ -34,8 +34,8 @@ POOL_DIM = 8
 """Values a token in the pool, in place of `DIM`."""
 
 UPDATES = {"empty": 250, "prompt": 9}
-"""Updates of an image over all timesteps, by the initial null embedding: those of the default and of fast.yaml on the
-package's drawn scenes."""
+"""Updates of an image over all timesteps, by the initial null embedding: those of the default and of fast.yaml on drawn
+scenes, by the first edition of the embedded model."""
 
 
 class VirtualDevice:
