@@ -109,8 +109,8 @@ class SharedDataFlags:
     rest."""
 
     max_failures: int | str | None = None
-    """End the job if more records of a rank have failed: a count, or a percentage such as '5%', which is judged from
-    the hundredth record on; null never ends it."""
+    """Failed records of a rank above which the job ends: a count, or a percentage such as '5%'. A percentage is judged
+    from the hundredth record on; null never ends the job."""
 
     retry_failed: bool = False
     """Compute records again that earlier jobs committed as failed."""
@@ -229,7 +229,7 @@ class EditModelFlags:
 class EditDataFlags(SharedDataFlags):
     """Input of `nti-batch edit`."""
 
-    inversions: str
+    inversions: str = ""
     """Output folder of `nti-batch invert`."""
 
     edits: str | None = None
@@ -249,7 +249,7 @@ class EditDataFlags(SharedDataFlags):
 class OutputFlags:
     """Output of a job."""
 
-    dir: str
+    dir: str = ""
     """Output folder of the run; the same folder again resumes the run."""
 
     part_images: int = 64
