@@ -64,7 +64,7 @@ class DryRun:
                 if row.key:
                     rows[row.status] += 1
                     if row.status == "done":
-                        throughput.add(row)
+                        throughput.add(row.finished, row.seconds)
             stored += _stored_bytes(plan, unit)
         folder = existing_ancestor(plan.run.folder)
         return cls(

@@ -151,8 +151,8 @@ class InvertDataFlags(SharedDataFlags):
     """Input of `nti-batch invert`."""
 
     shards: str | None = None
-    """WebDataset tars: paths, globs, braces, urls, `::` lists, and '@FILE' for a file with one of these a line; 'demo'
-    for the samples of the package."""
+    """WebDataset tars: folders, paths, globs, braces, urls, `::` lists, and '@FILE', a file with one of these a line.
+    Of a folder or a glob only the tars are taken. 'demo' stands for the samples of the package."""
 
     images: str | None = None
     """A folder of images with captions beside them, instead of shards. It is read as one shard with the name 'images'.

@@ -16,7 +16,7 @@ INDENT = " " * 8
 WIDTHS = 78, 118
 """Least and largest number of columns."""
 
-LONG = 100
+LONG = 80
 """Characters of a sentence that is cut at its semicolon."""
 
 HARDWARE: Mapping[str, str] = {

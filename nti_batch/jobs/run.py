@@ -27,6 +27,7 @@ from nti_batch.jobs.signals import SignalCallback, StopSignals
 from nti_batch.jobs.writer import RecordWriter
 from nti_batch.lock import UnitInUseError
 from nti_batch.output.serialization import StoredSize
+from nti_batch.output.throughput import Throughput
 from nti_batch.plans.plan import AnyPlan
 from nti_batch.terminal import print_error, print_lines, print_outcome, usage_error
 
@@ -103,8 +104,9 @@ def _meter(plan: AnyPlan, part: JobPart, trainer: Trainer, writer: RecordWriter,
     total = None
     if rank == 0 and not dry_run:
         total = plan.estimate([unit for unit in part.units(plan.units, 0, 1) if plan.is_waiting(unit)])
+    earlier = plan.throughput(part.units(plan.units, 0, 1)) if rank == 0 and not dry_run else Throughput()
     tallies = RankTallies([part.file(plan.run.out, each, ".json") for each in range(ranks)])
-    return JobMeter(writer, tallies, rank, total)
+    return JobMeter(writer, tallies, rank, total, earlier)
 
 
 def run_job(build: Callable[[Sequence[str], StopSignals], Job], argv: Sequence[str]) -> int:
@@ -200,7 +202,7 @@ def finish(job: Job) -> int:
         logger.error("the outcome cannot be read: %s", error)
         return ERROR
     if is_whole_job:
-        print_outcome([*status.lines(), *_limit_line(plan)])
+        print_outcome([*status.lines(), *status.failure_lines(plan.run.folder), *_limit_line(plan)])
     if trainer.is_global_zero and job.writer.tally.done and not job.stop.requested:
         _preview(job)
     if status.missing:
