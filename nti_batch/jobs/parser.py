@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+import torch
 from jsonargparse import (  # type: ignore[attr-defined]  # ActionConfigFile is exported under a condition
     ActionConfigFile,
     ArgumentError,
@@ -266,7 +267,10 @@ def build_trainer(arguments: Namespace) -> Trainer:
         trainer = Trainer(**flags)
     # a TypeError is what Lightning raises for a wrong --trainer.devices, a RuntimeError for a variable of Slurm
     except (TypeError, RuntimeError, MisconfigurationException) as error:
-        raise ValueError(f"a --trainer flag or the environment is wrong: {error}") from error
+        raise ValueError(
+            f"a --trainer flag or the environment is wrong: {error} (this machine has {torch.cuda.device_count()} CUDA "
+            f"devices and {os.cpu_count()} processor cores)"
+        ) from error
     if trainer.precision != FULL_PRECISION:
         raise ValueError(f"a plugin sets the precision {trainer.precision!r}, allowed: 32-true; {MODEL_PRECISION}")
     return trainer

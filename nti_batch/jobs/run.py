@@ -137,8 +137,7 @@ def print_plan(job: Job) -> int:
         ValueError: If a manifest is damaged, or a shard cannot be read.
     """
     if job.trainer.is_global_zero:
-        ranks = job.trainer.num_devices * job.trainer.num_nodes
-        print_lines(DryRun.of(job.plan, job.part, ranks, job.new_size).lines())
+        print_lines(DryRun.of(job.plan, job.part, job.trainer, job.new_size).lines())
     return DONE
 
 

@@ -11,6 +11,7 @@ from nti_batch.output.manifest_rows import AnyRow, EditRow, Row
 from nti_batch.output.run_kind import RunKind
 from nti_batch.output.throughput import Throughput
 from nti_batch.phrases import and_more
+from nti_batch.records import Failure
 
 FAILURES_SHOWN = 20
 """Failed records that are listed."""
@@ -25,6 +26,12 @@ class FailedRecord:
 
     stage: str
     error: str
+
+    @classmethod
+    def of_failure(cls, failure: Failure) -> "FailedRecord":
+        """The record of a failure that is not committed."""
+        name = f"{failure.unit.shard}/{failure.key}" if failure.key else failure.unit.shard
+        return cls(f"{name} ({failure.name})" if failure.name else name, failure.stage, failure.error)
 
     @classmethod
     def of_row(cls, row: Row) -> "FailedRecord":

@@ -17,7 +17,7 @@ from nti_batch.output.status import RowCounts, RunStatus
 from nti_batch.output.stored_part import StoredPart
 from nti_batch.output.throughput import Throughput
 from nti_batch.phrases import and_more
-from nti_batch.records import WorkUnit
+from nti_batch.records import EndOfUnit, WorkUnit
 
 logger = logging.getLogger(__name__)
 CHANGED_SHOWN = 100
@@ -87,6 +87,12 @@ class Plan(ABC, Generic[AnyRecord, AnyRow, AnySettings]):
             rows: Its committed rows.
             stop_requested: Whether reading should end early.
         """
+
+    def first(self, units: Sequence[WorkUnit]) -> Iterator[object]:
+        """The inputs of the missing records of a shard's work units, and failures, from the first on."""
+        for unit in units:
+            items = self.read(unit, self.run.rows(unit))
+            yield from (item for item in items if not isinstance(item, EndOfUnit))
 
     @abstractmethod
     def estimate(self, units: Sequence[WorkUnit]) -> int | None:

@@ -69,12 +69,10 @@ class Checked:
     def line(self, plan: AnyPlan) -> str:
         """The counts as text."""
         looked_for = f"{self.inputs} images of the input" if isinstance(plan, ImagePlan) else "all requested edits"
-        again = (
-            f"; {self.reconstructed} reconstructions" if self.reconstructed else "; no reconstruction (--recompute N)"
-        )
+        again = f"{self.reconstructed} reconstructions" if self.reconstructed else "no reconstruction (--recompute N)"
         return (
             f"checked {self.units} work units: {self.parts} parts with {self.done} {plan.run.kind.record_noun} "
-            f"(checksums, shapes, finite numbers, settings), {self.failed} failed rows, {looked_for}{again}"
+            f"(checksums, shapes, finite numbers, settings), {self.failed} failed rows, {looked_for}; {again}"
         )
 
 
@@ -152,6 +150,8 @@ def _check_part(manifest: Manifest[Any], check: CheckRecord) -> Iterator[Finding
         manifest.check_tar()
     except ValueError as error:
         yield Finding(str(part), str(error))
+        if not part.exists():
+            return
     row_type = type(manifest.rows[0])
     try:
         for payload, metadata in read_members(part):
