@@ -81,7 +81,7 @@ def build_edit_job(argv: Sequence[str], stop: StopSignals) -> Job:
         model_name=model.name,
         model_config=model.config,
         inversions=os.path.realpath(inversions.out),
-        edits=None if data.edits is None else os.path.realpath(data.edits),
+        edits=data.edit_list,
         edit_prompt=data.edit_prompt,
         units_per_shard=data.units_per_shard,
         edit=flags.edit,

@@ -150,14 +150,11 @@ def _matches(pattern: str) -> list[str]:
     if os.path.exists(pattern) and not os.path.isdir(pattern):
         return [pattern]
     matches = glob.glob(f"{glob.escape(pattern)}/**" if os.path.isdir(pattern) else pattern, recursive=True)
-    files = [path for path in _files_of_others(matches) if not os.path.isdir(path) and _ENDING.search(path)]
-    if not files and os.path.isdir(pattern):
-        raise ValueError(
-            f"shards: the folder {pattern!r} holds no .tar; if it is a folder of images, give it with --data.images"
-        )
+    others = [path for path in _files_of_others(matches) if not os.path.isdir(path)]
+    files = [path for path in others if _ENDING.search(path)]
     if not files:
         raise ValueError(
-            f"shards: no {'tar' if matches else 'file'} matches {pattern!r}, seen from {os.getcwd()!r}; "
+            f"shards: no {'tar' if others else 'file'} matches {pattern!r}, seen from {os.getcwd()!r}; "
             "give tars as paths, a folder of them, 'folder/*.tar', '{000..009}.tar', urls or several of them joined by "
             "'::', or a folder of images with --data.images"
         )

@@ -4,6 +4,8 @@ A class lists the flags of one section, with their defaults and checks. The inve
 stand in `diffusion.settings`, those of edits in `diffusion.edit_settings`.
 """
 
+import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -15,6 +17,7 @@ from nti_batch.data.shards import input_shards
 from nti_batch.diffusion.rounding import Storage
 from nti_batch.diffusion.settings import InversionSettings
 from nti_batch.files import refuse_url
+from nti_batch.jobs.configs import CONFIGS
 from nti_batch.models.source import ModelSource, Precision
 from nti_batch.plans.plan import Redo
 from nti_batch.settings import MAX_STEPS
@@ -152,7 +155,8 @@ class InvertDataFlags(SharedDataFlags):
 
     shards: str | None = None
     """WebDataset tars: folders, paths, globs, braces, urls, `::` lists, and '@FILE', a file with one of these a line.
-    Of a folder or a glob only the tars are taken. 'demo' stands for the samples of the package."""
+    Of a folder or a glob only the tars are taken. 'demo' stands for the samples of the package,
+    'demo:FILE' for one of them."""
 
     images: str | None = None
     """A folder of images with captions beside them, instead of shards. It is read as one shard with the name 'images'.
@@ -197,7 +201,9 @@ class InvertDataFlags(SharedDataFlags):
 
 def shard_addresses(shards: str | None, images: str | None = None, allow_pipe: bool = False) -> dict[str, str]:
     """Address of each input shard by its name, as the flags of the same names give them."""
-    return input_shards(str(SAMPLES / "*.tar") if shards == "demo" else shards, images, allow_pipe)
+    if shards is not None and (sample := re.fullmatch(r"demo(?::([\w.-]+))?", shards)):
+        shards = str(SAMPLES / (sample[1] or "*.tar"))
+    return input_shards(shards, images, allow_pipe)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -233,7 +239,8 @@ class EditDataFlags(SharedDataFlags):
     """Output folder of `nti-batch invert`."""
 
     edits: str | None = None
-    """JSONL or CSV with one edit a line, or a PIE-Bench folder; null edits every inversion."""
+    """JSONL or CSV with one edit a line, or a PIE-Bench folder; null edits every inversion. 'demo' stands for the edits
+    of the package's samples."""
 
     edit_prompt: str | None = None
     """One prompt for every inversion; null, and no `edits`, reconstructs them."""
@@ -243,6 +250,12 @@ class EditDataFlags(SharedDataFlags):
         SharedDataFlags.__post_init__(self)
         if self.edits is not None and self.edit_prompt is not None:
             raise ValueError("data.edits and data.edit_prompt are both given: leave one out")
+
+    @property
+    def edit_list(self) -> str | None:
+        """Absolute path of the list of edits."""
+        path = CONFIGS / "edit-demo.jsonl" if self.edits == "demo" else self.edits
+        return None if path is None else os.path.realpath(path)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
