@@ -63,7 +63,7 @@ def short_help(parser: ArgumentParser, text: HelpText, sections: Sequence[str]) 
     """
     width = min(max(WIDTHS[0], shutil.get_terminal_size().columns - 2), WIDTHS[1])
     needed = " ".join(f"({' | '.join(_flags(group))})" if len(group) > 1 else _flags(group)[0] for group in text.needed)
-    usage, actions = f"usage: {parser.prog} {needed} [--FLAG VALUE ...]", _shown_actions(parser)
+    usage, actions = f"usage: {parser.prog} {needed} [flags]", _shown_actions(parser)
     lines = [usage, "", *textwrap.wrap(f"{text.description} A default is in brackets.", width)]
     for section in (*sections, "hardware", "general"):
         lines += ["", f"{section}:"]

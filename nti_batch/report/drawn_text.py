@@ -85,7 +85,7 @@ def wrap(words: Sequence[Word], width: float) -> list[list[Word]]:
         lines[-1].append(word)
         if len(lines) > MAX_LINES:
             last = lines[MAX_LINES - 1]
-            while len(last) > 1 and sum(w.width + space for w in last) + font(12).getlength("...") > width:
+            while last and sum(w.width + space for w in last) + font(12).getlength("...") > width:
                 last.pop()
             return [*lines[: MAX_LINES - 1], [*last, Word("...")]]
     return lines

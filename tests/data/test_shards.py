@@ -187,7 +187,7 @@ def test_of_a_folder_and_of_a_glob_only_the_tars_are_taken(tmp_path: Path):
 
 def test_a_folder_of_tars_is_refused_as_a_folder_of_images(tmp_path: Path):
     (tmp_path / "00000.tar").touch()
-    with pytest.raises(ValueError, match="give it with --data.shards"):
+    with pytest.raises(ValueError, match="give it with --data"):
         input_shards(None, str(tmp_path))
     (tmp_path / "cat.jpg").touch()
     assert input_shards(None, str(tmp_path)) == {"images": str(tmp_path)}

