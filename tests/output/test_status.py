@@ -36,17 +36,8 @@ def test_status_notices_a_tar_and_a_manifest_that_are_gone(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     out, shard = tmp_path / "out", write_shard(tmp_path / "s.tar", captioned(2))
-    assert (
-        main(
-            [
-                *arguments(tiny_model, shard, out),
-                "--data.units_per_shard=1",
-                "--output.part_images=1",
-                "--model.batch_size=1",
-            ]
-        )
-        == 0
-    )
+    flags = ["--data.units_per_shard=1", "--output.part_images=1", "--model.batch_size=1"]
+    assert main([*arguments(tiny_model, shard, out), *flags]) == 0
     assert status_of(out, capsys)["missing_parts"] == []
     (out / "inversions" / "s.0of1.00001.tar").unlink()
     assert main(["status", str(out)]) == 0
