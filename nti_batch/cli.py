@@ -11,8 +11,9 @@ from importlib import import_module
 
 import nti_batch
 from nti_batch.exit_codes import STOPPED
+from nti_batch.phrases import did_you_mean
 from nti_batch.streams import open_streams
-from nti_batch.terminal import end_in_error, print_exception, terminal_log
+from nti_batch.terminal import end_in_error, own_lines, print_exception, terminal_log
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ COMMANDS = {
     "verify": Command("check a run: checksums, shapes, one commit for each record, nothing missing", "verify"),
     "score": Command("score a run of edits that have masks", "score"),
     "export": Command("write inversions in the layout of diffusers", "export"),
+    "configs": Command("list the ready configurations for --config", "configs"),
     "env": Command("print versions and devices, for a bug report", "env"),
     "completion": Command("print a script that completes commands and flags in the shell", "completion"),
 }
@@ -65,7 +67,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] not in COMMANDS:
-        command_parser().parse_args(arguments)
+        parser = command_parser()
+        if arguments and not arguments[0].startswith("-"):
+            hint = did_you_mean(arguments[0], COMMANDS) or f"; the commands are {', '.join(COMMANDS)}"
+            parser.error(own_lines(f"there is no command {arguments[0]!r}{hint}"))
+        parser.parse_args(arguments)
     name, *rest = arguments
     command = COMMANDS[name]
     function = getattr(import_module(f"nti_batch.commands.{command.module}"), name)

@@ -1,7 +1,14 @@
 """Phrases that messages of several packages share."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import SequenceMatcher
+
+NEAR = 0.6
+"""Least likeness of two names of which one is taken for the other, mistyped."""
+
+SECTION = 0.1
+"""Share of a flag's section in the likeness."""
 
 _BEHIND_SCHEME = re.compile(r"(?<=\w)://[^\s'\"<>]+")
 _USER = re.compile(
@@ -21,6 +28,27 @@ def without_credentials(url: str) -> str:
 def hide_credentials(text: str) -> str:
     """Remove what `without_credentials` removes from each url in a text."""
     return _BEHIND_SCHEME.sub(lambda url: without_credentials(url[0]), text)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """End of a message about an unknown name, such as "; did you mean '--model.num_steps'?"; empty if none is near.
+
+    Args:
+        word: The unknown name. A flag may have another section than its own, or none.
+        known: The names that exist.
+    """
+    likeness, name = max(((_likeness(word, name), name) for name in known), default=(0.0, ""))
+    return f"; did you mean {name!r}?" if likeness > NEAR else ""
+
+
+def _likeness(word: str, name: str) -> float:
+    """How much two names are alike, up to 1; the section of a flag counts little."""
+    if not name.startswith("--"):
+        return SequenceMatcher(None, word.lower(), name).ratio()
+    (section, _, last), (other, _, known) = (
+        text.lower().lstrip("-").replace("-", "_").rpartition(".") for text in (word, name)
+    )
+    return (1 - SECTION) * SequenceMatcher(None, last, known).ratio() + SECTION * (section == other)
 
 
 def and_more(items: Sequence[str], limit: int) -> str:

@@ -209,6 +209,11 @@ def test_every_flag_in_the_documents_exists(capsys: pytest.CaptureFixture[str]):
     helps = [
         help_text(arguments, capsys) for arguments in ([], *([name] for name in names), ["edit", "--inversions=x"])
     ]
+    capsys.readouterr()
+    for name in ("invert", "edit"):
+        with pytest.raises(SystemExit):
+            main([name, "--help_all"])
+    helps.append(capsys.readouterr().out)
     known = {"--version", *re.findall(r"--[a-z_.-]+[a-z]", " ".join(helps))}
     for document in DOCUMENTS:
         if document.name != "CHANGELOG.md":

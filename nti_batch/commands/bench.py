@@ -19,7 +19,7 @@ from nti_batch.diffusion.rounding import Storage
 from nti_batch.exit_codes import DONE
 from nti_batch.jobs.consent import check_consent
 from nti_batch.jobs.flags import InvertModelFlags, shard_addresses
-from nti_batch.jobs.parser import ConfigFile, silence_warnings
+from nti_batch.jobs.parser import ConfigFile, FlagParser, silence_warnings
 from nti_batch.models.source import Precision
 from nti_batch.models.supported import ModelDescription
 from nti_batch.terminal import print_json, print_line, print_lines, usage_error
@@ -115,12 +115,13 @@ def chosen_device(name: str | None) -> torch.device:
 def bench_parser() -> ArgumentParser:
     """The parser of the command; it takes the YAML files of `nti-batch invert`."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(
+    parser = FlagParser(
         prog="nti-batch bench",
         description="Invert the same images with the job and with the reference loop, which is the authors' (one image "
         "at a time, weights not frozen, float32, their constants), in alternating rounds. Compare speed, UNet "
         "evaluations, quality, memory and bytes.",
         exit_on_error=False,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", action=ConfigFile, help="a YAML file as for invert, such as configs/fast.yaml")
     parser.add_class_arguments(InvertModelFlags, "model")

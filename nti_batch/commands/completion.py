@@ -39,9 +39,9 @@ def _parsers(name: str) -> Sequence[argparse.ArgumentParser]:
     """The parsers of a command."""
     match name:
         case "invert":
-            return [job_parser(name, invert.SECTIONS, invert.TRAINER_DEFAULTS)]
+            return [job_parser(invert.COMMAND)]
         case "edit":
-            return [job_parser(name, edit.SECTIONS), function_parser(edit.edit_one, name, as_positional=False)]
+            return [job_parser(edit.COMMAND), edit.one_image_parser()]
         case "bench":
             return [bench.bench_parser()]
     module = import_module(f"nti_batch.commands.{cli.COMMANDS[name].module}")

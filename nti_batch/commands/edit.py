@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from jsonargparse import ArgumentParser
 from PIL import Image
 
 from nti_batch.commands.parser import function_parser, run_function
@@ -15,7 +16,8 @@ from nti_batch.exit_codes import DONE
 from nti_batch.files import atomic_open, check_new_file, translate_os_errors
 from nti_batch.jobs.edit_module import EditModule
 from nti_batch.jobs.flags import EditDataFlags, EditModelFlags, OutputFlags
-from nti_batch.jobs.parser import parse_flags, silence_warnings
+from nti_batch.jobs.help import HelpText
+from nti_batch.jobs.parser import JobCommand, parse_flags, silence_warnings
 from nti_batch.jobs.ranks import JobPart
 from nti_batch.jobs.run import Job, build_job, record_writer, run_job
 from nti_batch.jobs.signals import StopSignals
@@ -31,19 +33,35 @@ from nti_batch.report.preview import draw_preview
 from nti_batch.settings import EditRunSettings
 from nti_batch.terminal import print_line
 
-SECTIONS: dict[str, type] = {
-    "model": EditModelFlags,
-    "data": EditDataFlags,
-    "output": OutputFlags,
-    "edit": EditSettings,
-}
+ONE_IMAGE = {"--inversions", "--key", "--prompt", "--shard"}
+"""Flags of which each chooses the edit of one image."""
+
+ONE_IMAGE_USAGE = """nti-batch edit --inversions RUN --key KEY --output FILE.png [--prompt TEXT]
+      [--shard SHARD] [--edit.FLAG VALUE ...]"""
+
+COMMAND = JobCommand(
+    name="edit",
+    sections={"model": EditModelFlags, "data": EditDataFlags, "output": OutputFlags, "edit": EditSettings},
+    help=HelpText(
+        description="Edit the images of an inversion run, or reconstruct them. The same command resumes a run. Each "
+        "flag is also a key of a YAML file, and those of `edit` are also keys of a list of edits.",
+        needed=(("data.inversions",), ("output.dir",)),
+        example="nti-batch edit --data.inversions=inversions --data.edits=edits.jsonl --output.dir=edits",
+        ending=f"one image, without a job (nti-batch edit --inversions RUN --help):\n  {ONE_IMAGE_USAGE}",
+    ),
+)
 
 
 def edit(argv: Sequence[str]) -> int:
     """Make the edits that are not committed yet, or edit one image."""
-    if not any(argument.partition("=")[0] == "--inversions" for argument in argv):
+    if ONE_IMAGE.isdisjoint(argument.partition("=")[0] for argument in argv):
         return run_job(build_edit_job, argv)
-    return run_function(edit_one, argv, function_parser(edit_one, "nti-batch edit", as_positional=False))
+    return run_function(edit_one, argv, one_image_parser())
+
+
+def one_image_parser() -> ArgumentParser:
+    """The parser of the edit of one image."""
+    return function_parser(edit_one, "nti-batch edit", as_positional=False, usage=" ".join(ONE_IMAGE_USAGE.split()))
 
 
 def build_edit_job(argv: Sequence[str], stop: StopSignals) -> Job:
@@ -52,7 +70,7 @@ def build_edit_job(argv: Sequence[str], stop: StopSignals) -> Job:
     Raises:
         ValueError: If the user's settings are wrong.
     """
-    flags = parse_flags("edit", SECTIONS, argv)
+    flags = parse_flags(COMMAND, argv)
     model: EditModelFlags = flags.model
     data: EditDataFlags = flags.data
     inversions = open_inversions(data.inversions)
@@ -63,7 +81,7 @@ def build_edit_job(argv: Sequence[str], stop: StopSignals) -> Job:
         model_name=model.name,
         model_config=model.config,
         inversions=os.path.realpath(inversions.out),
-        edits=None if data.edits is None else os.path.realpath(data.edits),
+        edits=data.edit_list,
         edit_prompt=data.edit_prompt,
         units_per_shard=data.units_per_shard,
         edit=flags.edit,

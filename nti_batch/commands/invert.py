@@ -6,8 +6,9 @@ from pathlib import Path
 from nti_batch.data.samples import caption_source
 from nti_batch.data.shards import refuse_pipes, work_units
 from nti_batch.jobs.flags import InvertDataFlags, InvertModelFlags, InvertOutputFlags
+from nti_batch.jobs.help import HelpText
 from nti_batch.jobs.invert_module import NEEDS_GRADIENTS, InversionModule
-from nti_batch.jobs.parser import parse_flags
+from nti_batch.jobs.parser import JobCommand, parse_flags
 from nti_batch.jobs.run import Job, build_job, record_writer, run_job
 from nti_batch.jobs.signals import StopSignals
 from nti_batch.models.fingerprint import model_fingerprint
@@ -20,8 +21,17 @@ from nti_batch.plans.missing_images import ImagePlan
 from nti_batch.report.preview import draw_preview
 from nti_batch.settings import InversionRunSettings
 
-SECTIONS: dict[str, type] = {"model": InvertModelFlags, "data": InvertDataFlags, "output": InvertOutputFlags}
-TRAINER_DEFAULTS = {"inference_mode": False}
+COMMAND = JobCommand(
+    name="invert",
+    sections={"model": InvertModelFlags, "data": InvertDataFlags, "output": InvertOutputFlags},
+    help=HelpText(
+        description="Invert the images of a folder or of WebDataset shards. The same command resumes a run. Each flag "
+        "is also a key of a YAML file: --model.num_steps is num_steps below model.",
+        needed=(("data.images", "data.shards"), ("output.dir",)),
+        example="nti-batch invert --data.images=photos --output.dir=inversions",
+    ),
+    trainer_defaults={"inference_mode": False},
+)
 
 
 def invert(argv: Sequence[str]) -> int:
@@ -35,7 +45,7 @@ def build_invert_job(argv: Sequence[str], stop: StopSignals) -> Job:
     Raises:
         ValueError: If the user's settings are wrong.
     """
-    flags = parse_flags("invert", SECTIONS, argv, TRAINER_DEFAULTS)
+    flags = parse_flags(COMMAND, argv)
     if flags.trainer.inference_mode:
         raise ValueError(NEEDS_GRADIENTS)
     model: InvertModelFlags = flags.model

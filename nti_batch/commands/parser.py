@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_setti
 from nti_batch.exit_codes import ERROR
 from nti_batch.files import OutputError, refuse_url
 from nti_batch.jobs.consent import check_consent
+from nti_batch.jobs.parser import FlagParser
 from nti_batch.lock import UnitInUseError
 from nti_batch.terminal import own_lines, print_error, usage_error
 
@@ -21,7 +22,7 @@ class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
     """Keeps the lines of a description, and adds types and defaults to flags."""
 
 
-class CommandParser(ArgumentParser):
+class CommandParser(FlagParser):
     """A parser whose errors are printable: they repeat arguments, and a shell expands `*` to any name of a file."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -29,7 +30,9 @@ class CommandParser(ArgumentParser):
         super().error(own_lines(message), ex)
 
 
-def function_parser(function: Callable[..., int], prog: str, as_positional: bool = True) -> ArgumentParser:
+def function_parser(
+    function: Callable[..., int], prog: str, as_positional: bool = True, usage: str | None = None
+) -> ArgumentParser:
     """The parser of a command.
 
     Flags of type bool take no value, lists take several values, and a dataclass is a group of flags.
@@ -38,6 +41,7 @@ def function_parser(function: Callable[..., int], prog: str, as_positional: bool
         function: The command, with a Google-style docstring.
         prog: Name of the command for the help.
         as_positional: Whether arguments without a default are positional; otherwise they are required flags.
+        usage: Usage of the command in a line or two; None lists all flags.
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     doc = parse(function.__doc__ or "")
@@ -47,8 +51,10 @@ def function_parser(function: Callable[..., int], prog: str, as_positional: bool
     groups = {p.name: p.annotation for p in parameters if is_dataclass(p.annotation)}
     parser = CommandParser(
         prog=prog,
+        usage=usage,
         description="\n\n".join(filter(None, (doc.short_description, doc.long_description))),
         formatter_class=HelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_function_arguments(function, as_group=False, as_positional=as_positional, skip={*own, *groups})
     described = {param.arg_name: " ".join((param.description or "").split()) for param in doc.params}

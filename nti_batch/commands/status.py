@@ -8,13 +8,16 @@ from nti_batch.plans.open_plan import open_plan
 from nti_batch.terminal import print_json, print_lines
 
 
-def status(out: Path, json: bool = False, exit_code: bool = False, data: PipeFlags = PipeFlags()) -> int:
+def status(
+    out: Path, json: bool = False, exit_code: bool = False, failures: bool = False, data: PipeFlags = PipeFlags()
+) -> int:
     """Print how far a run is.
 
     Args:
         out: Output folder of the run.
         json: Print one JSON object.
         exit_code: Exit with 75 if records are missing, with 3 if some have failed.
+        failures: List failed records with their reasons, the first 20, and say where the others are.
         data: Consent to shell commands.
     """
     plan = open_plan(out, allow_pipe=data.allow_pipe)
@@ -22,7 +25,7 @@ def status(out: Path, json: bool = False, exit_code: bool = False, data: PipeFla
     if json:
         print_json(found.to_json())
     else:
-        print_lines(found.lines())
+        print_lines([*found.lines(), *(found.failure_lines(plan.run.folder) if failures else ())])
     if exit_code and found.missing:
         return STOPPED
     return SOME_FAILED if exit_code and found.has_failures else DONE

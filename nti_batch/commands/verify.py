@@ -1,19 +1,20 @@
 """`nti-batch verify`."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 from nti_batch.commands.flags import InputFlags
 from nti_batch.exit_codes import DONE, ERROR
 from nti_batch.jobs.parser import silence_warnings
 from nti_batch.plans.open_plan import open_plan
-from nti_batch.report.integrity import verify_run
+from nti_batch.report.integrity import Checked, verify_run
 from nti_batch.terminal import print_json, print_line
 
 
 def verify(out: Path, json: bool = False, recompute: int = 0, data: InputFlags = InputFlags()) -> int:
     """Check a run: checksums, shapes, one commit for each record, nothing missing.
 
-    Prints a line for each finding. The exit code is 1 if there is a finding.
+    Prints a line for each finding with what mends it, then what was checked. The exit code is 1 if there is a finding.
 
     Args:
         out: Output folder of the run.
@@ -22,13 +23,14 @@ def verify(out: Path, json: bool = False, recompute: int = 0, data: InputFlags =
         data: Present place of the input.
     """
     silence_warnings()
-    found = []
-    for finding in verify_run(open_plan(out, data.addresses(), data.allow_pipe), recompute):
+    found, checked, plan = [], Checked(), open_plan(out, data.addresses(), data.allow_pipe)
+    for finding in verify_run(plan, recompute, checked):
         found.append(finding)
         if not json:
-            print_line(f"{finding.where}: {finding.what}")
+            print_line(f"{finding.where}: {finding.what}; to mend it, {finding.mend}")
     if json:
-        print_json([{"where": finding.where, "what": finding.what} for finding in found])
+        print_json([asdict(finding) for finding in found])
     else:
+        print_line(checked.line(plan))
         print_line(f"{len(found)} findings" if found else "no findings: the run is intact")
     return ERROR if found else DONE

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from webdataset.gopen import gopen_schemes
 from webdataset.shardlists import expand_urls
 
-from nti_batch.data.folder import is_run_folder, read_file
+from nti_batch.data.folder import IMAGE_EXTENSIONS, extension_of, is_run_folder, read_file
 from nti_batch.phrases import hide_credentials, without_credentials
 from nti_batch.records import WorkUnit
 
@@ -32,6 +32,8 @@ MAX_SHARD_NAME_BYTES = 216
 """File systems take names of 255 bytes; '.65535of65536.00000.tar.salvage' comes behind the name of a shard."""
 
 _COMMAND = "pipe:"
+_ENDING = re.compile(r"\.(tar(\.(gz|bz2|xz))?|tgz)$", re.IGNORECASE)
+_OF_IMAGES = (*IMAGE_EXTENSIONS, "txt")
 _TAR = re.compile(r".+\.(?:tar(?:\.\w+)?|tgz)(?![\w.])", re.IGNORECASE)
 
 
@@ -60,7 +62,8 @@ def expand_shards(patterns: str, allow_pipe: bool = False) -> list[str]:
     """Expand patterns into the address of each shard, once.
 
     Args:
-        patterns: Paths, globs, braces and urls, joined by '::'; '@FILE' is a text file with one pattern a line.
+        patterns: Paths, globs, braces and urls, joined by '::'; '@FILE' is a text file with one pattern a line. Of a
+            folder, and of what a glob matches, only the tars are taken.
         allow_pipe: Whether 'pipe:COMMAND' may be among them.
 
     Raises:
@@ -77,14 +80,25 @@ def check_folder(folder: str) -> str:
     """Return the absolute path of a folder of images, which is read as one shard.
 
     Raises:
-        ValueError: If there is no such folder.
+        ValueError: If there is no such folder, or one of tars.
     """
     if not os.path.isdir(folder):
         raise ValueError(
             f"images: {folder!r} is no folder, seen from {os.getcwd()!r}; give one with images and captions in it, "
             "or tars with --data.shards"
         )
+    if tars := _tars_alone(folder):
+        raise ValueError(
+            f"images: {folder!r} holds no image, but {len(tars)} tars such as {min(tars)!r}: give it with --data.shards"
+        )
     return os.path.abspath(folder)
+
+
+def _tars_alone(folder: str) -> list[str]:
+    """Return the names of the tars in a folder that has no image, no subfolder and no caption beside them."""
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if entry.is_dir() or extension_of(entry.name) in _OF_IMAGES]
+    return [] if names else [name for name in os.listdir(folder) if _ENDING.search(name)]
 
 
 def refuse_pipes(urls: Iterable[str]) -> None:
@@ -133,13 +147,16 @@ def _matches(pattern: str) -> list[str]:
             "use 'pipe:COMMAND', which writes it to its stdout"
         )
     # a name may hold brackets itself
-    found = [pattern] if os.path.exists(pattern) else _files_of_others(glob.glob(pattern, recursive=True))
-    files = [path for path in found if not os.path.isdir(path)]
+    if os.path.exists(pattern) and not os.path.isdir(pattern):
+        return [pattern]
+    matches = glob.glob(f"{glob.escape(pattern)}/**" if os.path.isdir(pattern) else pattern, recursive=True)
+    others = [path for path in _files_of_others(matches) if not os.path.isdir(path)]
+    files = [path for path in others if _ENDING.search(path)]
     if not files:
         raise ValueError(
-            f"shards: no file matches {pattern!r}, seen from {os.getcwd()!r}; "
-            "give tars as paths, 'folder/*.tar', '{000..009}.tar', urls or several of them joined by '::', "
-            "or a folder of images with --data.images"
+            f"shards: no {'tar' if others else 'file'} matches {pattern!r}, seen from {os.getcwd()!r}; "
+            "give tars as paths, a folder of them, 'folder/*.tar', '{000..009}.tar', urls or several of them joined by "
+            "'::', or a folder of images with --data.images"
         )
     return files
 
@@ -197,7 +214,7 @@ def shard_name(url: str) -> str:
     Raises:
         ValueError: If the address has no file name.
     """
-    name = re.sub(r"\.(tar(\.(gz|bz2|xz))?|tgz)$", "", _file_name(url), flags=re.IGNORECASE)
+    name = _ENDING.sub("", _file_name(url))
     if not name:
         raise ValueError(
             f"shard {public_address(url)!r} has no file name to call its results by; name a file, as in '.../00000.tar'"

@@ -42,13 +42,13 @@ class EditSettings:
     """
 
     attention: AttentionMethod = "prompt-to-prompt"
-    """What an edit takes of its source: attention maps (`prompt-to-prompt`), the keys and values of self-attention, for
-    a new pose or shape (`masactrl`), or features and self-attention maps (`plug-and-play`). Local blend goes with all
-    of them."""
+    """What an edit takes of its source: attention maps (`prompt-to-prompt`), keys and values of self-attention
+    (`masactrl`), or features and self-attention maps (`plug-and-play`). MasaCtrl suits a new pose or shape. Local blend
+    goes with all of them."""
 
     kind: Kind = "refine"
-    """`replace`: each word of the edit's prompt stands for the source's word at its place; `refine`: words that both
-    prompts have stand for each other."""
+    """Which words of the two prompts stand for each other: those at the same place (`replace`), or equal ones
+    (`refine`)."""
 
     cross_replace_steps: StepRange | Mapping[str, StepRange] = 0.4
     """Share of the steps in which cross-attention is the source's: a number, [start, end], or {"default_": ..., word:
@@ -61,17 +61,18 @@ class EditSettings:
     """Share of the steps in which MasaCtrl attends to the source: a number, or [start, end]."""
 
     masactrl_layers: tuple[float, float] = (0.6, 1.0)
-    """Self-attention layers in which it does, [start, end] as shares of their number, in the order of evaluation."""
+    """Self-attention layers in which it does: [start, end] as shares of their number. They count in the order of
+    evaluation."""
 
     masactrl_words: tuple[Words, Words] | None = None
-    """Words of the object in the source's prompt and in the edit's, or lists of them: the edit's object attends to the
+    """Words of the object in the source's prompt and in the edit's, or lists of them. The edit's object attends to the
     source's object alone, and its background to the background."""
 
     masactrl_threshold: float = 0.1
     """Attention of these words, from 0 to 1 over the image, from which a place is of the object."""
 
     pnp_attention_steps: StepRange = 0.5
-    """Share of the steps in which plug-and-play takes the source's self-attention maps: a number, or [start, end]."""
+    """Share of the steps in which plug-and-play takes self-attention maps: a number, or [start, end]."""
 
     pnp_feature_steps: StepRange = 0.8
     """Share of the steps in which plug-and-play takes the source's features: a number, or [start, end]."""
@@ -80,8 +81,8 @@ class EditSettings:
     """Factors of words that get more attention (above 1) or less. For prompt-to-prompt."""
 
     blend_words: tuple[Words, Words] | None = None
-    """A word of the source's prompt and one of the edit's, or lists of them: the image may change only where their
-    attention is. An empty text stands for no word: then the attention of the other one decides alone."""
+    """A word of the source's prompt and one of the edit's: the image may change only where their attention is. Each may
+    be a list of words. An empty text stands for no word: then the attention of the other one decides alone."""
 
     blend_threshold: float = 0.3
     """Attention of the blend words, as a share of its maximum, above which the image may change."""
@@ -90,22 +91,22 @@ class EditSettings:
     """Share of the steps after which local blend begins."""
 
     subtract_words: tuple[Words, Words] | None = None
-    """Words of the source's prompt and of the edit's: where their attention is, the image may not change, even if the
-    blend words' attention is there."""
+    """Words of the source's prompt and of the edit's: the image may not change where their attention is. They prevail
+    over the blend words."""
 
     subtract_threshold: float = 0.3
     """Attention of these words, as a share of its maximum, above which the image stays."""
 
     guidance_scale: float | None = None
-    """Guidance scale of the edit; None takes that of the inversion, which always is the source's. Edit-friendly DDPM
+    """Guidance scale of the edit; null takes the inversion's, which always is the source's. Edit-friendly DDPM
     inversion was published with 3.5 for the source and 15 for the edit."""
 
     skip_steps: float = 0.0
-    """Share of the steps, from the noisiest, in which the edit stays its source: 0.36 in the code of edit-friendly
-    DDPM inversion."""
+    """Share of the steps, from the noisiest, in which the edit stays its source. The code of edit-friendly DDPM
+    inversion has 0.36."""
 
     proximal: Proximal | None = None
-    """Threshold on the difference that guides the edit: soft ('l1') or hard ('l0'); None for none. The settings below
+    """Threshold on the difference that guides the edit: soft ('l1') or hard ('l0'). The settings below
     belong to it."""
 
     quantile: float = 0.7

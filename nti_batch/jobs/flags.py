@@ -4,6 +4,8 @@ A class lists the flags of one section, with their defaults and checks. The inve
 stand in `diffusion.settings`, those of edits in `diffusion.edit_settings`.
 """
 
+import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -15,6 +17,7 @@ from nti_batch.data.shards import input_shards
 from nti_batch.diffusion.rounding import Storage
 from nti_batch.diffusion.settings import InversionSettings
 from nti_batch.files import refuse_url
+from nti_batch.jobs.configs import CONFIGS
 from nti_batch.models.acceleration import Acceleration
 from nti_batch.models.source import ModelSource, Precision
 from nti_batch.plans.plan import Redo
@@ -120,8 +123,8 @@ class SharedDataFlags:
     rest."""
 
     max_failures: int | str | None = None
-    """End the job if more records of a rank have failed: a count, or a percentage such as '5%', which is judged from
-    the hundredth record on; null never ends it."""
+    """Failed records of a rank above which the job ends: a count, or a percentage such as '5%'. A percentage is judged
+    from the hundredth record on; null never ends the job."""
 
     retry_failed: bool = False
     """Compute records again that earlier jobs committed as failed."""
@@ -162,8 +165,9 @@ class InvertDataFlags(SharedDataFlags):
     """Input of `nti-batch invert`."""
 
     shards: str | None = None
-    """WebDataset tars: paths, globs, braces, urls, `::` lists, and '@FILE' for a file with one of these a line; 'demo'
-    for the samples of the package."""
+    """WebDataset tars: folders, paths, globs, braces, urls, `::` lists, and '@FILE', a file with one of these a line.
+    Of a folder or a glob only the tars are taken. 'demo' stands for the samples of the package,
+    'demo:FILE' for one of them."""
 
     images: str | None = None
     """A folder of images with captions beside them, instead of shards. It is read as one shard with the name 'images'.
@@ -208,7 +212,9 @@ class InvertDataFlags(SharedDataFlags):
 
 def shard_addresses(shards: str | None, images: str | None = None, allow_pipe: bool = False) -> dict[str, str]:
     """Address of each input shard by its name, as the flags of the same names give them."""
-    return input_shards(str(SAMPLES / "*.tar") if shards == "demo" else shards, images, allow_pipe)
+    if shards is not None and (sample := re.fullmatch(r"demo(?::([\w.-]+))?", shards)):
+        shards = str(SAMPLES / (sample[1] or "*.tar"))
+    return input_shards(shards, images, allow_pipe)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -240,11 +246,12 @@ class EditModelFlags:
 class EditDataFlags(SharedDataFlags):
     """Input of `nti-batch edit`."""
 
-    inversions: str
+    inversions: str = ""
     """Output folder of `nti-batch invert`."""
 
     edits: str | None = None
-    """JSONL or CSV with one edit a line, or a PIE-Bench folder; null edits every inversion."""
+    """JSONL or CSV with one edit a line, or a PIE-Bench folder; null edits every inversion. 'demo' stands for the edits
+    of the package's samples."""
 
     edit_prompt: str | None = None
     """One prompt for every inversion; null, and no `edits`, reconstructs them."""
@@ -255,12 +262,18 @@ class EditDataFlags(SharedDataFlags):
         if self.edits is not None and self.edit_prompt is not None:
             raise ValueError("data.edits and data.edit_prompt are both given: leave one out")
 
+    @property
+    def edit_list(self) -> str | None:
+        """Absolute path of the list of edits."""
+        path = CONFIGS / "edit-demo.jsonl" if self.edits == "demo" else self.edits
+        return None if path is None else os.path.realpath(path)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OutputFlags:
     """Output of a job."""
 
-    dir: str
+    dir: str = ""
     """Output folder of the run; the same folder again resumes the run."""
 
     part_images: int = 64

@@ -6,7 +6,6 @@ may wait for another.
 
 import json
 import time
-from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +16,11 @@ from nti_batch.jobs.tally import Tally
 from nti_batch.jobs.writer import RecordWriter
 from nti_batch.json_object import JsonObject
 from nti_batch.output.run_kind import RunKind
+from nti_batch.output.throughput import Throughput
 from nti_batch.phrases import format_duration
 
 MAX_REFRESH_SECONDS = 60.0
 MAX_TALLY_BYTES = 1 << 20
-RATE_MINUTES = 60
-"""The rate covers the last hour: the mean over a week would not show that the job is slow today."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +53,9 @@ class RankTallies:
 class JobMeter:
     """Progress of a job in numbers."""
 
-    def __init__(self, writer: RecordWriter, tallies: RankTallies, rank: int, total: int | None) -> None:
+    def __init__(
+        self, writer: RecordWriter, tallies: RankTallies, rank: int, total: int | None, earlier: Throughput
+    ) -> None:
         """Start with no record.
 
         Args:
@@ -63,14 +63,13 @@ class JobMeter:
             tallies: Counts of all ranks.
             rank: Rank of this process.
             total: Approximate number of missing records of the job; None if it is unknown.
+            earlier: Times of the records of earlier jobs, which the rate counts until an hour of work is over.
         """
-        self.writer, self.tallies, self.rank, self.total = writer, tallies, rank, total
+        self.writer, self.tallies, self.rank, self.total, self.earlier = writer, tallies, rank, total, earlier
         self.tally = Tally()
         """Counts of all ranks on the first rank."""
 
         self._refreshed = 0.0
-        self._marks: deque[tuple[float, int]] = deque([(time.monotonic(), 0)], maxlen=RATE_MINUTES)
-        """Times in seconds, with the number of processed records, a minute apart."""
 
     @property
     def kind(self) -> RunKind[Any, Any, Any]:
@@ -78,9 +77,7 @@ class JobMeter:
         return self.writer.run.kind
 
     def reset(self) -> None:
-        """Start the clock, and replace the counts that an earlier start has left in this rank's file."""
-        self._marks.clear()
-        self._marks.append((time.monotonic(), 0))
+        """Replace the counts that an earlier start has left in this rank's file."""
         self.tallies.publish(self.rank, Tally())
 
     def refresh(self, force: bool = False) -> None:
@@ -93,14 +90,9 @@ class JobMeter:
             else:
                 self.tallies.publish(self.rank, self.writer.tally)
 
-    def mark(self) -> None:
-        """Remember the present count, once a minute, for the rate."""
-        self._marks.append((time.monotonic(), self.tally.processed))
-
-    def per_hour(self) -> float:
-        """Records an hour over the last hour."""
-        since, processed = self._marks[0]
-        return (self.tally.processed - processed) / max(time.monotonic() - since, 1e-9) * 3600
+    def per_hour(self) -> float | None:
+        """Finished records an hour over the last hour of work, as `nti-batch status` counts them; None before one."""
+        return (self.tally.throughput + self.earlier).per_hour()
 
     def summary(self) -> list[str]:
         """Rate, time left, quality and failures as text."""
@@ -126,5 +118,5 @@ class JobMeter:
     def metrics(self) -> dict[str, float]:
         """The progress for Lightning's loggers, under the names that `nti-batch status --json` uses."""
         counts = {"done": float(self.tally.done), "failed": float(self.tally.failed)}
-        rate = {f"{self.kind.record_noun}_per_hour": self.per_hour()}
+        rate = {f"{self.kind.record_noun}_per_hour": self.per_hour() or 0.0}
         return counts | rate | {name: total.mean for name, total in self.tally.totals.items()}

@@ -1,16 +1,21 @@
 """The command line of the jobs: Lightning's Trainer flags, and one section of typed flags for each part of the job."""
 
+import argparse
 import inspect
 import json
 import logging
 import os
+import re
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
 
+import torch
 from jsonargparse import (  # type: ignore[attr-defined]  # ActionConfigFile is exported under a condition
     ActionConfigFile,
     ArgumentError,
+    ArgumentParser,
     Namespace,
     set_parsing_settings,
 )
@@ -18,7 +23,10 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
+from nti_batch.jobs.configs import config_path
 from nti_batch.jobs.consent import check_consent
+from nti_batch.jobs.help import HelpText, missing_flags, short_help
+from nti_batch.phrases import did_you_mean
 
 TRAINER_DEFAULTS: Mapping[str, object] = {
     "logger": False,
@@ -74,23 +82,92 @@ LISTS = ("--data.redo",)
 """Flags that take several words."""
 
 
+_UNKNOWN = (
+    re.compile(r"unrecognized arguments: (--?[\w.-]+)"),
+    re.compile(r"Group '([\w.]+)' does not accept option '([\w.]+)'"),
+    re.compile(r"(?:Key|option) '([\w.]+)' is not expected"),
+)
+_NO_FLAG = re.compile(r"unrecognized arguments: [^-]")
+_NO_FILE_OF_A_SECTION = re.compile(r'Parser key "(\w+)": Unable to load config')
+"""jsonargparse's messages about unknown flags and keys."""
+
+
 class ConfigFile(ActionConfigFile):
-    """A flag for a YAML file, whose errors name the file."""
+    """A flag for a YAML file, which may be a ready configuration by its name; errors name the file."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         """Read the file.
 
         Raises:
-            TypeError: If it holds no flags; the parser turns it into an error of the command line.
-            ArgumentError: If a flag is wrong.
+            TypeError: If it holds no flags, or a wrong one; the parser turns it into an error of the command line.
         """
         try:
-            super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
+            super().__call__(parser, cfg, config_path(values), option_string)  # type: ignore[no-untyped-call]
         except (ArgumentError, TypeError, UnicodeDecodeError) as error:
-            if isinstance(error, ArgumentError) and "Unexpected config" not in str(error):
-                raise
-            allowed = "allowed: a YAML file with flags, such as 'data: {shards: demo}'"
-            raise TypeError(f"--config {values!r}: {error}; {allowed}") from error
+            is_of_a_flag = isinstance(error, ArgumentError) and "Unexpected config" not in str(error)
+            allowed = "" if is_of_a_flag else "; allowed: a YAML file with flags, such as 'data: {shards: demo}'"
+            raise TypeError(f"--config {values!r}: {error}{allowed}") from error
+
+
+class FlagParser(ArgumentParser):
+    """A parser whose errors give the nearest name of an unknown flag. It takes no abbreviations."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Report an error."""
+        hint = _hint(message, self._option_string_actions)
+        super().error(message if message.endswith(hint) else f"{message}{hint}", ex)
+
+
+def _hint(message: str, known: Iterable[str]) -> str:
+    """End of a parser's message about an unknown flag or key; empty for other messages."""
+    for pattern in _UNKNOWN:
+        if found := pattern.search(message):
+            return did_you_mean(f"--{'.'.join(found.groups()).lstrip('-')}", known)
+    if found := _NO_FILE_OF_A_SECTION.search(message):
+        flags = [name for name in known if name.startswith(f"--{found[1]}.")]
+        return f"; it is a file with the flags {', '.join(flags)}" if flags else ""
+    return "; each argument is a flag, and --help lists the flags" if _NO_FLAG.search(message) else ""
+
+
+class JobParser(FlagParser, LightningArgumentParser):
+    """The parser of a job, whose help is short."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Take the arguments of jsonargparse, which makes parsers of this class, too."""
+        super().__init__(*args, **kwargs)
+        self.command: JobCommand | None = None
+
+    def format_help(self, *args: Any) -> str:
+        """The flags that a user sets."""
+        if self.command is None:
+            return self.format_all_help()
+        return short_help(self, self.command.help, list(self.command.sections))
+
+    def format_all_help(self) -> str:
+        """All flags with their whole descriptions."""
+        return super().format_help()
+
+
+class _AllHelp(argparse.Action):
+    """The flag for the help with all flags."""
+
+    def __call__(self, parser: Any, *_: object) -> None:
+        """Print it, and exit."""
+        print(parser.format_all_help())
+        parser.exit()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobCommand:
+    """A command that is a job."""
+
+    name: str
+    sections: Mapping[str, type]
+    """Dataclass of flags of each section."""
+
+    help: HelpText
+    trainer_defaults: Mapping[str, object] = field(default_factory=dict)
+    """Defaults of Trainer flags beside `TRAINER_DEFAULTS`."""
 
 
 def silence_warnings() -> None:
@@ -114,42 +191,53 @@ def silence_warnings() -> None:
         warnings.filterwarnings("ignore", text)
 
 
-def job_parser(
-    command: str, sections: Mapping[str, type], trainer_defaults: Mapping[str, object] = {}
-) -> LightningArgumentParser:
-    """The parser of a job.
-
-    Args:
-        command: Name of the command.
-        sections: Dataclass of flags of each section.
-        trainer_defaults: Defaults of Trainer flags beside `TRAINER_DEFAULTS`.
-    """
+def job_parser(command: JobCommand) -> JobParser:
+    """The parser of a job."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = LightningArgumentParser(prog=f"nti-batch {command}", description="", exit_on_error=False)
-    parser.add_argument("-c", "--config", action=ConfigFile, help="a YAML file with flags; several are merged in order")
-    parser.add_argument(
-        "--dry_run", action="store_true", help="print what the job would do; load no weights and write nothing"
+    parser = JobParser(
+        prog=f"nti-batch {command.name}",
+        description=command.help.description,
+        usage=f"nti-batch {command.name} [--FLAG VALUE ...]",
+        exit_on_error=False,
+        allow_abbrev=False,
     )
-    for name, flags in sections.items():
+    parser.command = command
+    parser.add_argument("--help_all", action=_AllHelp, nargs=0, help="print all flags, with whole descriptions")
+    parser.add_argument(
+        "-c",
+        "--config",
+        action=ConfigFile,
+        metavar="FILE",
+        help="a YAML file with flags, or a name that `nti-batch configs` lists; several are merged in order",
+    )
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="print what the job would do and what would fail; load no weights and write nothing",
+    )
+    for name, flags in command.sections.items():
         parser.add_class_arguments(flags, name)
     parser.add_lightning_class_args(Trainer, "trainer")
-    parser.set_defaults({f"trainer.{name}": value for name, value in {**TRAINER_DEFAULTS, **trainer_defaults}.items()})
+    for name in REFUSED:
+        parser._option_string_actions[f"--trainer.{name}"].help = argparse.SUPPRESS
+    defaults = {**TRAINER_DEFAULTS, **command.trainer_defaults}
+    parser.set_defaults({f"trainer.{name}": value for name, value in defaults.items()})
     # under Slurm Lightning loads any hpc_ckpt_*.ckpt that it finds in its root folder instead of the model
     parser.link_arguments("output.dir", "trainer.default_root_dir")
     return parser
 
 
-def parse_flags(
-    command: str, sections: Mapping[str, type], argv: Sequence[str], trainer_defaults: Mapping[str, object] = {}
-) -> Namespace:
+def parse_flags(command: JobCommand, argv: Sequence[str]) -> Namespace:
     """The flags of a job: an instance of each section's dataclass, and the arguments of the Trainer.
 
     Raises:
         ValueError: If the user's settings are wrong.
         ArgumentError: Likewise, from the parser.
     """
-    parser = job_parser(command, sections, trainer_defaults)
+    parser = job_parser(command)
     parsed = parser.parse_args(_with_lists(argv))
+    if missing := missing_flags(command.help, vars(parsed.as_flat())):
+        raise ValueError(missing)
     check_consent(argv, parsed)
     flags: Namespace = parser.instantiate(parsed)
     _refuse_useless(flags.trainer)
@@ -181,7 +269,10 @@ def build_trainer(arguments: Namespace) -> Trainer:
         trainer = Trainer(**flags)
     # a TypeError is what Lightning raises for a wrong --trainer.devices, a RuntimeError for a variable of Slurm
     except (TypeError, RuntimeError, MisconfigurationException) as error:
-        raise ValueError(f"a --trainer flag or the environment is wrong: {error}") from error
+        raise ValueError(
+            f"a --trainer flag or the environment is wrong: {error} (this machine has {torch.cuda.device_count()} CUDA "
+            f"devices and {os.cpu_count()} processor cores)"
+        ) from error
     if trainer.precision != FULL_PRECISION:
         raise ValueError(f"a plugin sets the precision {trainer.precision!r}, allowed: 32-true; {MODEL_PRECISION}")
     return trainer

@@ -96,7 +96,7 @@ class JobProgress(Callback):
         self.display.stop()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock when the weights are loaded."""
+        """Start when the weights are loaded."""
         if trainer.is_global_zero:
             self.meter.reset()
             self._is_running, self._printed = True, time.monotonic()
@@ -139,7 +139,6 @@ class JobProgress(Callback):
             self._printed = time.monotonic()
             self.display.print_line()
             self._log()
-            self.meter.mark()
 
     def _log(self) -> None:
         """Send the numbers to Lightning's loggers."""

@@ -28,6 +28,7 @@ from nti_batch.jobs.writer import RecordWriter
 from nti_batch.lock import UnitInUseError
 from nti_batch.output.run_folder import AnyRun
 from nti_batch.output.serialization import StoredSize
+from nti_batch.output.throughput import Throughput
 from nti_batch.plans.plan import AnyPlan
 from nti_batch.terminal import print_error, print_lines, print_outcome, usage_error
 
@@ -112,8 +113,9 @@ def _meter(plan: AnyPlan, part: JobPart, trainer: Trainer, writer: RecordWriter,
     total = None
     if rank == 0 and not dry_run:
         total = plan.estimate([unit for unit in part.units(plan.units, 0, 1) if plan.is_waiting(unit)])
+    earlier = plan.throughput(part.units(plan.units, 0, 1)) if rank == 0 and not dry_run else Throughput()
     tallies = RankTallies([part.file(plan.run.out, each, ".json") for each in range(ranks)])
-    return JobMeter(writer, tallies, rank, total)
+    return JobMeter(writer, tallies, rank, total, earlier)
 
 
 def run_job(build: Callable[[Sequence[str], StopSignals], Job], argv: Sequence[str]) -> int:
@@ -144,8 +146,7 @@ def print_plan(job: Job) -> int:
         ValueError: If a manifest is damaged, or a shard cannot be read.
     """
     if job.trainer.is_global_zero:
-        ranks = job.trainer.num_devices * job.trainer.num_nodes
-        print_lines(DryRun.of(job.plan, job.part, ranks, job.new_size).lines())
+        print_lines(DryRun.of(job.plan, job.part, job.trainer, job.new_size).lines())
     return DONE
 
 
@@ -213,7 +214,7 @@ def finish(job: Job) -> int:
         logger.error("the outcome cannot be read: %s", error)
         return ERROR
     if is_whole_job:
-        print_outcome([*status.lines(), *_limit_line(plan)])
+        print_outcome([*status.lines(), *status.failure_lines(plan.run.folder), *_limit_line(plan)])
     if trainer.is_global_zero and job.writer.tally.done and not job.stop.requested:
         _preview(job)
     if status.missing:

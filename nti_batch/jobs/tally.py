@@ -1,9 +1,11 @@
 """Counts of the records that a job has written."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from nti_batch.json_object import Json, JsonObject
+from nti_batch.output.throughput import MAX_SPANS, Throughput
 from nti_batch.records import EditedImage, Failure, Inversion
 
 
@@ -33,6 +35,8 @@ class Tally:
     totals: Mapping[str, Total] = field(default_factory=dict)
     """Sums of the metrics of the finished records, by name."""
 
+    throughput: Throughput = field(default_factory=Throughput)
+
     @property
     def processed(self) -> int:
         """Records that are done or failed."""
@@ -46,19 +50,30 @@ class Tally:
         """The counts of two sets of records."""
         names = {**self.totals, **other.totals}
         totals = {name: self.totals.get(name, Total()) + other.totals.get(name, Total()) for name in names}
-        return Tally(done=self.done + other.done, failed=self.failed + other.failed, totals=totals)
+        return Tally(
+            done=self.done + other.done,
+            failed=self.failed + other.failed,
+            totals=totals,
+            throughput=self.throughput + other.throughput,
+        )
 
     @classmethod
     def of(cls, record: Inversion | EditedImage | Failure) -> "Tally":
         """The count of one record."""
         if isinstance(record, Failure):
             return cls(failed=1)
-        return cls(done=1, totals={name: Total(score, 1) for name, score in record.metrics().items()})
+        now = time.time()
+        return cls(
+            done=1,
+            totals={name: Total(score, 1) for name, score in record.metrics().items()},
+            throughput=Throughput([(now, now - record.seconds)]),
+        )
 
     def to_json(self) -> dict[str, Json]:
         """The counts as a rank publishes them."""
         totals: dict[str, Json] = {name: [total.sum, total.count] for name, total in self.totals.items()}
-        return {"done": self.done, "failed": self.failed, "totals": totals}
+        spans: list[Json] = [[round(time, 3) for time in span] for span in self.throughput.spans]
+        return {"done": self.done, "failed": self.failed, "totals": totals, "spans": spans}
 
     @classmethod
     def from_json(cls, values: JsonObject) -> "Tally":
@@ -78,5 +93,15 @@ class Tally:
                     sums[name] = Total(metric, count)
                 case _:
                     values.reject("totals", "a sum and a count for each metric")
+        spans = values.value("spans")
+        if not isinstance(spans, list) or len(spans) > MAX_SPANS:
+            values.reject("spans", f"a list of at most {MAX_SPANS} times")
+        throughput = Throughput()
+        for span in spans:
+            match span:
+                case [int() | float() as finished, int() | float() as started] if 0 <= started <= finished < 1e12:
+                    throughput.add(finished, finished - started)
+                case _:
+                    values.reject("spans", "finish and start of each record")
         counts = (values.integer(name, 0, 1 << 62) for name in ("done", "failed"))
-        return cls(**dict(zip(("done", "failed"), counts, strict=True)), totals=sums)
+        return cls(**dict(zip(("done", "failed"), counts, strict=True)), totals=sums, throughput=throughput)

@@ -1,14 +1,44 @@
 """How far a run is."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from nti_batch.json_object import Json
-from nti_batch.output.manifest_rows import AnyRow, Row
+from nti_batch.output.manifest_rows import AnyRow, EditRow, Row
 from nti_batch.output.run_kind import RunKind
 from nti_batch.output.throughput import Throughput
+from nti_batch.phrases import and_more
+from nti_batch.records import Failure
+
+FAILURES_SHOWN = 20
+"""Failed records that are listed."""
+
+
+@dataclass(frozen=True, slots=True)
+class FailedRecord:
+    """A failed record, or a damaged shard."""
+
+    id: str
+    """'shard/key', with the name of an edit in brackets; of a damaged shard its name."""
+
+    stage: str
+    error: str
+
+    @classmethod
+    def of_failure(cls, failure: Failure) -> "FailedRecord":
+        """The record of a failure that is not committed."""
+        name = f"{failure.unit.shard}/{failure.key}" if failure.key else failure.unit.shard
+        return cls(f"{name} ({failure.name})" if failure.name else name, failure.stage, failure.error)
+
+    @classmethod
+    def of_row(cls, row: Row) -> "FailedRecord":
+        """The record of a failed row."""
+        name = f"{row.shard}/{row.key}" if row.key else row.shard
+        edit = f" ({row.name})" if isinstance(row, EditRow) and row.key else ""
+        return cls(f"{name}{edit}", row.stage, row.error)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +69,12 @@ class RunStatus:
     failures: Mapping[str, int]
     """Number of failures at each stage."""
 
+    failed_records: Sequence[FailedRecord]
+    """The first `FAILURES_SHOWN` failed records and damaged shards."""
+
+    missing_parts: Sequence[str]
+    """Files of committed parts that are not there."""
+
     @property
     def has_failures(self) -> bool:
         """Whether a record or a shard is committed as failed."""
@@ -62,6 +98,20 @@ class RunStatus:
         if self.prompts_truncated:
             lines.append(f"{self.prompts_truncated} prompts are longer than the text encoder reads, and were truncated")
         lines += [f"{count} failed at stage {stage!r}" for stage, count in self.failures.items()]
+        if self.missing_parts:
+            parts = and_more(self.missing_parts, FAILURES_SHOWN)
+            lines.append(f"{len(self.missing_parts)} files of parts are missing: {parts}; `nti-batch verify` says more")
+        return lines
+
+    def failure_lines(self, folder: Path) -> list[str]:
+        """The failed records with their reasons as text.
+
+        Args:
+            folder: Folder of the run's manifests.
+        """
+        lines = [f"failed {record.id}: {record.stage}: {record.error}" for record in self.failed_records]
+        if more := self.failed + self.damaged_shards - len(self.failed_records):
+            lines.append(f"and {more} more: rows with the status 'failed' in {folder}/*.jsonl")
         return lines
 
     def to_json(self) -> dict[str, Json]:
@@ -77,6 +127,8 @@ class RunStatus:
             "scored": self.scored,
             **self.metrics,
             "failures": dict(self.failures),
+            "failed_records": [asdict(record) for record in self.failed_records],
+            "missing_parts": list(self.missing_parts),
         }
 
 
@@ -106,25 +158,32 @@ class RowCounts:
     failures: Counter[str] = field(default_factory=Counter)
     totals: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     scored: Counter[str] = field(default_factory=Counter)
+    failed_records: list[FailedRecord] = field(default_factory=list)
     throughput: Throughput = field(default_factory=Throughput)
 
     def add(self, row: Row) -> None:
         """Count a row."""
         if not row.key:
-            if row.status == "failed":
+            if row.status == "failed" and row.shard not in self.damaged_shards:
                 self.damaged_shards.add(row.shard)
+                self._list(row)
         elif row.status == "failed":
             self.failures[row.stage] += 1
+            self._list(row)
         else:
             self.done += 1
-            self.throughput.add(row)
+            self.throughput.add(row.finished, row.seconds)
             self.prompts_truncated += row.has_truncated_prompt
             for name, score in row.metrics().items():
                 self.totals[name] += score
                 self.scored[name] += 1
 
-    def status(self, kind: RunKind[Any, AnyRow, Any], missing: int) -> RunStatus:
-        """The status, given the number of missing records."""
+    def _list(self, row: Row) -> None:
+        if len(self.failed_records) < FAILURES_SHOWN:
+            self.failed_records.append(FailedRecord.of_row(row))
+
+    def status(self, kind: RunKind[Any, AnyRow, Any], missing: int, missing_parts: Sequence[str]) -> RunStatus:
+        """The status, given the number of missing records, and the missing files of parts."""
         return RunStatus(
             record_noun=kind.record_noun,
             done=self.done,
@@ -136,4 +195,6 @@ class RowCounts:
             scored=self.scored[kind.psnr],
             metrics={name: total / self.scored[name] for name, total in self.totals.items()},
             failures=dict(self.failures),
+            failed_records=self.failed_records,
+            missing_parts=missing_parts,
         )

@@ -1,41 +1,63 @@
-"""Records an hour, from the rows of manifests."""
+"""Records an hour: finished records over the time in which at least one of them was in progress.
 
-from collections import defaultdict
+The time between two jobs does not count, nor do records that have failed. The rate covers the last hour of work: the
+mean over a week would not show that the job is slow today.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import inf
+from heapq import heappush, heappushpop, nlargest
 
-from nti_batch.output.manifest_rows import Row
+MAX_SPANS = 1 << 13
+"""Records whose times are kept, the last to finish; with more in an hour the rate covers a shorter time."""
 
+WINDOW = 3600.0
+"""Seconds of work that the rate covers."""
 
-@dataclass(slots=True)
-class _Minute:
-    """Records that finished in one minute."""
-
-    records: int = 0
-    begin: float = inf
-    """Start of the first of them, in seconds since 1970."""
-
-    latest: float = 0.0
+Span = tuple[float, float]
+"""Finish and start of a record, in seconds since 1970."""
 
 
 @dataclass(slots=True)
 class Throughput:
-    """Records an hour, from rows of which there may be millions: minutes are kept, not rows."""
+    """The times of the last records."""
 
-    minutes: defaultdict[int, _Minute] = field(default_factory=lambda: defaultdict(_Minute))
+    spans: list[Span] = field(default_factory=list)
+    """A heap."""
 
-    def add(self, row: Row) -> None:
-        """Count a finished record."""
-        minute = self.minutes[int(row.finished // 60)]
-        minute.records += 1
-        minute.begin = min(minute.begin, row.finished - (row.seconds or 0.0))
-        minute.latest = max(minute.latest, row.finished)
+    def add(self, finished: float, seconds: float | None) -> None:
+        """Count a finished record, which may come in any order.
+
+        Args:
+            finished: Time of its end, in seconds since 1970.
+            seconds: Duration; None if it is unknown.
+        """
+        span = finished, finished - (seconds or 0.0)
+        if len(self.spans) < MAX_SPANS:
+            heappush(self.spans, span)
+        else:
+            heappushpop(self.spans, span)
+
+    def __add__(self, other: "Throughput") -> "Throughput":
+        """The times of both sets of records."""
+        return Throughput(sorted(nlargest(MAX_SPANS, [*self.spans, *other.spans])))
 
     def per_hour(self) -> float | None:
-        """Records of the hour before the latest one, over the time since the first of them started."""
-        if not self.minutes:
-            return None
-        latest = self.minutes[max(self.minutes)].latest
-        recent = [minute for minute in self.minutes.values() if minute.latest > latest - 3600]
-        begin = max(latest - 3600, min(minute.begin for minute in recent))
-        return sum(minute.records for minute in recent) / max(latest - begin, 1e-9) * 3600
+        """Records an hour; None before the first."""
+        active, count = _recent(sorted(self.spans, reverse=True))
+        return count / active * 3600 if active else None
+
+
+def _recent(spans: Sequence[Span]) -> tuple[float, int]:
+    """Length of the last `WINDOW` seconds of work, and the number of records that finished in them.
+
+    Args:
+        spans: Times of the records, the latest first.
+    """
+    active, begin = 0.0, spans[0][0] if spans else 0.0
+    for number, (finished, started) in enumerate(spans):
+        if active >= WINDOW:
+            return active, number
+        begin = min(begin, finished)  # nothing was in progress in between
+        active, begin = active + max(0.0, begin - started), min(begin, started)
+    return active, len(spans)

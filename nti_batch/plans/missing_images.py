@@ -140,6 +140,16 @@ class ImagePlan(Plan[Inversion, InversionRow, InversionRunSettings]):
             is_recovered=is_whole and "" in known and known[""].status == "failed",
         )
 
+    def first(self, units: Sequence[WorkUnit]) -> Iterator[object]:
+        """The missing images of a shard's work units, decoded, and failures, in the order of the shard."""
+        known = {row.key: row for unit in units for row in self.run.rows(unit)}
+        whole = WorkUnit(units[0].shard, units[0].url, 0, 1)
+        for sample in self._samples(whole, self._stop_requested):
+            row = known.get(sample.key)
+            is_of_units = not sample.key or any(unit.holds(sample.key) for unit in units)
+            if is_of_units and (row is None or self._is_redone(row, sample)):
+                yield self._decoded(sample)
+
     def _decoded(self, sample: RawSample | Failure) -> CaptionedImage | Failure:
         if isinstance(sample, Failure):
             return sample

@@ -3,18 +3,21 @@
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Generic
 
 from nti_batch.data.samples import Reading
 from nti_batch.output.manifest_rows import AnyRow, Row
+from nti_batch.output.missing_parts import missing_parts
 from nti_batch.output.run_folder import OutputRun
 from nti_batch.output.run_kind import AnyRecord, AnySettings
 from nti_batch.output.status import RowCounts, RunStatus
 from nti_batch.output.stored_part import StoredPart
+from nti_batch.output.throughput import Throughput
 from nti_batch.phrases import and_more
-from nti_batch.records import WorkUnit
+from nti_batch.records import EndOfUnit, WorkUnit
 
 logger = logging.getLogger(__name__)
 CHANGED_SHOWN = 100
@@ -85,6 +88,12 @@ class Plan(ABC, Generic[AnyRecord, AnyRow, AnySettings]):
             stop_requested: Whether reading should end early.
         """
 
+    def first(self, units: Sequence[WorkUnit]) -> Iterator[object]:
+        """The inputs of the missing records of a shard's work units, and failures, from the first on."""
+        for unit in units:
+            items = self.read(unit, self.run.rows(unit))
+            yield from (item for item in items if not isinstance(item, EndOfUnit))
+
     @abstractmethod
     def estimate(self, units: Sequence[WorkUnit]) -> int | None:
         """Approximate number of missing records of work units; None if it is unknown."""
@@ -100,6 +109,16 @@ class Plan(ABC, Generic[AnyRecord, AnyRow, AnySettings]):
         Args:
             committed: Ids of the committed records of each of the shard's work units.
         """
+
+    def throughput(self, units: Sequence[WorkUnit]) -> Throughput:
+        """Times of the last finished records of work units; those of a damaged manifest are left out."""
+        found = Throughput()
+        for unit in units:
+            with suppress(ValueError):
+                for row in self.run.rows(unit):
+                    if row.status == "done":
+                        found.add(row.finished, row.seconds)
+        return found
 
     def check_redo(self) -> None:
         """Check that the images to compute again are committed.
@@ -150,7 +169,7 @@ class Plan(ABC, Generic[AnyRecord, AnyRow, AnySettings]):
                     if row.key:
                         committed[unit].add(row.id)
             missing += self.count_missing(committed)
-        return counts.status(self.run.kind, missing)
+        return counts.status(self.run.kind, missing, missing_parts(self.run, units))
 
 
 AnyPlan = Plan[Any, Any, Any]

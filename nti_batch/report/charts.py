@@ -19,6 +19,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFor
 from numpy.typing import NDArray
 
 from nti_batch.phrases import format_duration
+from nti_batch.report.drawn_text import drawable
 from nti_batch.report.statistics import Curve, Numbers, histogram, throughput
 
 INK, LINE, ACCENT = "#000001", "#000002", "#000003"
@@ -150,7 +151,7 @@ def _draw(name: str, xlabel: str, ylabel: str, paint: Callable[[Axes], None]) ->
     file = io.StringIO()
     with matplotlib.style.context({**_STYLE, "svg.hashsalt": name}, after_reset=True):
         figure = Figure(figsize=(4.4, 2.7), layout="constrained")
-        axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
+        axes = figure.add_subplot(xlabel=drawable(xlabel), ylabel=drawable(ylabel))
         paint(axes)
         figure.savefig(file, format="svg", metadata=_NO_METADATA, transparent=True)
     svg = file.getvalue()

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from math import nan
@@ -33,6 +33,10 @@ from nti_batch.scores.metrics import psnr
 RECONSTRUCTION_TOLERANCE = 0.05
 """In dB. A reconstruction on the same kind of device is far closer."""
 
+AGAIN = "run the job again with the same command"
+ELSEWHERE = "give the present place of the input with --data.shards or --data.images"
+STRANGE = "move it away, unless --data.shards has left its shard out"
+
 CheckRecord = Callable[[bytes, Metadata], Iterator[str]]
 """Yields what is wrong with a record, given its two members."""
 
@@ -45,39 +49,78 @@ class Finding:
     """A file, or an image as 'shard/key'."""
 
     what: str
+    mend: str = ""
+    """What mends it."""
 
 
-def verify_run(plan: ImagePlan | EditPlan, recompute: int) -> Iterator[Finding]:
+@dataclass(slots=True)
+class Checked:
+    """What a check of a run has read, counted as it goes."""
+
+    units: int = 0
+    parts: int = 0
+    done: int = 0
+    failed: int = 0
+    inputs: int = 0
+    """Keys of the input, or requested edits, that were looked for."""
+
+    reconstructed: int = 0
+
+    def line(self, plan: AnyPlan) -> str:
+        """The counts as text."""
+        looked_for = f"{self.inputs} images of the input" if isinstance(plan, ImagePlan) else "all requested edits"
+        again = f"{self.reconstructed} reconstructions" if self.reconstructed else "no reconstruction (--recompute N)"
+        return (
+            f"checked {self.units} work units: {self.parts} parts with {self.done} {plan.run.kind.record_noun} "
+            f"(checksums, shapes, finite numbers, settings), {self.failed} failed rows, {looked_for}; {again}"
+        )
+
+
+def verify_run(plan: ImagePlan | EditPlan, recompute: int, checked: Checked | None = None) -> Iterator[Finding]:
     """Everything that is wrong with a run, as it is found.
 
     Args:
         plan: Work of the run, with the shards at their present addresses.
         recompute: Number of inversions to reconstruct and compare with their recorded PSNR.
+        checked: Receives the counts of what is checked.
 
     Raises:
         ValueError: If `recompute` needs something that is not there.
     """
     if recompute and isinstance(plan, EditPlan):
         raise ValueError(f"{str(plan.run.out)!r} has edits, and --recompute checks inversions: leave it out")
+    checked = checked or Checked()
     for _, of_shard in groupby(plan.units, key=lambda unit: unit.shard):
-        yield from _check_shard(plan, list(of_shard))
+        yield from _check_shard(plan, list(of_shard), checked)
     yield from unexpected_files(plan)
     if recompute and isinstance(plan, ImagePlan):
-        yield from _compare_reconstructions(plan, recompute)
+        yield from _compare_reconstructions(plan, recompute, checked)
 
 
-def _check_shard(plan: ImagePlan | EditPlan, units: Sequence[WorkUnit]) -> Iterator[Finding]:
+def _with_mend(findings: Iterable[Finding], plan: AnyPlan, units: Sequence[WorkUnit]) -> Iterator[Finding]:
+    """Findings about the files of work units, which a job computes again once all of a unit are gone."""
+    names = units[0].name if len(units) == 1 else f"{units[0].shard}.*of{units[0].count}"
+    mend = f"restore the file, or remove all files {plan.run.folder}/{names}.* and run the job again"
+    return (replace(finding, mend=mend) for finding in findings)
+
+
+def _check_shard(plan: ImagePlan | EditPlan, units: Sequence[WorkUnit], checked: Checked) -> Iterator[Finding]:
     """Check the work units of one shard."""
     committed: dict[WorkUnit, list[Row]] = {}
     for unit in units:
         committed[unit] = []
         for path in plan.run.manifests(unit):
-            yield from _check_manifest(plan, unit, path, committed[unit])
-        yield from _check_mark(plan, unit, len({row.id for row in committed[unit]}))
+            yield from _with_mend(_check_manifest(plan, unit, path, committed[unit]), plan, [unit])
+            checked.parts += 1
+        checked.units += 1
+        checked.done += sum(row.status == "done" for row in committed[unit])
+        checked.failed += sum(row.status == "failed" for row in committed[unit])
+        yield from _with_mend(_check_mark(plan, unit, len({row.id for row in committed[unit]})), plan, [unit])
     counts = Counter((row.id, row.generation) for rows in committed.values() for row in rows if row.key)
-    yield from (Finding(f"{units[0].shard}/{name}", "is committed twice") for (name, _), n in counts.items() if n > 1)
+    twice = [name for (name, _), number in counts.items() if number > 1]
+    yield from _with_mend((Finding(f"{units[0].shard}/{name}", "is committed twice") for name in twice), plan, units)
     if isinstance(plan, ImagePlan):
-        yield from _check_input(plan, units[0], {row.key for rows in committed.values() for row in rows})
+        yield from _check_input(plan, units[0], {row.key for rows in committed.values() for row in rows}, checked)
     else:
         yield from _check_requests(plan, committed)
 
@@ -107,6 +150,8 @@ def _check_part(manifest: Manifest[Any], check: CheckRecord) -> Iterator[Finding
         manifest.check_tar()
     except ValueError as error:
         yield Finding(str(part), str(error))
+        if not part.exists():
+            return
     row_type = type(manifest.rows[0])
     try:
         for payload, metadata in read_members(part):
@@ -133,24 +178,25 @@ def _check_mark(plan: AnyPlan, unit: WorkUnit, rows: int) -> Iterator[Finding]:
         yield Finding(unit.name, str(error))
 
 
-def _check_input(plan: ImagePlan, unit: WorkUnit, committed: set[str]) -> Iterator[Finding]:
+def _check_input(plan: ImagePlan, unit: WorkUnit, committed: set[str], checked: Checked) -> Iterator[Finding]:
     """Compare the committed keys of a shard with the keys in its input."""
     keys, errors = read_keys(unit.url, plan.run.settings.caption, allow_pipe=plan.reading.allow_pipe)
+    checked.inputs += len(keys)
     for key in keys:
         if key not in committed:
-            yield Finding(f"{unit.shard}/{key}", "is in the input and not committed")
+            yield Finding(f"{unit.shard}/{key}", "is in the input and not committed", AGAIN)
     if not errors:
         for key in sorted(committed - set(keys) - {""}):
-            yield Finding(f"{unit.shard}/{key}", "is committed and not in the input")
+            yield Finding(f"{unit.shard}/{key}", "is committed and not in the input", ELSEWHERE)
     elif "" not in committed:
-        yield Finding(public_address(unit.url), f"cannot be read to its end: {errors[0]}")
+        yield Finding(public_address(unit.url), f"cannot be read to its end: {errors[0]}", ELSEWHERE)
 
 
 def _check_requests(plan: EditPlan, committed: Mapping[WorkUnit, Sequence[Row]]) -> Iterator[Finding]:
     """Report the requested edits of a shard that are not committed."""
     for unit, rows in committed.items():
         for request in plan.missing(unit, rows):
-            yield Finding(f"{request.shard}/{request.key}", f"lacks the requested edit {request.name!r}")
+            yield Finding(f"{request.shard}/{request.key}", f"lacks the requested edit {request.name!r}", AGAIN)
 
 
 def _record_check(plan: AnyPlan) -> CheckRecord:
@@ -210,16 +256,16 @@ def unexpected_files(plan: AnyPlan) -> Iterator[Finding]:
     for path in sorted(plan.run.folder.iterdir()):
         found = re.fullmatch(r"(.+?)(?:\.\d{5,}\.(tar|jsonl))?(?:\.(complete|lock|salvage))?(\.tmp)?", path.name)
         if found is None or found[1] not in names:
-            yield Finding(str(path), "belongs to no work unit of these shards")
+            yield Finding(str(path), "belongs to no work unit of these shards", STRANGE)
         elif path.suffix == ".salvage" or path.name.endswith(".tar.tmp") or _is_uncommitted(path):
-            yield Finding(str(path), "is not committed: a job writes it, or was killed; run the job again")
+            yield Finding(str(path), "is not committed: a job writes it, or was killed; run the job again", AGAIN)
 
 
 def _is_uncommitted(path: Path) -> bool:
     return path.suffix == ".tar" and not path.with_suffix(".jsonl").exists()
 
 
-def _compare_reconstructions(plan: ImagePlan, count: int) -> Iterator[Finding]:
+def _compare_reconstructions(plan: ImagePlan, count: int, checked: Checked) -> Iterator[Finding]:
     """Reconstruct some inversions and compare with their recorded PSNR."""
     settings = plan.run.settings
     networks = load_model(settings.source, settings.precision, settings.fingerprint)
@@ -228,11 +274,13 @@ def _compare_reconstructions(plan: ImagePlan, count: int) -> Iterator[Finding]:
     ids = list(recorded_psnr)
     inputs = read_inputs(plan.units, settings.caption, settings.height, settings.width, ids, plan.reading.allow_pipe)
     for shard, key in sorted(set(ids) - set(inputs)):
-        yield Finding(f"{shard}/{key}", "is committed, and its input cannot be read")
+        yield Finding(f"{shard}/{key}", "is committed, and its input cannot be read", ELSEWHERE)
     for stored in read_inversions(plan.run.out, inputs):
+        checked.reconstructed += 1
         image = reconstruct(networks, [stored], guided=True).cpu()
         reached = psnr(image, inputs[stored.shard, stored.key].pixels[None] / 255).item()
         recorded = recorded_psnr[stored.shard, stored.key]
         if not abs(reached - recorded) <= RECONSTRUCTION_TOLERANCE:
             what = f"is reconstructed at {reached:.3f} dB, and {recorded:.3f} dB are recorded"
-            yield Finding(f"{stored.shard}/{stored.key}", what)
+            mend = f"run the job again with --data.redo {stored.shard}/{stored.key}"
+            yield Finding(f"{stored.shard}/{stored.key}", what, mend)

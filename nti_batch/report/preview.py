@@ -1,13 +1,12 @@
 """The preview of a run: some records beside their sources, in one image file."""
 
-import bisect
 from collections.abc import Sequence
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from nti_batch.data.images import to_bytes, to_image
@@ -18,16 +17,15 @@ from nti_batch.output.stored_part import Located
 from nti_batch.plans.missing_edits import EditPlan
 from nti_batch.plans.missing_images import ImagePlan
 from nti_batch.records import WorkUnit
+from nti_batch.report.drawn_text import INK, Word, draw_line, fitting, font, words_of, wrap
 from nti_batch.report.examples import Example, examples_of
 from nti_batch.scores.metrics import psnr
 
 MARGIN = 12
 LABEL = 18
+LABEL_SIZE = 10
 MAX_SIDE = 1024
 """Largest side of an image of the preview, in pixels."""
-
-MAX_CAPTION = 2_000
-"""Characters of a caption that are drawn at most; a file may hold a million."""
 
 
 def choose_rows(run: AnyRun, units: Sequence[WorkUnit], count: int) -> list[Located[Any]]:
@@ -81,30 +79,29 @@ def draw_rows(rows: Sequence[tuple[Sequence[str], Tensor, Sequence[str]]]) -> Im
     height, width = rows[0][1].shape[-2:]
     zoom = min(max(1, 128 // height), MAX_SIDE / max(height, width))
     shown_width, shown_height = round(width * zoom), round(height * zoom)
-    cell_width, cell_height = shown_width + MARGIN, shown_height + (2 + len(rows[0][0])) * LABEL
-    columns = 2 if len(rows) > 1 else 1
+    cell_width = shown_width + MARGIN
     strip = len(rows[0][1]) * cell_width + 2 * MARGIN
+    texts = [_wrapped(captions, strip - 2 * MARGIN) for captions, _, _ in rows]
+    text_height = max(map(len, texts)) * LABEL
+    cell_height, columns = text_height + shown_height + 2 * LABEL, 2 if len(rows) > 1 else 1
     sheet = Image.new("RGB", (columns * strip, -(-len(rows) // columns) * cell_height + MARGIN), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
-    for number, (captions, images, labels) in enumerate(rows):
+    pen = ImageDraw.Draw(sheet)
+    for number, ((_, images, labels), lines) in enumerate(zip(rows, texts, strict=True)):
         left, top = number % columns * strip + MARGIN, number // columns * cell_height + MARGIN
-        for caption in captions:
-            pen.text((left, top), _fitting(caption, strip - 2 * MARGIN, pen, font), "black", font)
-            top += LABEL
+        for place, line in enumerate(lines):
+            draw_line(pen, (left, top + place * LABEL), line)
+        top += text_height
         for i, (label, image) in enumerate(zip(labels, images, strict=True)):
             resampling = Image.Resampling.BOX if zoom < 1 else Image.Resampling.NEAREST
             tile = to_image(to_bytes(image)).resize((shown_width, shown_height), resampling)
             sheet.paste(tile, (left + i * cell_width, top))
-            pen.text((left + i * cell_width, top + shown_height + 1), label, "black", font)
+            text = fitting(label, LABEL_SIZE, cell_width - 2)
+            pen.text((left + i * cell_width, top + shown_height + 1), text, INK, font(LABEL_SIZE))
     return sheet
 
 
-def _fitting(caption: str, width: int, pen: ImageDraw.ImageDraw, font: Any) -> str:
-    """A caption on one line, cut to a width in pixels; neither keys nor prompts need be one line."""
-    # half a surrogate pair, which a key may hold, cannot be drawn
-    caption = " ".join(caption[:MAX_CAPTION].split()).encode(errors="replace").decode()
-    if pen.textlength(caption, font) <= width:
-        return caption
-    lengths = range(len(caption))
-    too_long = bisect.bisect(lengths, width, key=lambda n: int(pen.textlength(f"{caption[:n]}...", font)))
-    return f"{caption[: max(0, too_long - 1)]}..."
+def _wrapped(captions: Sequence[str], width: int) -> list[list[Word]]:
+    """The lines of captions; in those behind the first, which is the source's, the changed words are marked."""
+    first, *others = captions
+    words = [words_of(first), *(words_of(caption, first) for caption in others)]
+    return [line for caption in words for line in wrap(caption, width)]

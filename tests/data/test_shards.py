@@ -172,3 +172,22 @@ def test_a_glob_leaves_out_the_output_of_jobs(tmp_path: Path, monkeypatch: pytes
         (tmp_path / name).touch()
     assert expand_shards("**/*.tar") == ["a.tar", "out/own.tar"]
     assert expand_shards("out/inversions/a.0of1.00000.tar") == ["out/inversions/a.0of1.00000.tar"], "it is named"
+
+
+def test_of_a_folder_and_of_a_glob_only_the_tars_are_taken(tmp_path: Path):
+    (tmp_path / "more").mkdir()
+    tars = [tmp_path / name for name in ("00000.tar", "00001.TAR.gz", "more/00002.tgz")]
+    for path in (*tars, tmp_path / "00000.parquet", tmp_path / "00000_stats.json"):
+        path.touch()
+    assert expand_shards(str(tmp_path)) == [str(path) for path in tars]
+    assert expand_shards(f"{tmp_path}/*") == [str(path) for path in tars[:2]]
+    with pytest.raises(ValueError, match="no tar matches"):
+        expand_shards(f"{tmp_path}/*.parquet")
+
+
+def test_a_folder_of_tars_is_refused_as_a_folder_of_images(tmp_path: Path):
+    (tmp_path / "00000.tar").touch()
+    with pytest.raises(ValueError, match="give it with --data"):
+        input_shards(None, str(tmp_path))
+    (tmp_path / "cat.jpg").touch()
+    assert input_shards(None, str(tmp_path)) == {"images": str(tmp_path)}

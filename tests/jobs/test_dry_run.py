@@ -132,3 +132,18 @@ def test_a_dry_run_of_edits_counts_them_and_refuses_other_settings(
     assert len(re.findall(r" INFO done s/00\d\+reconstruction seconds=", log)) == 4
     assert main([*job, "--data.edit_prompt=a cat", "--dry_run"]) == 2
     assert 'data.edit_prompt: null there, "a cat" now' in capsys.readouterr().err
+
+
+def test_a_dry_run_opens_the_first_images_of_each_shard_and_names_what_would_fail_and_the_devices(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    write_mixed_shard(tmp_path / "a.tar")
+    write_shard(tmp_path / "b.tar", captioned(20))
+    job = [*arguments(tiny_model, tmp_path, tmp_path / "out"), "--dry_run"]
+    assert main([*job, "--data.units_per_shard=3"]) == 0
+    printed = capsys.readouterr().out
+    assert "opened: the first 12 of 2 shards, 1 would fail" in printed
+    assert "would fail a/html: image: image is not a whole JPEG" in printed
+    assert re.search(r"^devices: 1 x cpu, of \d+ cores", printed, re.MULTILINE)
+    assert main([*job, "--trainer.devices=999", "--trainer.accelerator=gpu"]) == 2
+    assert "this machine has" in capsys.readouterr().err

@@ -141,3 +141,14 @@ def test_a_logger_without_its_package_is_refused_with_the_command_to_install_it(
     captured = capsys.readouterr()
     assert f"pip install -U '{package}" in captured.err
     assert captured.err.count("\n") == 1
+
+
+def test_progress_and_status_agree_on_the_rate_of_a_resumed_run(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out, flags = tmp_path / "out", ["--trainer.logger=CSVLogger", f"--trainer.logger.save_dir={tmp_path / 'csv'}"]
+    job = arguments(tiny_model, write_shard(tmp_path / "s.tar", captioned(7)), out)
+    assert main([*job, "--data.limit=6"]) == 0
+    assert main([*job, *flags]) == 0
+    rate = status_of(out, capsys)["images_per_hour"]
+    assert logged(tmp_path / "csv")["images_per_hour"] == pytest.approx(rate, rel=0.1)

@@ -52,7 +52,9 @@ def findings(run: InversionRun, recompute: int = 0) -> list[str]:
 
 def test_a_good_run_has_no_findings(run: InversionRun, capsys: pytest.CaptureFixture[str]):
     assert main(["verify", str(run.out), "--recompute", "2"]) == 0
-    assert capsys.readouterr().out == "no findings: the run is intact\n"
+    checked, outcome = capsys.readouterr().out.splitlines()
+    assert outcome == "no findings: the run is intact"
+    assert "2 parts with 3 images" in checked and "1 failed rows, 4 images of the input; 2 reconstructions" in checked
     assert main(["verify", str(run.out), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == []
 
@@ -133,3 +135,14 @@ def test_a_work_unit_whose_damaged_files_are_removed_is_inverted_again(finished:
     command = ["invert", *settings, f"--data.shards={finished}/*.tar", f"--output.dir={run.out}"]
     assert main([*command, "--model.batch_size=2", "--trainer.accelerator=cpu"]) == 3
     assert findings(run) == []
+
+
+def test_each_finding_says_what_mends_it(run: InversionRun, capsys: pytest.CaptureFixture[str]):
+    (run.out / "inversions" / "a.0of1.00000.tar").unlink()
+    (run.out / "inversions" / "c.0of1.00000.tar").touch()
+    assert main(["verify", str(run.out)]) == 1
+    missing, strange, *_ = capsys.readouterr().out.splitlines()
+    assert f"restore the file, or remove all files {run.out}/inversions/a.0of1.* and run the job again" in missing
+    assert "; to mend it, move it away" in strange
+    assert main(["verify", str(run.out), "--json"]) == 1
+    assert all(finding["mend"] for finding in json.loads(capsys.readouterr().out))
