@@ -29,8 +29,9 @@ from nti_batch.data.shards import work_units
 from nti_batch.diffusion.rounding import round_embeddings, round_values
 from nti_batch.exit_codes import DONE
 from nti_batch.jobs.flags import InvertDataFlags, InvertModelFlags, InvertOutputFlags
+from nti_batch.jobs.help import HelpText
 from nti_batch.jobs.invert_module import InversionModule
-from nti_batch.jobs.parser import parse_flags, silence_warnings
+from nti_batch.jobs.parser import JobCommand, parse_flags, silence_warnings
 from nti_batch.jobs.run import build_job, predict, record_writer
 from nti_batch.jobs.signals import StopSignals
 from nti_batch.models.acceleration import Acceleration
@@ -43,7 +44,12 @@ from nti_batch.records import Inversion, Outcome
 from nti_batch.settings import InversionRunSettings
 from nti_batch.terminal import print_json, print_lines, usage_error
 
-SECTIONS: dict[str, type] = {"model": InvertModelFlags, "data": InvertDataFlags, "output": InvertOutputFlags}
+COMMAND = JobCommand(
+    name="invert",
+    sections={"model": InvertModelFlags, "data": InvertDataFlags, "output": InvertOutputFlags},
+    help=HelpText(description="The inversion job on a virtual device.", needed=(), example=""),
+    trainer_defaults={"inference_mode": False},
+)
 SETTINGS = (
     "--model.precision=bfloat16",
     "--model.batch_size=16",
@@ -155,12 +161,8 @@ def measure(argv: Sequence[str], images: int) -> Share:
     """
     with tempfile.TemporaryDirectory() as folder, StopSignals() as stop:
         shard, out, device = Path(folder) / "images.tar", Path(folder) / "out", VirtualDevice()
-        flags = parse_flags(
-            "invert",
-            SECTIONS,
-            [*SETTINGS, *argv, f"--data.shards={shard}", f"--output.dir={out}", "--trainer.accelerator=cpu"],
-            {"inference_mode": False},
-        )
+        places = f"--data.shards={shard}", f"--output.dir={out}", "--trainer.accelerator=cpu"
+        flags = parse_flags(COMMAND, [*SETTINGS, *argv, *places])
         write_images(shard, images, height=768, width=1024)
         settings, shards = run_settings(flags.model, flags.data, flags.output), flags.data.addresses()
         kind = replace(INVERT, encode=partial(encode_at_true_size, sizes={}))
