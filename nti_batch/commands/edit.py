@@ -20,6 +20,7 @@ from nti_batch.jobs.ranks import JobPart
 from nti_batch.jobs.run import Job, build_job, run_job
 from nti_batch.jobs.signals import StopSignals
 from nti_batch.models.fingerprint import check_fingerprint
+from nti_batch.models.source import Lora
 from nti_batch.models.supported import ModelDescription
 from nti_batch.models.weights import check_model
 from nti_batch.output.edits import EDIT
@@ -62,6 +63,8 @@ def build_edit_job(argv: Sequence[str], stop: StopSignals) -> Job:
     settings = EditRunSettings(
         model_name=model.name,
         model_config=model.config,
+        model_vae=model.vae,
+        model_loras=tuple(map(Lora.parse, model.loras)),
         inversions=os.path.realpath(inversions.out),
         edits=None if data.edits is None else os.path.realpath(data.edits),
         edit_prompt=data.edit_prompt,

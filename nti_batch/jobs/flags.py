@@ -4,7 +4,7 @@ A class lists the flags of one section, with their defaults and checks. The inve
 stand in `diffusion.settings`, those of edits in `diffusion.edit_settings`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +15,7 @@ from nti_batch.data.shards import input_shards
 from nti_batch.diffusion.rounding import Storage
 from nti_batch.diffusion.settings import InversionSettings
 from nti_batch.files import refuse_url
-from nti_batch.models.source import ModelSource, Precision
+from nti_batch.models.source import Lora, ModelSource, Precision
 from nti_batch.plans.plan import Redo
 from nti_batch.settings import MAX_STEPS
 
@@ -45,6 +45,12 @@ class InvertModelFlags(InversionSettings):
     config: str | None = None
     """Folder or hub id with the JSON files and tokenizers that a single .safetensors file lacks."""
 
+    vae: str | None = None
+    """Another VAE than the model's own: a folder or hub id of a VAE or of a whole model, or a .safetensors file."""
+
+    loras: list[str] = field(default_factory=list)
+    """LoRAs that are merged into the model, each a .safetensors file or a folder with one, as PATH or PATH=WEIGHT."""
+
     precision: Precision = "float32"
     """Precision of the UNet; latents, embeddings and losses are always float32."""
 
@@ -73,7 +79,9 @@ class InvertModelFlags(InversionSettings):
     @property
     def source(self) -> ModelSource:
         """Place of the model."""
-        return ModelSource(self.name, self.revision, self.variant, self.config)
+        return ModelSource(
+            self.name, self.revision, self.variant, self.config, self.vae, tuple(map(Lora.parse, self.loras))
+        )
 
     @property
     def inversion(self) -> InversionSettings:
@@ -210,6 +218,12 @@ class EditModelFlags:
     config: str | None = None
     """Its JSON files and tokenizers, if `name` is a .safetensors file, as for invert."""
 
+    vae: str | None = None
+    """Present place of its other VAE, if that has moved."""
+
+    loras: list[str] = field(default_factory=list)
+    """Present places of its LoRAs, with their weights, if they have moved."""
+
     batch_size: int = 8
     """Maximum number of images in one UNet call: an image takes one for its source and one for each edit."""
 
@@ -220,9 +234,11 @@ class EditModelFlags:
 
     def source(self, recorded: ModelSource) -> ModelSource:
         """Place of the model, given the place that the inversions recorded."""
-        if self.name is None:
-            return recorded
-        return ModelSource(self.name, variant=recorded.variant, config=self.config)
+        source = recorded
+        if self.name is not None:
+            moved = ModelSource(self.name, variant=recorded.variant, config=self.config)
+            source = replace(moved, vae=recorded.vae, loras=recorded.loras)
+        return replace(source, vae=self.vae or source.vae, loras=tuple(map(Lora.parse, self.loras)) or source.loras)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -70,7 +70,7 @@ REFUSED: Mapping[str, str] = {
 }
 """Trainer flags that do nothing in a prediction job or break it, and what to do instead."""
 
-LISTS = ("--data.redo",)
+LISTS = ("--data.redo", "--model.loras")
 """Flags that take several words."""
 
 
@@ -159,9 +159,13 @@ def _with_lists(argv: Sequence[str]) -> list[str]:
     arguments: list[str] = []
     words: list[str] | None = None
     for argument in argv:
+        flag, equals, first = argument.partition("=")
         if words is not None and not argument.startswith("-"):
             words.append(argument)
             arguments[-1] = f"{arguments[-1].partition('=')[0]}={json.dumps(words)}"
+        elif flag in LISTS and equals and not first.startswith("["):
+            words = [first]
+            arguments.append(f"{flag}={json.dumps(words)}")
         else:
             words = [] if argument in LISTS else None
             arguments.append(argument)

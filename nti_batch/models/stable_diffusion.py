@@ -18,7 +18,7 @@ from nti_batch.models.attention import ControlledAttention, features_from, self_
 from nti_batch.models.source import ModelSource, Precision
 from nti_batch.models.supported import ModelDescription
 from nti_batch.models.text_encoders import TextEncoder
-from nti_batch.models.weights import load_network, load_scheduler, load_text_encoders
+from nti_batch.models.weights import load_network, load_scheduler, load_text_encoders, load_unet
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -66,10 +66,11 @@ class StableDiffusion(nn.Module):
             ValueError: If the model is missing, not supported, or has pickled weights only.
         """
         description = ModelDescription.of(source)
+        text = load_text_encoders(source, description)
         return cls(
-            load_text_encoders(source, description),
+            text,
             load_network(source, "vae", torch.float32),
-            load_network(source, "unet", getattr(torch, precision)),
+            load_unet(source, text, getattr(torch, precision)),
             load_scheduler(source),
         )
 
