@@ -13,6 +13,7 @@ from nti_batch.diffusion.rounding import Storage
 from nti_batch.diffusion.settings import MAX_SEED, InversionSettings, Method, NullInit, Solver
 from nti_batch.json_object import Json, JsonObject
 from nti_batch.models.source import Lora, ModelSource, Precision
+from nti_batch.records import Fit
 
 MAX_STEPS = 999
 MAX_SIDE = 1 << 14
@@ -34,6 +35,9 @@ class InversionRunSettings:
     caption: str
     height: int
     width: int
+    fit: Fit = "crop"
+    """How images are fitted to height and width."""
+
     units_per_shard: int
     is_folder: bool
     """Whether the input is a folder of images; otherwise it is shards."""
@@ -73,6 +77,7 @@ class InversionRunSettings:
                 "caption": self.caption,
                 "height": self.height,
                 "width": self.width,
+                **({} if self.fit == "crop" else {"fit": self.fit}),
                 "units_per_shard": self.units_per_shard,
                 "images": self.is_folder,
             },
@@ -104,6 +109,7 @@ class InversionRunSettings:
             caption=data.text("caption"),
             height=data.integer("height", 1, MAX_SIDE),
             width=data.integer("width", 1, MAX_SIDE),
+            fit=cast(Fit, data.choice("fit", get_args(Fit))) if "fit" in data else "crop",
             units_per_shard=data.integer("units_per_shard", 1, MAX_UNITS),
             is_folder=data.boolean("images"),
             storage=cast(Storage, output.choice("storage", get_args(Storage))),

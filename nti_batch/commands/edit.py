@@ -64,7 +64,7 @@ def build_edit_job(argv: Sequence[str], stop: StopSignals) -> Job:
         model_name=model.name,
         model_config=model.config,
         model_vae=model.vae,
-        model_loras=tuple(map(Lora.parse, model.loras)),
+        model_loras=Lora.parse_all(model.loras),
         inversions=os.path.realpath(inversions.out),
         edits=None if data.edits is None else os.path.realpath(data.edits),
         edit_prompt=data.edit_prompt,

@@ -17,6 +17,7 @@ from nti_batch.diffusion.settings import InversionSettings
 from nti_batch.files import refuse_url
 from nti_batch.models.source import Lora, ModelSource, Precision
 from nti_batch.plans.plan import Redo
+from nti_batch.records import Fit
 from nti_batch.settings import MAX_STEPS
 
 SAMPLES = Path(__file__).parents[1] / "demo" / "samples"
@@ -79,9 +80,7 @@ class InvertModelFlags(InversionSettings):
     @property
     def source(self) -> ModelSource:
         """Place of the model."""
-        return ModelSource(
-            self.name, self.revision, self.variant, self.config, self.vae, tuple(map(Lora.parse, self.loras))
-        )
+        return ModelSource(self.name, self.revision, self.variant, self.config, self.vae, Lora.parse_all(self.loras))
 
     @property
     def inversion(self) -> InversionSettings:
@@ -176,10 +175,13 @@ class InvertDataFlags(SharedDataFlags):
     """Memory that decoding one image may take, in MiB; a larger image becomes a failed row."""
 
     height: int | None = None
-    """Images are cropped about their centre and resized to this many pixels; null is the model's own size."""
+    """Height of the inverted images in pixels; null is the model's own size."""
 
     width: int | None = None
     """Width in pixels, as for `height`."""
+
+    fit: Fit = "crop"
+    """How images get that size: 'crop' about the centre, 'pad' with black, or 'stretch'; each resizes."""
 
     def __post_init__(self) -> None:
         """Raise a ValueError for a value out of range."""
@@ -234,11 +236,8 @@ class EditModelFlags:
 
     def source(self, recorded: ModelSource) -> ModelSource:
         """Place of the model, given the place that the inversions recorded."""
-        source = recorded
-        if self.name is not None:
-            moved = ModelSource(self.name, variant=recorded.variant, config=self.config)
-            source = replace(moved, vae=recorded.vae, loras=recorded.loras)
-        return replace(source, vae=self.vae or source.vae, loras=tuple(map(Lora.parse, self.loras)) or source.loras)
+        source = replace(recorded, vae=self.vae or recorded.vae, loras=Lora.parse_all(self.loras) or recorded.loras)
+        return source if self.name is None else replace(source, name=self.name, revision=None, config=self.config)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -143,4 +143,5 @@ class InversionModule(LightningModule):
             seconds=time.monotonic() - in_flight.admitted,
             input_sha256=image.input_sha256,
             pooled_dim=self.networks.text.pooled_dim,
+            original=image.original,
         )

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,6 +51,11 @@ class Lora:
         if not name or not math.isfinite(weight):
             raise ValueError(f"model.loras is {text!r}, allowed: PATH or PATH=WEIGHT, such as 'style.safetensors=0.8'")
         return cls(name, weight)
+
+    @classmethod
+    def parse_all(cls, texts: Sequence[str]) -> "tuple[Lora, ...]":
+        """Read several, as `parse` does."""
+        return tuple(map(cls.parse, texts))
 
     @property
     def file(self) -> Path:

@@ -130,7 +130,7 @@ class InversionDataset(Dataset[StoredInversion]):
         settings = self.run.settings
         try:
             path, place = self._images[shard][key]
-            return decode_image(place.read(path), settings.height, settings.width, max_memory=None)
+            return decode_image(place.read(path), settings.height, settings.width, None, settings.fit)
         except ValueError as error:
             raise ValueError(f"shard {shown!r} is damaged at the key {key!r}, which was inverted: {error}") from error
 
