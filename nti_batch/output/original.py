@@ -2,10 +2,9 @@
 
 from typing import cast, get_args
 
+from nti_batch.data.images import MAX_PIXELS
 from nti_batch.json_object import Json, JsonObject
 from nti_batch.records import Fit, Original
-
-_MAX_SIDE = 1 << 30
 
 
 def original_to_json(original: Original | None) -> dict[str, Json]:
@@ -24,8 +23,11 @@ def original_from_json(metadata: JsonObject) -> Original | None:
     if "original" not in metadata:
         return None
     values = metadata.section("original")
-    return Original(
-        height=values.integer("height", 1, _MAX_SIDE),
-        width=values.integer("width", 1, _MAX_SIDE),
+    original = Original(
+        height=values.integer("height", 1, MAX_PIXELS),
+        width=values.integer("width", 1, MAX_PIXELS),
         fit=cast(Fit, values.choice("fit", get_args(Fit))),
     )
+    if original.height * original.width > MAX_PIXELS:
+        raise ValueError(f"{metadata.file}: original has too many pixels, allowed: {MAX_PIXELS:,}")
+    return original
