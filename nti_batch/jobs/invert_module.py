@@ -5,7 +5,6 @@ import logging
 import time
 from dataclasses import dataclass
 from functools import partial
-from math import isfinite
 from typing import Literal
 
 import torch
@@ -15,11 +14,11 @@ from nti_batch.diffusion.batch_size import find_batch_size
 from nti_batch.diffusion.ddpm import image_seed
 from nti_batch.diffusion.null_text import InversionState
 from nti_batch.diffusion.pool import InversionPool
+from nti_batch.editing.inverter import finished_inversion
 from nti_batch.jobs.networks import load_networks
 from nti_batch.jobs.signals import StopSignals
 from nti_batch.models.stable_diffusion import StableDiffusion
-from nti_batch.records import CaptionedImage, EndOfUnit, Failure, Inversion, Outcome
-from nti_batch.scores.metrics import psnr
+from nti_batch.records import CaptionedImage, EndOfUnit, Failure, Outcome
 from nti_batch.settings import InversionRunSettings
 
 logger = logging.getLogger(__name__)
@@ -112,36 +111,6 @@ class InversionModule(LightningModule):
         self.pool.admit(key, latents, prompt, image_seed(self.settings.inversion.noise_seed, image.pixels))
 
     def _conclude(self, key: tuple[str, str], state: InversionState) -> Outcome:
-        """Decode the reconstruction and the VAE round trip, and compare both with the input."""
         in_flight = self._in_flight.pop(key)
-        image = in_flight.image
-        if state.error:
-            return Failure(image.unit, image.key, "inversion", state.error, input_sha256=image.input_sha256)
-        images = self.networks.decode_latents(torch.stack([state.current_latents, state.trajectory[0]]))
-        reached, round_trip = psnr(images, (image.pixels.to(images.device) / 255)[None]).tolist()
-        if not (isfinite(reached) and isfinite(round_trip)):
-            error = f"the PSNR is {reached}, and {round_trip} for the VAE's round trip: an image is not finite"
-            return Failure(image.unit, image.key, "reconstruction", error, input_sha256=image.input_sha256)
-        return Inversion(
-            unit=image.unit,
-            key=image.key,
-            prompt=image.prompt,
-            prompt_truncated=self.networks.truncates(image.prompt),
-            height=image.pixels.shape[1],
-            width=image.pixels.shape[2],
-            noise_latents=state.trajectory[-1].cpu(),
-            start_embedding=state.start_embedding.cpu(),
-            null_embeddings=torch.stack(state.null_embeddings).cpu(),
-            pivot=torch.stack(state.pivot).cpu() if state.pivot else None,
-            timesteps=self.pool.schedule.network_timesteps[1:].flip(0).tolist(),
-            inner_steps=state.inner_steps,
-            losses=state.losses,
-            psnr=reached,
-            psnr_vae=round_trip,
-            forwards=state.forwards,
-            backwards=state.backwards,
-            seconds=time.monotonic() - in_flight.admitted,
-            input_sha256=image.input_sha256,
-            pooled_dim=self.networks.text.pooled_dim,
-            original=image.original,
-        )
+        seconds = time.monotonic() - in_flight.admitted
+        return finished_inversion(self.networks, self.pool.schedule, in_flight.image, state, seconds)

@@ -56,7 +56,15 @@ def check_fingerprint(source: ModelSource, expected: str | None) -> None:
     Raises:
         ValueError: If it is another model, or there is none.
     """
-    found = model_fingerprint(source)
+    compare_fingerprints(source, model_fingerprint(source), expected)
+
+
+def compare_fingerprints(source: ModelSource, found: str | None, expected: str | None) -> None:
+    """Compare the fingerprint of a model with that of a run, as `check_fingerprint` does.
+
+    Raises:
+        ValueError: If they are of two models.
+    """
     if found and expected and not _agree(found.split(), expected.split()):
         raise ValueError(
             f"model {source.name!r} is another one than the run was made with: its fingerprint is {found}, and the "

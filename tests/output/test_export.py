@@ -46,6 +46,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if isinstance(sample, RawSample) and sample.key in ("cat", "coffee"):
             members |= {f"{sample.key}.png": sample.image, f"{sample.key}.txt": sample.prompt.encode()}
     shard = write_shard(folder / "photographs-000000.tar", members)
+    (folder / "photographs").mkdir()
+    (folder / "photographs" / "coffee.png").write_bytes(members["coffee.png"])
     job = ["invert", "--model.name=demo", "--model.num_steps=6", f"--data.shards={shard}", "--trainer.accelerator=cpu"]
     assert main([*job, f"--output.dir={folder / 'demo-output'}", "--data.units_per_shard=1"]) == 0
     return folder
@@ -81,7 +83,7 @@ def test_the_examples_run_and_the_stock_pipeline_makes_our_reconstruction(
     monkeypatch.chdir(demo)
     names: dict[str, Any] = {}
     blocks = re.findall(r"^```(\w+)\n(.*?)^```", USE.read_text(), re.DOTALL | re.MULTILINE)
-    assert [language for language, _ in blocks] == ["python", "python", "python", "bash", "python"]
+    assert [language for language, _ in blocks] == ["python", "python", "python", "python", "bash", "python"]
     for language, block in blocks:
         if language == "bash":
             assert main(shlex.split(block)[1:]) == 0

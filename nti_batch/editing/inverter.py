@@ -1,0 +1,167 @@
+"""Inverts single images in Python, and turns a finished inversion of the pool into its record."""
+
+import dataclasses
+import hashlib
+import io
+import json
+import time
+from functools import partial
+from math import isfinite
+from pathlib import Path
+from typing import cast
+
+import torch
+from PIL import Image
+
+from nti_batch.data.images import decode_original
+from nti_batch.data.samples import read_caption
+from nti_batch.diffusion.ddpm import image_seed
+from nti_batch.diffusion.null_text import InversionState
+from nti_batch.diffusion.pool import InversionPool
+from nti_batch.diffusion.schedule import DDIMSchedule
+from nti_batch.diffusion.settings import InversionSettings
+from nti_batch.models.load import load_model
+from nti_batch.models.source import ModelSource, Precision
+from nti_batch.models.stable_diffusion import StableDiffusion
+from nti_batch.models.supported import ModelDescription
+from nti_batch.output.serialization import StoredInversion, decode_inversion, encode_inversion
+from nti_batch.records import CaptionedImage, Failure, Fit, Inversion, WorkUnit
+from nti_batch.scores.metrics import psnr
+from nti_batch.settings import InversionRunSettings
+
+_DEFAULTS = InversionSettings()
+_PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")
+_SHARD = "images"
+"""Name of the shard of single images, as of a folder of images."""
+
+
+def invert_image(
+    image: Image.Image | str | Path,
+    prompt: str,
+    model: str | Path | ModelSource | StableDiffusion = "demo",
+    *,
+    settings: InversionSettings = _DEFAULTS,
+    num_steps: int = 50,
+    height: int | None = None,
+    width: int | None = None,
+    fit: Fit = "crop",
+    optimize_pooled: bool = False,
+) -> StoredInversion:
+    """Invert one image, as `nti-batch invert` does. For many images, run that job: it resumes and uses batches.
+
+    Args:
+        image: The image, or the path of its file.
+        prompt: Its caption.
+        model: The model from `load_model`, or what that takes.
+        settings: Settings of the method, as the flags of `--model` say.
+        num_steps: Number of DDIM steps, T.
+        height: Height to invert at, in pixels; None for the model's own.
+        width: Width, likewise.
+        fit: How the image is fitted to that size: 'crop', 'pad' or 'stretch'.
+        optimize_pooled: Whether null-text optimization also updates Stable Diffusion XL's pooled embedding.
+
+    Returns:
+        The inversion, which `Editor` and `edit_image` take. Its key is the name of the file, or 'image'.
+
+    Raises:
+        ValueError: If the image cannot be decoded, the prompt is empty, a setting is out of range, or the inversion is
+            not finite.
+    """
+    networks = model if isinstance(model, StableDiffusion) else load_model(model)
+    source = networks.source
+    if source is None:
+        raise ValueError("the model was not loaded by load_model, so that the inversion could not name it")
+    size = ModelDescription.of(source).image_size(height, width)
+    key = "image" if isinstance(image, Image.Image) else Path(image).stem
+    captioned = _captioned_image(_content(image), key, prompt, size, fit)
+    run = InversionRunSettings(
+        source=source,
+        fingerprint=networks.fingerprint,
+        precision=cast(Precision, str(networks.unet.dtype).removeprefix("torch.")),
+        num_steps=num_steps,
+        optimize_pooled=optimize_pooled,
+        inversion=settings,
+        caption="txt",
+        height=size[0],
+        width=size[1],
+        fit=fit,
+        units_per_shard=1,
+        is_folder=True,
+        storage="float32",
+    )
+    with torch.inference_mode(False), torch.enable_grad():
+        result = _invert(networks, captioned, run)
+    if isinstance(result, Failure):
+        raise ValueError(f"the image {key!r} cannot be inverted: {result.error}")
+    payload, metadata = encode_inversion(result, run)
+    # as a run holds it
+    stored = decode_inversion(payload, json.loads(json.dumps(metadata)))
+    return dataclasses.replace(stored, pixels=captioned.pixels)
+
+
+def _content(image: Image.Image | str | Path) -> bytes:
+    """Content of an image's file; of an image in memory, that of a PNG."""
+    if not isinstance(image, Image.Image):
+        return Path(image).read_bytes()
+    stream = io.BytesIO()
+    shown = image if image.mode in _PNG_MODES else image.convert("RGB")
+    shown.save(stream, "PNG", exif=image.getexif())
+    return stream.getvalue()
+
+
+def _captioned_image(data: bytes, key: str, prompt: str, size: tuple[int, int], fit: Fit) -> CaptionedImage:
+    caption = prompt.encode()
+    pixels, original = decode_original(data, *size, fit=fit)
+    checksum = hashlib.sha256(data + caption).hexdigest()
+    return CaptionedImage(WorkUnit(_SHARD, "", 0, 1), key, read_caption(caption), pixels, checksum, original)
+
+
+def _invert(networks: StableDiffusion, image: CaptionedImage, run: InversionRunSettings) -> Inversion | Failure:
+    started = time.monotonic()
+    schedule = networks.schedule(run.num_steps)
+    pool: InversionPool[str] = InversionPool(
+        partial(networks.predict, optimize_pooled=run.optimize_pooled),
+        schedule,
+        run.inversion,
+        networks.embed_prompts([""])[0],
+        batch_size=1,
+    )
+    latents, prompt = networks.encode_images(image.pixels[None])[0], networks.embed_prompts([image.prompt])[0]
+    ((_, state),) = pool.run([(image.key, latents, prompt, image_seed(run.inversion.noise_seed, image.pixels))])
+    return finished_inversion(networks, schedule, image, state, time.monotonic() - started)
+
+
+def finished_inversion(
+    networks: StableDiffusion, schedule: DDIMSchedule, image: CaptionedImage, state: InversionState, seconds: float
+) -> Inversion | Failure:
+    """Decode the reconstruction and the VAE round trip, and compare both with the input."""
+    if state.error:
+        return Failure(image.unit, image.key, "inversion", state.error, input_sha256=image.input_sha256)
+    images = networks.decode_latents(torch.stack([state.current_latents, state.trajectory[0]]))
+    reached, round_trip = psnr(images, (image.pixels.to(images.device) / 255)[None]).tolist()
+    if not (isfinite(reached) and isfinite(round_trip)):
+        error = f"the PSNR is {reached}, and {round_trip} for the VAE's round trip: an image is not finite"
+        return Failure(image.unit, image.key, "reconstruction", error, input_sha256=image.input_sha256)
+    return Inversion(
+        unit=image.unit,
+        key=image.key,
+        prompt=image.prompt,
+        prompt_truncated=networks.truncates(image.prompt),
+        height=image.pixels.shape[1],
+        width=image.pixels.shape[2],
+        noise_latents=state.trajectory[-1].cpu(),
+        start_embedding=state.start_embedding.cpu(),
+        null_embeddings=torch.stack(state.null_embeddings).cpu(),
+        pivot=torch.stack(state.pivot).cpu() if state.pivot else None,
+        timesteps=schedule.network_timesteps[1:].flip(0).tolist(),
+        inner_steps=state.inner_steps,
+        losses=state.losses,
+        psnr=reached,
+        psnr_vae=round_trip,
+        forwards=state.forwards,
+        backwards=state.backwards,
+        seconds=seconds,
+        input_sha256=image.input_sha256,
+        pooled_dim=networks.text.pooled_dim,
+        original=image.original,
+    )
