@@ -117,7 +117,7 @@ def test_the_method_imports_torch_and_nothing_else(name: str):
     ("foreign", "files"),
     [
         ("diffusers", {"models.loras", "models.weights", "benchmarks.full_size"}),
-        ("transformers", {"models.tokenizers", "models.weights", "scores.learned"}),
+        ("transformers", {"models.loras", "models.tokenizers", "models.weights", "scores.learned"}),
         ("lightning", {m for m in MODULES if package_of(m) == "jobs"}),
     ],
 )

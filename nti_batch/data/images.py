@@ -170,7 +170,7 @@ def _open_srgb(
     """Decode the image as sRGB; return it with its own size and what turns it upright."""
     with Image.open(BytesIO(data), formats=FORMATS) as image:
         size = _load(image, data, max(shape), max_memory, fit)
-        turn, convert = _turn(_orientation(image)), srgb_converter(image)
+        turn, convert = _turn(orientation_of(image)), srgb_converter(image)
         pixels, is_ready = image.width * image.height, image.mode == "RGB" and convert is as_rgb
         whole = max(stored_bytes(image) + 4 * pixels * (not is_ready), 8 * pixels * (turn is not None))
         box, factor = (0, 0, *image.size), (1, 1)
@@ -243,7 +243,7 @@ def _convert_by_tiles(
     return result
 
 
-def _orientation(image: Image.Image) -> object:
+def orientation_of(image: Image.Image) -> object:
     """Return the EXIF orientation of a loaded image; 1, which is upright, if it has none or its EXIF is broken.
 
     Pillow turns a TIFF while it loads it, and removes the tag.

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
-from nti_batch.data.images import decode_original
+from nti_batch.data.images import UPRIGHT, decode_original, orientation_of
 from nti_batch.data.samples import read_caption
 from nti_batch.diffusion.ddpm import image_seed
 from nti_batch.diffusion.null_text import InversionState
@@ -103,15 +103,17 @@ def _content(image: Image.Image | str | Path) -> bytes:
     """Content of an image's file; of an image in memory, that of a PNG."""
     if not isinstance(image, Image.Image):
         return Path(image).read_bytes()
-    stream = io.BytesIO()
+    stream, exif = io.BytesIO(), Image.Exif()
+    if (orientation := orientation_of(image)) in UPRIGHT:
+        exif[ExifTags.Base.Orientation] = orientation
     shown = image if image.mode in _PNG_MODES else image.convert("RGB")
-    shown.save(stream, "PNG", exif=image.getexif())
+    shown.save(stream, "PNG", exif=exif)
     return stream.getvalue()
 
 
 def _captioned_image(data: bytes, key: str, prompt: str, size: tuple[int, int], fit: Fit) -> CaptionedImage:
     caption = prompt.encode()
-    pixels, original = decode_original(data, *size, fit=fit)
+    pixels, original = decode_original(data, *size, max_memory=None, fit=fit)
     checksum = hashlib.sha256(data + caption).hexdigest()
     return CaptionedImage(WorkUnit(_SHARD, "", 0, 1), key, read_caption(caption), pixels, checksum, original)
 

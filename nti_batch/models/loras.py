@@ -1,5 +1,6 @@
 """Merges LoRAs into the networks of a model, by the loader of diffusers' pipelines, which needs the package peft."""
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -64,12 +65,25 @@ def _loaded(lora: Lora, unet: nn.Module, encoders: Sequence[nn.Module]) -> Itera
     # a file of another kind makes the libraries raise almost anything
     except Exception as error:
         raise ValueError(
-            f"LoRA {lora.name!r} does not fit the model: {short_reason(error)}; give a LoRA of the model's family"
+            f"LoRA {lora.name!r} does not fit the model: {_reason(error)}; give a LoRA of the model's family"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """One line for the error of a library; of weights with other shapes, the first."""
+    found = re.search(r"size mismatch for (\S+):.*?\[([\d, ]*)\].*?\[([\d, ]*)\]", str(error))
+    if found is None:
+        return short_reason(error).rstrip(".")
+    name = found[1].replace(f".{_ADAPTER}", "")
+    return f"{name} has the shape [{found[2]}], and the model takes [{found[3]}]"
 
 
 def _pipeline(unet: nn.Module, encoders: Sequence[nn.Module]) -> Any:
     """A pipeline that only loads LoRAs."""
+    from transformers.utils import logging as transformers_logging
+
+    # importing a pipeline logs that torchvision is missing
+    transformers_logging.set_verbosity_error()
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
     from diffusers.utils import logging
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.edits import difference
-from helpers.image_files import gradient
+from helpers.image_files import encode, gradient
 from helpers.jobs import arguments
 from helpers.tiny import captioned, png, write_model, write_shard
 from PIL import Image
@@ -117,6 +117,14 @@ def test_an_image_of_any_mode_and_shape_is_inverted(mode: str, tiny_model: Path)
     found = invert_image(image, CAPTION, tiny_model, fit="pad", height=16, width=24, **QUICK)
     assert found.original == Original(20, 30, "pad")
     assert found.noise_latents.shape == (4, 8, 12)
+
+
+def test_an_image_in_memory_keeps_its_orientation(tiny_model: Path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(io.BytesIO(encode(gradient(20, 30), "JPEG", exif=exif))) as image:
+        found = invert_image(image, CAPTION, tiny_model, **QUICK)
+    assert found.original == Original(30, 20, "crop")
 
 
 def _converted(image: Image.Image, mode: str) -> Image.Image:

@@ -106,7 +106,7 @@ def rows(out: Path) -> dict[str, InversionRow]:
     return {row.key: row for row in committed}
 
 
-def expect_one_sentence(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+def expect_one_sentence(*words: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Check that a command has printed one line of error with these words."""
     error = capsys.readouterr().err
-    assert words in error and error.count("\n") == 1, error
+    assert all(word in error for word in words) and error.count("\n") == 1, error

@@ -106,6 +106,11 @@ def _not_fitting(kind: str, path: Path) -> Path:
             return write_lora(path, width=12)
         case "other layer":
             return write_lora(path, layer=QUERY.replace("down_blocks.0", "down_blocks.7"))
+        case "one layer more":
+            write_lora(path)
+            down, up = lora_pair(3)
+            more = {f"unet.mid_block.nowhere.to_q.lora_{name}.weight": w for name, w in (("A", down), ("B", up))}
+            save_file(load_file(path) | more, path)
         case "weights":
             save_file({"conv.weight": torch.zeros(2)}, path)
         case "empty":
@@ -119,14 +124,24 @@ def _not_fitting(kind: str, path: Path) -> Path:
 
 
 @needs_peft
-@pytest.mark.parametrize("kind", ["other family", "other layer", "weights", "empty", "damaged"])
-def test_a_lora_that_does_not_fit_ends_withexpect_one_sentence(
-    kind: str, tiny_model: Path, shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("other family", "to_q.lora_A.weight has the shape [2, 12], and the model takes [2, 8]; give"),
+        ("other layer", "not found in the base model"),
+        ("one layer more", "4 of its 6 weights have a place in the model; give"),
+        ("weights", ""),
+        ("empty", ""),
+        ("damaged", ""),
+    ],
+)
+def test_a_lora_that_does_not_fit_ends_with_one_sentence(
+    kind: str, reason: str, tiny_model: Path, shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     file = _not_fitting(kind, tmp_path / "lora.safetensors")
     job = arguments(tiny_model, shard, tmp_path / "out")
     assert main([*job, f"--model.loras={file}"]) == 2
-    expect_one_sentence("lora.safetensors' does not fit the model: ", capsys)
+    expect_one_sentence("lora.safetensors' does not fit the model: ", reason, capsys=capsys)
     assert not (tmp_path / "out").exists()
 
 
@@ -146,11 +161,11 @@ def test_a_lora_that_is_not_finite_is_refused(tiny_model: Path, tmp_path: Path):
         ("=1", "allowed: PATH or PATH=WEIGHT"),
     ],
 )
-def test_a_place_without_a_lora_ends_withexpect_one_sentence(
+def test_a_place_without_a_lora_ends_with_one_sentence(
     given: str, words: str, tiny_model: Path, shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert main([*arguments(tiny_model, shard, tmp_path / "out"), "--model.loras", given]) == 2
-    expect_one_sentence(words, capsys)
+    expect_one_sentence(words, capsys=capsys)
 
 
 @pytest.mark.parametrize(
@@ -172,4 +187,4 @@ def test_without_peft_the_way_out_is_named(
     monkeypatch.setattr("nti_batch.models.loras.find_spec", lambda name: None)
     file = write_lora(tmp_path / "lora.safetensors")
     assert main([*arguments(tiny_model, shard, tmp_path / "out"), f"--model.loras={file}"]) == 2
-    expect_one_sentence("model.loras needs the package peft: pip install 'nti-batch[lora]'", capsys)
+    expect_one_sentence("model.loras needs the package peft: pip install 'nti-batch[lora]'", capsys=capsys)

@@ -137,14 +137,14 @@ def _round_trip(networks: StableDiffusion) -> float:
         ({"norm_num_groups": 4, "block_out_channels": [8, 8]}, "does not load: vae"),
     ],
 )
-def test_a_vae_that_does_not_fit_ends_withexpect_one_sentence(
+def test_a_vae_that_does_not_fit_ends_with_one_sentence(
     changes: dict[str, object], words: str, tiny_model: Path, shard: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ):  # fmt: skip
     vae = vae_alone(tiny_model, tmp_path / "vae")
     edit_json(vae / "config.json", **changes)
     assert main([*arguments(tiny_model, shard, tmp_path / "out"), f"--model.vae={vae}"]) == 2
-    expect_one_sentence(words, capsys)
+    expect_one_sentence(words, capsys=capsys)
 
 
 @pytest.mark.parametrize(
@@ -156,8 +156,8 @@ def test_a_vae_that_does_not_fit_ends_withexpect_one_sentence(
         (".", "has no vae/config.json"),
     ],
 )
-def test_a_place_without_a_vae_ends_withexpect_one_sentence(
+def test_a_place_without_a_vae_ends_with_one_sentence(
     name: str, words: str, tiny_model: Path, shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert main([*arguments(tiny_model, shard, tmp_path / "out"), f"--model.vae={tmp_path / name}"]) == 2
-    expect_one_sentence(words, capsys)
+    expect_one_sentence(words, capsys=capsys)
