@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nti_batch.diffusion.edit_settings import EditSettings as EditSettings
+    from nti_batch.diffusion.settings import InversionSettings as InversionSettings
+    from nti_batch.editing.editor import Editor as Editor
     from nti_batch.editing.editor import edit_image as edit_image
+    from nti_batch.editing.inverter import invert_image as invert_image
+    from nti_batch.models.load import load_model as load_model
+    from nti_batch.models.source import Lora as Lora
+    from nti_batch.models.source import ModelSource as ModelSource
+    from nti_batch.output.dataset import InversionBatch as InversionBatch
     from nti_batch.output.dataset import InversionDataset as InversionDataset
     from nti_batch.output.inversions import read_inversions as read_inversions
     from nti_batch.output.serialization import StoredInversion as StoredInversion
@@ -14,13 +21,33 @@ if TYPE_CHECKING:
     __version__: str
     """Version of the package, as in pyproject.toml."""
 
-__all__ = ["EditSettings", "InversionDataset", "StoredInversion", "edit_image", "read_inversions"]
+__all__ = [
+    "EditSettings",
+    "Editor",
+    "InversionBatch",
+    "InversionDataset",
+    "InversionSettings",
+    "Lora",
+    "ModelSource",
+    "StoredInversion",
+    "edit_image",
+    "invert_image",
+    "load_model",
+    "read_inversions",
+]
 
 _HOMES = {
     "EditSettings": "nti_batch.diffusion.edit_settings",
+    "Editor": "nti_batch.editing.editor",
+    "InversionBatch": "nti_batch.output.dataset",
     "InversionDataset": "nti_batch.output.dataset",
+    "InversionSettings": "nti_batch.diffusion.settings",
+    "Lora": "nti_batch.models.source",
+    "ModelSource": "nti_batch.models.source",
     "StoredInversion": "nti_batch.output.serialization",
     "edit_image": "nti_batch.editing.editor",
+    "invert_image": "nti_batch.editing.inverter",
+    "load_model": "nti_batch.models.load",
     "read_inversions": "nti_batch.output.inversions",
 }
 

@@ -37,7 +37,7 @@ COMMANDS = {
     "bench": Command("compare the job with the reference loop", "bench", parses_itself=True),
     "verify": Command("check a run: checksums, shapes, one commit for each record, nothing missing", "verify"),
     "score": Command("score a run of edits that have masks", "score"),
-    "export": Command("write inversions in the layout of diffusers", "export"),
+    "export": Command("write inversions for diffusers, or edits as image files", "export"),
     "configs": Command("list the ready configurations for --config", "configs"),
     "env": Command("print versions and devices, for a bug report", "env"),
     "completion": Command("print a script that completes commands and flags in the shell", "completion"),

@@ -8,11 +8,14 @@ EndOfUnit follows the last record of a work unit.
 
 import zlib
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from torch import Tensor
 
 from nti_batch.diffusion.edit_settings import EditSettings
+
+Fit = Literal["crop", "pad", "stretch"]
+"""How an image becomes one of the size of a run: see `data.fit`."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -69,6 +72,15 @@ class Record(Protocol):
         """Scores of the record by name, for progress, logs and loggers."""
 
 
+@dataclass(frozen=True, slots=True)
+class Original:
+    """Size of an upright input image, in pixels, and how it became one of the run's size."""
+
+    height: int
+    width: int
+    fit: Fit
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class CaptionedImage:
     """Decoded input image with its caption."""
@@ -81,6 +93,8 @@ class CaptionedImage:
 
     input_sha256: str
     """SHA-256 of the bytes of the image file, followed by those of the caption file."""
+
+    original: Original
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +132,7 @@ class Inversion:
 
     width: int
     height: int
-    """Size of the inverted image, after crop and resize, in pixels."""
+    """Size of the inverted image, after it was fitted, in pixels."""
 
     noise_latents: Tensor
     """z_T, [channels, height / 8, width / 8] for Stable Diffusion's VAE."""
@@ -160,6 +174,9 @@ class Inversion:
 
     pooled_dim: int = 0
     """Width of the pooled embedding, the last row of every embedding; 0 for families without one."""
+
+    original: Original | None = None
+    """The input image; None if it is not known."""
 
     def metrics(self) -> dict[str, float]:
         """PSNR and PSNR below the VAE bound of the reconstruction, both in dB, and updates of the embedding."""
@@ -247,6 +264,9 @@ class EditedImage:
     mse_unedited: float | None
     seconds: float
     """Seconds from the first timestep to the last; rows in one batch share a device."""
+
+    original: Original | None = None
+    """The input image of the inversion; None if that did not record it."""
 
     def metrics(self) -> dict[str, float]:
         """PSNR of the unedited part in dB, if it is known."""

@@ -4,7 +4,7 @@ The keys in the file are the flags of the job: `model.num_steps` in the file is 
 and read one by one, so that renaming a field here changes no file.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Self, cast, get_args
 
@@ -12,7 +12,8 @@ from nti_batch.diffusion.edit_settings import FIRST_SETTINGS, MAX_DILATION, NUMB
 from nti_batch.diffusion.rounding import Storage
 from nti_batch.diffusion.settings import MAX_SEED, InversionSettings, Method, NullInit, Solver
 from nti_batch.json_object import Json, JsonObject
-from nti_batch.models.source import ModelSource, Precision
+from nti_batch.models.source import Lora, ModelSource, Precision
+from nti_batch.records import Fit
 
 MAX_STEPS = 999
 MAX_SIDE = 1 << 14
@@ -34,6 +35,9 @@ class InversionRunSettings:
     caption: str
     height: int
     width: int
+    fit: Fit = "crop"
+    """How images are fitted to height and width."""
+
     units_per_shard: int
     is_folder: bool
     """Whether the input is a folder of images; otherwise it is shards."""
@@ -42,15 +46,19 @@ class InversionRunSettings:
 
     def to_json(self) -> dict[str, Json]:
         """The settings as `run.json` holds them."""
-        method = self.inversion
+        method, source = self.inversion, self.source
         # only 'ddpm' has it, which came later than the other methods
         noise_seed: dict[str, Json] = {"noise_seed": method.noise_seed} if method.method == "ddpm" else {}
+        # what came later is in the file only if it is used, so that older runs resume
+        vae: dict[str, Json] = {} if source.vae is None else {"vae": source.vae}
         return {
             "model": {
-                "name": self.source.name,
-                "revision": self.source.revision,
-                "variant": self.source.variant,
-                "config": self.source.config,
+                "name": source.name,
+                "revision": source.revision,
+                "variant": source.variant,
+                "config": source.config,
+                **vae,
+                **_loras_to_json(source.loras),
                 "fingerprint": self.fingerprint,
                 "precision": self.precision,
                 "num_steps": self.num_steps,
@@ -69,6 +77,7 @@ class InversionRunSettings:
                 "caption": self.caption,
                 "height": self.height,
                 "width": self.width,
+                **({} if self.fit == "crop" else {"fit": self.fit}),
                 "units_per_shard": self.units_per_shard,
                 "images": self.is_folder,
             },
@@ -89,6 +98,8 @@ class InversionRunSettings:
                 revision=model.optional_text("revision"),
                 variant=model.optional_text("variant"),
                 config=model.optional_text("config"),
+                vae=model.text("vae") if "vae" in model else None,
+                loras=_loras_from_json(model),
             ),
             fingerprint=model.optional_text("fingerprint"),
             precision=cast(Precision, model.choice("precision", get_args(Precision))),
@@ -98,6 +109,7 @@ class InversionRunSettings:
             caption=data.text("caption"),
             height=data.integer("height", 1, MAX_SIDE),
             width=data.integer("width", 1, MAX_SIDE),
+            fit=cast(Fit, data.choice("fit", get_args(Fit))) if "fit" in data else "crop",
             units_per_shard=data.integer("units_per_shard", 1, MAX_UNITS),
             is_folder=data.boolean("images"),
             storage=cast(Storage, output.choice("storage", get_args(Storage))),
@@ -105,6 +117,22 @@ class InversionRunSettings:
         for section in (model, data, output, values):
             section.expect_all_read()
         return settings
+
+
+def _loras_to_json(loras: Sequence[Lora]) -> dict[str, Json]:
+    """LoRAs under the key of their flag; nothing without any."""
+    return {"loras": [{"name": lora.name, "weight": lora.weight} for lora in loras]} if loras else {}
+
+
+def _loras_from_json(model: JsonObject) -> tuple[Lora, ...]:
+    """Read what `_loras_to_json` wrote.
+
+    Raises:
+        ValueError: If a key is missing, or a value has the wrong type.
+    """
+    values = model.array("loras") if "loras" in model else []
+    loras = [JsonObject(value, f"{model.file}: model.loras") for value in values]
+    return tuple(Lora(lora.text("name"), lora.number("weight")) for lora in loras)
 
 
 def _inversion_settings(model: JsonObject) -> InversionSettings:
@@ -139,6 +167,12 @@ class EditRunSettings:
     """Place of the inversions' model, where it has moved; None for the place that they recorded."""
 
     model_config: str | None
+    model_vae: str | None = None
+    """Place of its other VAE, where that has moved."""
+
+    model_loras: tuple[Lora, ...] = ()
+    """Places of its LoRAs, where those have moved."""
+
     inversions: str
     """Absolute path of the inversion run."""
 
@@ -152,8 +186,9 @@ class EditRunSettings:
 
     def to_json(self) -> dict[str, Json]:
         """The settings as `run.json` holds them."""
+        vae: dict[str, Json] = {} if self.model_vae is None else {"vae": self.model_vae}
         return {
-            "model": {"name": self.model_name, "config": self.model_config},
+            "model": {"name": self.model_name, "config": self.model_config, **vae, **_loras_to_json(self.model_loras)},
             "data": {
                 "inversions": self.inversions,
                 "edits": self.edits,
@@ -174,6 +209,8 @@ class EditRunSettings:
         settings = cls(
             model_name=model.optional_text("name"),
             model_config=model.optional_text("config"),
+            model_vae=model.text("vae") if "vae" in model else None,
+            model_loras=_loras_from_json(model),
             inversions=data.text("inversions"),
             edits=data.optional_text("edits"),
             edit_prompt=data.optional_text("edit_prompt"),

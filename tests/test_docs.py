@@ -42,6 +42,8 @@ HERE = {
     "--config configs/sd-1.5.yaml": "--model.name=demo",
     "/models/some-model.safetensors --model.config=/models/stable-diffusion-v1-5": "demo",
     "--model.compile=inductor --model.cuda_graphs=true": "",
+    "/models/stable-diffusion-v1-5 --model.vae=/models/sd-vae-ft-mse": "demo",
+    "--model.loras /models/style.safetensors=0.8 /models/detail": "",
     "/data/": "data/",
     "/results/": "results/",
     "{00000..00099}": "{00000..00001}",

@@ -116,8 +116,11 @@ def test_the_method_imports_torch_and_nothing_else(name: str):
 @pytest.mark.parametrize(
     ("foreign", "files"),
     [
-        ("diffusers", {"models.weights", "benchmarks.full_size"}),
-        ("transformers", {"models.tokenizers", "models.weights", "scores.learned", "benchmarks.full_size"}),
+        ("diffusers", {"models.loras", "models.weights", "benchmarks.full_size"}),
+        (
+            "transformers",
+            {"models.loras", "models.tokenizers", "models.weights", "scores.learned", "benchmarks.full_size"},
+        ),
         ("lightning", {m for m in MODULES if package_of(m) == "jobs"}),
     ],
 )

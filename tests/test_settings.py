@@ -176,7 +176,7 @@ COMMANDS = {
     "status": ["status", "{out}"],
     "verify": ["verify", "{out}"],
     "report": ["report", "{out}", "--images=0"],
-    "export": ["export", "{out}", "{out}/exported"],
+    "export": ["export", "{out}", "--output", "{out}/exported"],
     "edit": ["edit", "--data.inversions={out}", "--output.dir={out}/edits", "--trainer.accelerator=cpu"],
     "one image": ["edit", "--inversions={out}", "--key=000", "--output={out}/x.png"],
 }

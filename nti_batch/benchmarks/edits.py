@@ -1,6 +1,6 @@
 """Compares the edit job with one edit at a time: `python -m nti_batch.benchmarks.edits INVERSIONS`.
 
-`nti-batch edit` and a loop of `edit_image`, which loads its networks once, make the same edits in alternating rounds.
+`nti-batch edit` and a loop of `Editor.edit`, which loads the model once, make the same edits in alternating rounds.
 Every edit exchanges a prompt for itself with prompt-to-prompt, which costs as much as any other edit. The time of the
 job runs from its first batch to its last edit, as its files record it. Neither time includes Python's start and the
 loading of the model.
@@ -18,10 +18,8 @@ from itertools import islice
 from pathlib import Path
 from statistics import fmean
 
-from nti_batch.editing.editor import edit_image
-from nti_batch.models.load import load_model
-from nti_batch.models.stable_diffusion import StableDiffusion
-from nti_batch.output.inversions import open_inversions, read_inversions
+from nti_batch.editing.editor import Editor
+from nti_batch.output.inversions import read_inversions
 from nti_batch.output.serialization import StoredInversion
 from nti_batch.plans.open_plan import open_plan
 
@@ -55,11 +53,11 @@ def job_per_hour(inversions: Path, images: Sequence[StoredInversion], edits: int
     return rate
 
 
-def loop_per_hour(networks: StableDiffusion, images: Sequence[StoredInversion], edits: int) -> float:
+def loop_per_hour(editor: Editor, images: Sequence[StoredInversion], edits: int) -> float:
     """Make each edit by itself, and encode it as PNG.
 
     Args:
-        networks: Networks of the inversions' run.
+        editor: Editor with the model of the inversions' run.
         images: Inversions to edit.
         edits: Number of edits of each image.
 
@@ -69,7 +67,7 @@ def loop_per_hour(networks: StableDiffusion, images: Sequence[StoredInversion], 
     start = time.monotonic()
     for image in images:
         for _ in range(edits):
-            edit_image(image, image.prompt, networks=networks).save(io.BytesIO(), "PNG")
+            editor.edit(image, image.prompt).save(io.BytesIO(), "PNG")
     return 3600 * len(images) * edits / (time.monotonic() - start)
 
 
@@ -83,12 +81,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2, help="number of rounds of each side")
     arguments = parser.parse_args()
     images = list(islice(read_inversions(arguments.inversions), arguments.images))
-    settings = open_inversions(arguments.inversions).settings
-    networks = load_model(settings.source, settings.precision, settings.fingerprint)
+    editor = Editor(arguments.inversions)
     job, loop = [], []
     for _ in range(arguments.rounds):
         job.append(job_per_hour(arguments.inversions, images, arguments.edits, arguments.batch_size))
-        loop.append(loop_per_hour(networks, images, arguments.edits))
+        loop.append(loop_per_hour(editor, images, arguments.edits))
         print(f"job {job[-1]:.0f}, one at a time {loop[-1]:.0f} edits an hour", flush=True)
     print(f"the job is {fmean(job) / fmean(loop):.2f} times as fast")
 

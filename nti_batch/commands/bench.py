@@ -18,8 +18,9 @@ from nti_batch.commands.invert import build_invert_job
 from nti_batch.diffusion.rounding import Storage
 from nti_batch.exit_codes import DONE
 from nti_batch.jobs.consent import check_consent
+from nti_batch.jobs.flag_parser import FlagParser
 from nti_batch.jobs.flags import InvertModelFlags, shard_addresses
-from nti_batch.jobs.parser import ConfigFile, FlagParser, silence_warnings
+from nti_batch.jobs.parser import ConfigFile, silence_warnings
 from nti_batch.models.source import Precision
 from nti_batch.models.supported import ModelDescription
 from nti_batch.terminal import print_json, print_line, print_lines, usage_error

@@ -14,14 +14,16 @@ from nti_batch.diffusion.edit_settings import EditSettings
 from nti_batch.editing.editor import edit_image
 from nti_batch.exit_codes import DONE
 from nti_batch.files import atomic_open, check_new_file, translate_os_errors
+from nti_batch.jobs.edit_flags import EditDataFlags, EditModelFlags
 from nti_batch.jobs.edit_module import EditModule
-from nti_batch.jobs.flags import EditDataFlags, EditModelFlags, OutputFlags
+from nti_batch.jobs.flags import OutputFlags
 from nti_batch.jobs.help import HelpText
 from nti_batch.jobs.parser import JobCommand, parse_flags, silence_warnings
 from nti_batch.jobs.ranks import JobPart
 from nti_batch.jobs.run import Job, build_job, record_writer, run_job
 from nti_batch.jobs.signals import StopSignals
 from nti_batch.models.fingerprint import check_fingerprint
+from nti_batch.models.source import Lora
 from nti_batch.models.supported import ModelDescription
 from nti_batch.models.weights import check_model
 from nti_batch.output.edits import EDIT
@@ -80,6 +82,8 @@ def build_edit_job(argv: Sequence[str], stop: StopSignals) -> Job:
     settings = EditRunSettings(
         model_name=model.name,
         model_config=model.config,
+        model_vae=model.vae,
+        model_loras=Lora.parse_all(model.loras),
         inversions=os.path.realpath(inversions.out),
         edits=data.edit_list,
         edit_prompt=data.edit_prompt,

@@ -91,6 +91,7 @@ def run_settings(
         caption=data.caption,
         height=height,
         width=width,
+        fit=data.fit,
         units_per_shard=data.units_per_shard,
         is_folder=data.images is not None,
         storage=output.storage,

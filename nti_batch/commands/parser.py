@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_setti
 from nti_batch.exit_codes import ERROR
 from nti_batch.files import OutputError, refuse_url
 from nti_batch.jobs.consent import check_consent
-from nti_batch.jobs.parser import FlagParser
+from nti_batch.jobs.flag_parser import FlagParser
 from nti_batch.lock import UnitInUseError
 from nti_batch.terminal import own_lines, print_error, usage_error
 
@@ -35,7 +35,8 @@ def function_parser(
 ) -> ArgumentParser:
     """The parser of a command.
 
-    Flags of type bool take no value, lists take several values, and a dataclass is a group of flags.
+    Flags of type bool take no value, lists take several values, and a dataclass is a group of flags. A keyword-only
+    argument without a default is a required flag.
 
     Args:
         function: The command, with a Google-style docstring.
@@ -47,6 +48,7 @@ def function_parser(
     doc = parse(function.__doc__ or "")
     parameters = inspect.signature(function).parameters.values()
     own: dict[str, Any] = {p.name: {"action": "store_true"} for p in parameters if p.annotation is bool}
+    own |= {p.name: {"type": p.annotation, "required": True} for p in parameters if _is_required_flag(p)}
     own |= {p.name: {"nargs": "+"} for p in parameters if p.annotation == list[str] | None}
     groups = {p.name: p.annotation for p in parameters if is_dataclass(p.annotation)}
     parser = CommandParser(
@@ -63,6 +65,10 @@ def function_parser(
     for name, flags in groups.items():
         parser.add_class_arguments(flags, name)
     return parser
+
+
+def _is_required_flag(parameter: inspect.Parameter) -> bool:
+    return parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty
 
 
 def run_function(function: Callable[..., int], argv: Sequence[str], parser: ArgumentParser | None = None) -> int:

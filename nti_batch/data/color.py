@@ -61,16 +61,16 @@ def srgb_converter(image: Image.Image) -> Converter:
 
 def tiles(image: Image.Image) -> Iterator[Image.Image]:
     """Cut an image into tiles, so that what is made of them takes little memory at a time."""
-    for box in tile_boxes((0, 0, *image.size), TILE_SIDE):
+    for box in tile_boxes((0, 0, *image.size), TILE_SIDE, TILE_SIDE):
         yield image.crop(box)
 
 
-def tile_boxes(box: tuple[int, int, int, int], side: int) -> Iterator[tuple[int, int, int, int]]:
-    """Cut a box (left, top, right, bottom) into squares, smaller ones at its right and bottom edges."""
+def tile_boxes(box: tuple[int, int, int, int], width: int, height: int) -> Iterator[tuple[int, int, int, int]]:
+    """Cut a box (left, top, right, bottom) into rectangles, smaller ones at its right and bottom edges."""
     left, top, right, bottom = box
-    for y in range(top, bottom, side):
-        for x in range(left, right, side):
-            yield x, y, min(x + side, right), min(y + side, bottom)
+    for y in range(top, bottom, height):
+        for x in range(left, right, width):
+            yield x, y, min(x + width, right), min(y + height, bottom)
 
 
 def as_rgb(image: Image.Image) -> Image.Image:

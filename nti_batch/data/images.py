@@ -11,11 +11,13 @@ from io import BytesIO
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
 from nti_batch.data.color import TILE_SIDE, Converter, TransparentImageError, as_rgb, srgb_converter, tile_boxes
+from nti_batch.data.fit import fit_image
 from nti_batch.data.image_memory import MIB, decode_at_scale, decoding_bytes, smaller_scale, stored_bytes
+from nti_batch.records import Fit, Original
 
 FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 """Formats that are read. Pillow knows more, some of which start other programs (EPS: Ghostscript)."""
@@ -68,20 +70,34 @@ SIDEWAYS = tuple(UPRIGHT[orientation] for orientation in (5, 6, 7, 8))
 _PILLOW_LOCK = threading.Lock()
 
 
-def decode_image(data: bytes, height: int, width: int, max_memory: int | None = MAX_MEMORY) -> Tensor:
-    """Decode an image file, convert it to sRGB, turn it upright, crop its centre and resize.
+def decode_image(
+    data: bytes, height: int, width: int, max_memory: int | None = MAX_MEMORY, fit: Fit = "crop"
+) -> Tensor:
+    """Decode an image file, as `decode_original` does.
+
+    Returns:
+        uint8, [3, height, width].
+    """
+    return decode_original(data, height, width, max_memory, fit)[0]
+
+
+def decode_original(
+    data: bytes, height: int, width: int, max_memory: int | None = MAX_MEMORY, fit: Fit = "crop"
+) -> tuple[Tensor, Original]:
+    """Decode an image file, convert it to sRGB, turn it upright and fit it to a size.
 
     The first frame stands for an animation. Colours are those of `srgb_converter`. An image that would take more than
     `MAX_MEMORY` is averaged over squares as it is decoded or converted, down to no less than twice the size asked for.
 
     Args:
         data: The file's content.
-        height: Height to crop and resize to, in pixels.
-        width: Width to crop and resize to, in pixels.
+        height: Height of the result in pixels.
+        width: Width of the result in pixels.
         max_memory: Bytes that decoding may take; None allows what `MAX_PIXELS` allows.
+        fit: How the image is fitted to height and width.
 
     Returns:
-        uint8, [3, height, width].
+        The image, uint8 [3, height, width], and the size that it had.
 
     Raises:
         ValueError: The data is no whole image of a format in `FORMATS`, is too large, or shows nothing.
@@ -89,8 +105,9 @@ def decode_image(data: bytes, height: int, width: int, max_memory: int | None = 
     if not data:
         raise ValueError("image is empty (0 bytes)")
     with _pillow_settings():
-        image = ImageOps.fit(_open_upright(data, height, width, max_memory), (width, height), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+        upright, original = _open_upright(data, (width, height), max_memory, fit)
+        image = fit_image(upright, original, (width, height))
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous(), original
 
 
 def to_bytes(images: Tensor) -> Tensor:
@@ -121,14 +138,19 @@ def _pillow_settings() -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
-def _open_upright(data: bytes, height: int, width: int, max_memory: int | None) -> Image.Image:
-    """Decode the image as sRGB, turned upright.
+def _open_upright(
+    data: bytes, shape: tuple[int, int], max_memory: int | None, fit: Fit
+) -> tuple[Image.Image, Original]:
+    """Decode the image as sRGB, turned upright; it may be smaller than the original.
 
     Raises:
         ValueError: If the image cannot be decoded.
     """
     try:
-        return _turn_upright(*_open_srgb(data, height, width, max_memory))
+        image, (width, height), turn = _open_srgb(data, shape, max_memory, fit)
+        if turn in SIDEWAYS:
+            width, height = height, width
+        return image if turn is None else image.transpose(turn), Original(height, width, fit)
     except (TransparentImageError, ImageTooLargeError):
         raise
     except UnidentifiedImageError:
@@ -142,31 +164,33 @@ def _open_upright(data: bytes, height: int, width: int, max_memory: int | None) 
         ) from error
 
 
-def _open_srgb(data: bytes, height: int, width: int, max_memory: int | None) -> tuple[Image.Image, object]:
-    """Decode the image as sRGB; return it with its EXIF orientation."""
+def _open_srgb(
+    data: bytes, shape: tuple[int, int], max_memory: int | None, fit: Fit
+) -> tuple[Image.Image, tuple[int, int], Image.Transpose | None]:
+    """Decode the image as sRGB; return it with its own size and what turns it upright."""
     with Image.open(BytesIO(data), formats=FORMATS) as image:
-        _load(image, data, max(height, width), max_memory)
-        orientation, convert = _orientation(image), srgb_converter(image)
-        turn = _turn(orientation)
+        size = _load(image, data, max(shape), max_memory, fit)
+        turn, convert = _turn(orientation_of(image)), srgb_converter(image)
         pixels, is_ready = image.width * image.height, image.mode == "RGB" and convert is as_rgb
         whole = max(stored_bytes(image) + 4 * pixels * (not is_ready), 8 * pixels * (turn is not None))
-        box, factor = (0, 0, *image.size), 1
+        box, factor = (0, 0, *image.size), (1, 1)
         if whole > MAX_MEMORY - WORKING_MEMORY:
-            is_sideways = turn in SIDEWAYS
-            box = _centre(image.size, (height, width) if is_sideways else (width, height))
-            factor = _factor(box, max(height, width))
+            turned = shape[::-1] if turn in SIDEWAYS else shape
+            box = _centre(image.size, turned) if fit == "crop" else box
+            factor = _factor((box[2] - box[0], box[3] - box[1]), turned, fit)
         elif is_ready:
-            return image, orientation
-        return _convert_by_tiles(image, convert, box, factor), orientation
+            return image, size, turn
+        return _convert_by_tiles(image, convert, box, factor), size, turn
 
 
-def _load(image: ImageFile.ImageFile, data: bytes, side: int, max_memory: int | None) -> None:
-    """Decode an opened image, at a smaller scale if it is too large and its format has one.
+def _load(image: ImageFile.ImageFile, data: bytes, side: int, max_memory: int | None, fit: Fit) -> tuple[int, int]:
+    """Decode an opened image, at a smaller scale if it is too large and its format has one; return its own size.
 
     Raises:
         ImageTooLargeError: If that takes more memory than is allowed.
     """
-    scale = smaller_scale(image, data, MAX_MEMORY - WORKING_MEMORY, min(image.size) / (2 * side))
+    limiting = max(image.size) if fit == "pad" else min(image.size)
+    scale = smaller_scale(image, data, MAX_MEMORY - WORKING_MEMORY, limiting / (2 * side))
     needed = decoding_bytes(image, data, scale) + WORKING_MEMORY
     if max_memory is not None and needed > max_memory:
         raise ImageTooLargeError(
@@ -174,9 +198,14 @@ def _load(image: ImageFile.ImageFile, data: bytes, side: int, max_memory: int | 
             f"{needed / MIB:.0f} MiB to decode, allowed: {max_memory / MIB:.0f}; scale it down, or raise "
             "--data.max_image_memory"
         )
-    if scale > 1:
-        decode_at_scale(image, scale)
+    if scale == 1:
+        image.load()
+        # Pillow has turned a TIFF
+        return image.size
+    size = image.size
+    decode_at_scale(image, scale)
     image.load()
+    return size
 
 
 def _centre(size: tuple[int, int], shape: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -186,26 +215,35 @@ def _centre(size: tuple[int, int], shape: tuple[int, int]) -> tuple[int, int, in
     return left, top, left + width, top + height
 
 
-def _factor(box: tuple[int, int, int, int], side: int) -> int:
-    """Return the largest divisor at which a box still has twice the pixels of the result, in width and height."""
-    return min(MAX_FACTOR, max(1, min(box[2] - box[0], box[3] - box[1]) // (2 * side)))
+def _factor(size: tuple[int, int], shape: tuple[int, int], fit: Fit) -> tuple[int, int]:
+    """Return the largest divisors of width and height at which an image still has twice the pixels of the result."""
+    if fit == "stretch":
+        widths, heights = (most // (2 * side) for most, side in zip(size, shape, strict=True))
+        return _bounded(widths), _bounded(heights)
+    factor = _bounded((max(size) if fit == "pad" else min(size)) // (2 * max(shape)))
+    factor = min(factor, *size)
+    return factor, factor
+
+
+def _bounded(factor: int) -> int:
+    return min(MAX_FACTOR, max(1, factor))
 
 
 def _convert_by_tiles(
-    image: Image.Image, convert: Converter, box: tuple[int, int, int, int], factor: int
+    image: Image.Image, convert: Converter, box: tuple[int, int, int, int], factor: tuple[int, int]
 ) -> Image.Image:
-    """Convert a box of an image in bounded memory; `factor` x `factor` pixels become one, their mean."""
+    """Convert a box of an image in bounded memory; a rectangle of `factor` pixels becomes one, their mean."""
     left, top, right, bottom = box
-    result = Image.new("RGB", ((right - left) // factor, (bottom - top) // factor))
-    whole_box = left, top, left + result.width * factor, top + result.height * factor
-    for tile in tile_boxes(whole_box, TILE_SIDE // factor * factor):
+    result = Image.new("RGB", (max(1, (right - left) // factor[0]), max(1, (bottom - top) // factor[1])))
+    whole_box = left, top, left + result.width * factor[0], top + result.height * factor[1]
+    for tile in tile_boxes(whole_box, *(TILE_SIDE // each * each for each in factor)):
         part = convert(image.crop(tile))
-        place = (tile[0] - left) // factor, (tile[1] - top) // factor
-        result.paste(part if factor == 1 else part.reduce(factor), place)
+        place = (tile[0] - left) // factor[0], (tile[1] - top) // factor[1]
+        result.paste(part if factor == (1, 1) else part.reduce(factor), place)
     return result
 
 
-def _orientation(image: Image.Image) -> object:
+def orientation_of(image: Image.Image) -> object:
     """Return the EXIF orientation of a loaded image; 1, which is upright, if it has none or its EXIF is broken.
 
     Pillow turns a TIFF while it loads it, and removes the tag.
@@ -219,11 +257,6 @@ def _orientation(image: Image.Image) -> object:
 
 def _turn(orientation: object) -> Image.Transpose | None:
     return UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-
-
-def _turn_upright(image: Image.Image, orientation: object) -> Image.Image:
-    method = _turn(orientation)
-    return image if method is None else image.transpose(method)
 
 
 def _describe_unknown(data: bytes) -> str:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from itertools import islice
 
 from nti_batch.data.folder import IMAGE_EXTENSIONS, MAX_CAPTION_BYTES, MAX_IMAGE_BYTES, join_extensions
-from nti_batch.data.images import MAX_MEMORY, decode_image
+from nti_batch.data.images import MAX_MEMORY, decode_original
 from nti_batch.data.shard_reader import ShardReader, ShardSample, key_reader
 from nti_batch.phrases import and_more
-from nti_batch.records import CaptionedImage, Failure, WorkUnit
+from nti_batch.records import CaptionedImage, Failure, Fit, WorkUnit
 
 logger = logging.getLogger(__name__)
 _MAX_ERRORS_SHOWN = 5
@@ -196,14 +196,14 @@ def read_caption(data: bytes, json_field: str = "") -> str:
 
 
 def decode_sample(
-    sample: RawSample, height: int, width: int, max_memory: int | None = MAX_MEMORY
+    sample: RawSample, height: int, width: int, max_memory: int | None = MAX_MEMORY, fit: Fit = "crop"
 ) -> CaptionedImage | Failure:
-    """Decode the image of a sample, as `decode_image` does; return why if it cannot be decoded."""
+    """Decode the image of a sample, as `decode_original` does; return why if it cannot be decoded."""
     try:
-        pixels = decode_image(sample.image, height, width, max_memory)
+        pixels, original = decode_original(sample.image, height, width, max_memory, fit)
     except ValueError as error:
         return Failure(sample.unit, sample.key, "image", str(error), input_sha256=sample.input_sha256)
-    return CaptionedImage(sample.unit, sample.key, sample.prompt, pixels, sample.input_sha256)
+    return CaptionedImage(sample.unit, sample.key, sample.prompt, pixels, sample.input_sha256, original)
 
 
 def read_inputs(
@@ -213,16 +213,18 @@ def read_inputs(
     width: int,
     ids: Collection[tuple[str, str]],
     allow_pipe: bool = False,
+    fit: Fit = "crop",
 ) -> dict[tuple[str, str], CaptionedImage]:
     """Read and decode chosen input images, whatever their captions are and the memory that a job allowed for them.
 
     Args:
         units: Work units of the shards that may hold the images.
         caption: Source of the prompts: 'txt' or 'json:FIELD'.
-        height: Height to crop and resize to, in pixels.
-        width: Width to crop and resize to, in pixels.
+        height: Height of the images, in pixels.
+        width: Width of the images, in pixels.
         ids: Shard and key of each image.
         allow_pipe: Whether a shard may be a shell command.
+        fit: How images are fitted to height and width.
 
     Returns:
         The images by shard and key; without those that the shards do not hold or that cannot be decoded.
@@ -235,7 +237,7 @@ def read_inputs(
     for shard, url in dict.fromkeys((unit.shard, unit.url) for unit in units):
         keys = {key for name, key in ids if name == shard}
         for sample in samples_of(keys, read_unit(WorkUnit(shard, url, 0, 1), caption, reading)):
-            image = decode_sample(sample, height, width, max_memory=None) if isinstance(sample, RawSample) else sample
+            image = decode_sample(sample, height, width, None, fit) if isinstance(sample, RawSample) else sample
             if isinstance(image, CaptionedImage):
                 found[shard, sample.key] = image
     return found

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -15,8 +16,12 @@ from nti_batch.diffusion.edit_settings import EditSettings
 from nti_batch.diffusion.guidance import Predictor
 from nti_batch.diffusion.prompt_to_prompt import AttentionControl
 from nti_batch.diffusion.settings import InversionSettings
+from nti_batch.models.fingerprint import compare_fingerprints
 from nti_batch.models.load import load_model
+from nti_batch.models.source import ModelSource
 from nti_batch.models.stable_diffusion import StableDiffusion
+from nti_batch.output.inversions import open_inversions
+from nti_batch.output.run_file import RUN_FILE
 from nti_batch.output.serialization import StoredInversion
 
 _DEFAULTS = EditSettings()
@@ -120,31 +125,56 @@ def _sample(
     )
 
 
+class Editor:
+    """Edits inverted images with a model that is loaded once."""
+
+    def __init__(self, model: str | Path | ModelSource | StableDiffusion) -> None:
+        """Load the model.
+
+        Args:
+            model: Output folder of `nti-batch invert`, whose model is loaded; or a model, as `load_model` takes or
+                returns it.
+
+        Raises:
+            ValueError: If it is no run and no model.
+        """
+        if isinstance(model, StableDiffusion):
+            self.networks = model
+        elif isinstance(model, ModelSource) or not (Path(model) / RUN_FILE).exists():
+            self.networks = load_model(model)
+        else:
+            run = open_inversions(model).settings
+            self.networks = load_model(run.source, run.precision, run.fingerprint)
+
+    def edit(
+        self, inversion: StoredInversion, prompt: str | None = None, settings: EditSettings = _DEFAULTS
+    ) -> Image.Image:
+        """Edit one image.
+
+        Args:
+            inversion: Inversion from `read_inversions`, `InversionDataset` or `invert_image`.
+            prompt: Prompt of the edit; None reconstructs the source.
+            settings: Settings of the edit.
+
+        Returns:
+            The edited image, or the reconstructed source.
+
+        Raises:
+            ValueError: If a word is not in its prompt, the prompts cannot be aligned, the inversion is of another
+                model, or the edited image is not finite.
+        """
+        if self.networks.source:
+            compare_fingerprints(self.networks.source, self.networks.fingerprint, inversion.settings.fingerprint)
+        edits = [] if prompt is None else [ControlledEdit.of(self.networks, inversion.prompt, prompt, settings)]
+        (results,) = edit_images(self.networks, [(inversion, edits)], inversion.settings.inversion)
+        if not results[-1].isfinite().all():
+            raise ValueError(f"the edited image of {inversion.key!r} is not finite")
+        return to_image(to_bytes(results[-1]))
+
+
 def edit_image(
-    inversion: StoredInversion,
-    prompt: str | None,
-    settings: EditSettings = _DEFAULTS,
-    networks: StableDiffusion | None = None,
+    inversion: StoredInversion, prompt: str | None = None, settings: EditSettings = _DEFAULTS
 ) -> Image.Image:
-    """Edit one image.
-
-    Args:
-        inversion: Inversion from `read_inversions`.
-        prompt: Prompt of the edit; None reconstructs the source.
-        settings: Settings of the edit.
-        networks: Networks of the inversion's run; None loads them.
-
-    Returns:
-        The edited image, or the reconstructed source.
-
-    Raises:
-        ValueError: If a word is not in its prompt, the prompts cannot be aligned, or the edited image is not finite.
-    """
-    if networks is None:
-        run = inversion.settings
-        networks = load_model(run.source, run.precision, run.fingerprint)
-    edits = [] if prompt is None else [ControlledEdit.of(networks, inversion.prompt, prompt, settings)]
-    (results,) = edit_images(networks, [(inversion, edits)], inversion.settings.inversion)
-    if not results[-1].isfinite().all():
-        raise ValueError(f"the edited image of {inversion.key!r} is not finite")
-    return to_image(to_bytes(results[-1]))
+    """Load the model of an inversion and edit one image, as `Editor.edit` does; use an `Editor` for several."""
+    run = inversion.settings
+    return Editor(load_model(run.source, run.precision, run.fingerprint)).edit(inversion, prompt, settings)

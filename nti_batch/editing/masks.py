@@ -8,18 +8,19 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from nti_batch.records import Mask
+from nti_batch.records import Fit, Mask
 
 
-def mask_pixels(mask: Mask, height: int, width: int) -> Tensor:
-    """Crop and resize a mask as `images.decode_image` does with its image.
+def mask_pixels(mask: Mask, height: int, width: int, fit: Fit = "crop") -> Tensor:
+    """Fit a mask as `images.decode_original` does with its image.
 
     A pixel is inside if any part of it is, so that the pixels outside are certainly not edited.
 
     Args:
         mask: A mask on a grid of its own.
-        height: Height of the decoded image, in pixels.
-        width: Width of the decoded image, in pixels.
+        height: Height of the decoded image, without padding, in pixels.
+        width: Width of the decoded image, without padding, in pixels.
+        fit: How the image was fitted.
 
     Returns:
         Whether each pixel is inside, bool [height, width].
@@ -28,9 +29,11 @@ def mask_pixels(mask: Mask, height: int, width: int) -> Tensor:
         ValueError: As `check_mask`.
     """
     grid = decode_runs(mask)
-    scale = min(Fraction(mask.height, height), Fraction(mask.width, width))
-    rows = torch.stack([grid[rows].any(dim=0) for rows in _cut(mask.height, height, scale)])
-    return torch.stack([rows[:, columns].any(dim=1) for columns in _cut(mask.width, width, scale)], dim=1)
+    scales = Fraction(mask.height, height), Fraction(mask.width, width)
+    if fit == "crop":
+        scales = (min(scales),) * 2
+    rows = torch.stack([grid[rows].any(dim=0) for rows in _cut(mask.height, height, scales[0])])
+    return torch.stack([rows[:, columns].any(dim=1) for columns in _cut(mask.width, width, scales[1])], dim=1)
 
 
 def _cut(length: int, pieces: int, scale: Fraction) -> list[slice]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from nti_batch.data.fit import without_padding
 from nti_batch.data.images import to_bytes
 from nti_batch.diffusion.alignment import compose
 from nti_batch.diffusion.settings import InversionSettings
@@ -30,7 +31,7 @@ class _ValidRequest:
     """Edit of the source; None reconstructs the source."""
 
     outside: Tensor | None
-    """Pixels outside the mask, bool [height, width]; None without a mask or without the input image."""
+    """Pixels outside the mask, without padding, bool [height, width]; None without a mask or the input image."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -135,7 +136,9 @@ class EditModule(LightningModule):
             edit = ControlledEdit.of(self.networks, stored.prompt, request.edit_prompt, request.settings)
         outside = None
         if request.mask and image.original:
-            outside = ~mask_pixels(request.mask, *image.original.pixels.shape[1:])
+            source = image.original.original
+            shown = without_padding(image.original.pixels, source)
+            outside = ~mask_pixels(request.mask, shown.shape[1], shown.shape[2], source.fit)
         return _ValidRequest(request, edit, outside)
 
     def _edit_waiting(self) -> None:
@@ -168,8 +171,10 @@ def _outcome(image: ImageEdits, valid: _ValidRequest, result: Tensor, seconds: f
     pixels = to_bytes(result)
     scores: list[float | None] = [None, None, None]
     if image.original and valid.outside is not None and valid.outside.any():
-        pair = pixels[None] / 255, image.original.pixels[None] / 255
-        scores = [measure(*pair, valid.outside[None]).item() for measure in (psnr, ssim, mse)]
+        edited, source = (
+            without_padding(each, image.original.original)[None] / 255 for each in (pixels, image.original.pixels)
+        )
+        scores = [measure(edited, source, valid.outside[None]).item() for measure in (psnr, ssim, mse)]
     return EditedImage(
         unit=image.unit,
         key=request.key,
@@ -182,4 +187,5 @@ def _outcome(image: ImageEdits, valid: _ValidRequest, result: Tensor, seconds: f
         ssim_unedited=scores[1],
         mse_unedited=scores[2],
         seconds=seconds,
+        original=image.stored.original,
     )

@@ -4,7 +4,6 @@ A class lists the flags of one section, with their defaults and checks. The inve
 stand in `diffusion.settings`, those of edits in `diffusion.edit_settings`.
 """
 
-import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +16,10 @@ from nti_batch.data.shards import input_shards
 from nti_batch.diffusion.rounding import Storage
 from nti_batch.diffusion.settings import InversionSettings
 from nti_batch.files import refuse_url
-from nti_batch.jobs.configs import CONFIGS
 from nti_batch.models.acceleration import Acceleration
-from nti_batch.models.source import ModelSource, Precision
+from nti_batch.models.source import Lora, ModelSource, Precision
 from nti_batch.plans.plan import Redo
+from nti_batch.records import Fit
 from nti_batch.settings import MAX_STEPS
 
 SAMPLES = Path(__file__).parents[1] / "demo" / "samples"
@@ -48,6 +47,12 @@ class InvertModelFlags(InversionSettings):
 
     config: str | None = None
     """Folder or hub id with the JSON files and tokenizers that a single .safetensors file lacks."""
+
+    vae: str | None = None
+    """Another VAE than the model's own: a folder or hub id of a VAE or of a whole model, or a .safetensors file."""
+
+    loras: list[str] = field(default_factory=list)
+    """LoRAs that are merged into the model, each a .safetensors file or a folder with one, as PATH or PATH=WEIGHT."""
 
     precision: Precision = "float32"
     """Precision of the UNet; latents, embeddings and losses are always float32."""
@@ -82,7 +87,7 @@ class InvertModelFlags(InversionSettings):
     @property
     def source(self) -> ModelSource:
         """Place of the model."""
-        return ModelSource(self.name, self.revision, self.variant, self.config)
+        return ModelSource(self.name, self.revision, self.variant, self.config, self.vae, Lora.parse_all(self.loras))
 
     @property
     def acceleration(self) -> Acceleration:
@@ -183,10 +188,13 @@ class InvertDataFlags(SharedDataFlags):
     """Memory that decoding one image may take, in MiB; a larger image becomes a failed row."""
 
     height: int | None = None
-    """Images are cropped about their centre and resized to this many pixels; null is the model's own size."""
+    """Height of the inverted images in pixels; null is the model's own size."""
 
     width: int | None = None
     """Width in pixels, as for `height`."""
+
+    fit: Fit = "crop"
+    """How images get that size: 'crop' about the centre, 'pad' with black, or 'stretch'; each resizes."""
 
     def __post_init__(self) -> None:
         """Raise a ValueError for a value out of range."""
@@ -215,58 +223,6 @@ def shard_addresses(shards: str | None, images: str | None = None, allow_pipe: b
     if shards is not None and (sample := re.fullmatch(r"demo(?::([\w.-]+))?", shards)):
         shards = str(SAMPLES / (sample[1] or "*.tar"))
     return input_shards(shards, images, allow_pipe)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EditModelFlags:
-    """Model of `nti-batch edit`."""
-
-    name: str | None = None
-    """Present place of the inversions' model, if it has moved: a folder, a hub id or a file, as for invert."""
-
-    config: str | None = None
-    """Its JSON files and tokenizers, if `name` is a .safetensors file, as for invert."""
-
-    batch_size: int = 8
-    """Maximum number of images in one UNet call: an image takes one for its source and one for each edit."""
-
-    def __post_init__(self) -> None:
-        """Raise a ValueError for a value out of range."""
-        if self.batch_size < 2:
-            raise ValueError(f"model.batch_size is {self.batch_size}, allowed: at least 2, a source and its edit")
-
-    def source(self, recorded: ModelSource) -> ModelSource:
-        """Place of the model, given the place that the inversions recorded."""
-        if self.name is None:
-            return recorded
-        return ModelSource(self.name, variant=recorded.variant, config=self.config)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EditDataFlags(SharedDataFlags):
-    """Input of `nti-batch edit`."""
-
-    inversions: str = ""
-    """Output folder of `nti-batch invert`."""
-
-    edits: str | None = None
-    """JSONL or CSV with one edit a line, or a PIE-Bench folder; null edits every inversion. 'demo' stands for the edits
-    of the package's samples."""
-
-    edit_prompt: str | None = None
-    """One prompt for every inversion; null, and no `edits`, reconstructs them."""
-
-    def __post_init__(self) -> None:
-        """Raise a ValueError for flags that contradict each other."""
-        SharedDataFlags.__post_init__(self)
-        if self.edits is not None and self.edit_prompt is not None:
-            raise ValueError("data.edits and data.edit_prompt are both given: leave one out")
-
-    @property
-    def edit_list(self) -> str | None:
-        """Absolute path of the list of edits."""
-        path = CONFIGS / "edit-demo.jsonl" if self.edits == "demo" else self.edits
-        return None if path is None else os.path.realpath(path)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,7 +6,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import isfinite
 from typing import Literal
 
 import torch
@@ -16,16 +15,16 @@ from torch import Tensor
 from nti_batch.diffusion.batch_size import find_batch_size, in_batches
 from nti_batch.diffusion.ddpm import image_seed
 from nti_batch.diffusion.guidance import Predictor
-from nti_batch.diffusion.host import HostCopy, upload
+from nti_batch.diffusion.host import HostCopy
 from nti_batch.diffusion.null_text import InvertedImage
 from nti_batch.diffusion.pool import InversionPool
+from nti_batch.editing.inverter import compare_with_input, failure, finished_inversion
 from nti_batch.jobs.networks import load_networks, warm_up
 from nti_batch.jobs.prompt_cache import PromptCache
 from nti_batch.jobs.signals import StopSignals
 from nti_batch.models.acceleration import Acceleration
 from nti_batch.models.stable_diffusion import StableDiffusion
-from nti_batch.records import CaptionedImage, EndOfUnit, Failure, Inversion, Outcome
-from nti_batch.scores.metrics import psnr
+from nti_batch.records import CaptionedImage, EndOfUnit, Failure, Outcome
 from nti_batch.settings import InversionRunSettings
 
 logger = logging.getLogger(__name__)
@@ -221,7 +220,7 @@ class InversionModule(LightningModule):
         finished, self._finished = self._finished, []
         for each in finished:
             if each.inverted.error:
-                self.emit(_failure(each.image, "inversion", each.inverted.error))
+                self.emit(failure(each.image, "inversion", each.inverted.error))
         solved = [each for each in finished if not each.inverted.error]
         # each is decoded twice
         size = max(1, self._vae_batch_size // 2)
@@ -230,47 +229,14 @@ class InversionModule(LightningModule):
 
     def _compare(self, group: list[Finished]) -> None:
         """Decode a few images, and compare them with the input; nothing waits for the device."""
-        latents = [each.inverted.latents for each in group] + [each.inverted.trajectory[0] for each in group]
-        decoded = in_batches(self.networks.decode_latents, torch.stack(latents), self._vae_batch_size)
-        pixels = upload(torch.stack([each.image.pixels for each in group]), decoded.device) / 255
-        scores = torch.stack([psnr(images, pixels) for images in decoded.chunk(2)])
+        images = [(each.image, each.inverted) for each in group]
+        scores = compare_with_input(self.networks, images, self._vae_batch_size)
         self._compared.append((group, self.pool.to_host(scores)))
 
     def _emit_compared(self) -> None:
         """Emit the inversions that were compared first."""
         group, scores = self._compared.popleft()
-        for each, reached, round_trip in zip(group, *scores.tolist(), strict=True):
-            self.emit(self._outcome(each, reached, round_trip))
-
-    def _outcome(self, finished: Finished, reached: float, round_trip: float) -> Outcome:
-        """Return the inversion of an image, given both PSNRs; a failure if they are not finite."""
-        image, inverted = finished.image, finished.inverted
-        if not (isfinite(reached) and isfinite(round_trip)):
-            error = f"the PSNR is {reached}, and {round_trip} for the VAE's round trip: an image is not finite"
-            return _failure(image, "reconstruction", error)
-        return Inversion(
-            unit=image.unit,
-            key=image.key,
-            prompt=image.prompt,
-            prompt_truncated=self.networks.truncates(image.prompt),
-            height=image.pixels.shape[1],
-            width=image.pixels.shape[2],
-            noise_latents=inverted.trajectory[-1],
-            start_embedding=inverted.start_embedding,
-            null_embeddings=inverted.null_embeddings,
-            pivot=inverted.pivot,
-            timesteps=self._timesteps,
-            inner_steps=inverted.inner_steps,
-            losses=inverted.losses,
-            psnr=reached,
-            psnr_vae=round_trip,
-            forwards=inverted.forwards,
-            backwards=inverted.backwards,
-            seconds=finished.seconds,
-            input_sha256=image.input_sha256,
-            pooled_dim=self.networks.pooled_dim,
-        )
-
-
-def _failure(image: CaptionedImage, stage: str, error: str) -> Failure:
-    return Failure(image.unit, image.key, stage, error, input_sha256=image.input_sha256)
+        for each, *psnrs in zip(group, *scores.tolist(), strict=True):
+            self.emit(
+                finished_inversion(self.networks, self._timesteps, each.image, each.inverted, psnrs, each.seconds)
+            )

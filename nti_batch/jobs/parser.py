@@ -5,17 +5,15 @@ import inspect
 import json
 import logging
 import os
-import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from jsonargparse import (  # type: ignore[attr-defined]  # ActionConfigFile is exported under a condition
     ActionConfigFile,
     ArgumentError,
-    ArgumentParser,
     Namespace,
     set_parsing_settings,
 )
@@ -25,8 +23,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from nti_batch.jobs.configs import config_path
 from nti_batch.jobs.consent import check_consent
+from nti_batch.jobs.flag_parser import FlagParser
 from nti_batch.jobs.help import HelpText, missing_flags, short_help
-from nti_batch.phrases import did_you_mean
 
 TRAINER_DEFAULTS: Mapping[str, object] = {
     "logger": False,
@@ -78,18 +76,8 @@ REFUSED: Mapping[str, str] = {
 }
 """Trainer flags that do nothing in a prediction job or break it, and what to do instead."""
 
-LISTS = ("--data.redo",)
+LISTS = ("--data.redo", "--model.loras")
 """Flags that take several words."""
-
-
-_UNKNOWN = (
-    re.compile(r"unrecognized arguments: (--?[\w.-]+)"),
-    re.compile(r"Group '([\w.]+)' does not accept option '([\w.]+)'"),
-    re.compile(r"(?:Key|option) '([\w.]+)' is not expected"),
-)
-_NO_FLAG = re.compile(r"unrecognized arguments: [^-]")
-_NO_FILE_OF_A_SECTION = re.compile(r'Parser key "(\w+)": Unable to load config')
-"""jsonargparse's messages about unknown flags and keys."""
 
 
 class ConfigFile(ActionConfigFile):
@@ -107,26 +95,6 @@ class ConfigFile(ActionConfigFile):
             is_of_a_flag = isinstance(error, ArgumentError) and "Unexpected config" not in str(error)
             allowed = "" if is_of_a_flag else "; allowed: a YAML file with flags, such as 'data: {shards: demo}'"
             raise TypeError(f"--config {values!r}: {error}{allowed}") from error
-
-
-class FlagParser(ArgumentParser):
-    """A parser whose errors give the nearest name of an unknown flag. It takes no abbreviations."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Report an error."""
-        hint = _hint(message, self._option_string_actions)
-        super().error(message if message.endswith(hint) else f"{message}{hint}", ex)
-
-
-def _hint(message: str, known: Iterable[str]) -> str:
-    """End of a parser's message about an unknown flag or key; empty for other messages."""
-    for pattern in _UNKNOWN:
-        if found := pattern.search(message):
-            return did_you_mean(f"--{'.'.join(found.groups()).lstrip('-')}", known)
-    if found := _NO_FILE_OF_A_SECTION.search(message):
-        flags = [name for name in known if name.startswith(f"--{found[1]}.")]
-        return f"; it is a file with the flags {', '.join(flags)}" if flags else ""
-    return "; each argument is a flag, and --help lists the flags" if _NO_FLAG.search(message) else ""
 
 
 class JobParser(FlagParser, LightningArgumentParser):
@@ -249,9 +217,13 @@ def _with_lists(argv: Sequence[str]) -> list[str]:
     arguments: list[str] = []
     words: list[str] | None = None
     for argument in argv:
+        flag, equals, first = argument.partition("=")
         if words is not None and not argument.startswith("-"):
             words.append(argument)
             arguments[-1] = f"{arguments[-1].partition('=')[0]}={json.dumps(words)}"
+        elif flag in LISTS and equals and not first.startswith("["):
+            words = [first]
+            arguments.append(f"{flag}={json.dumps(words)}")
         else:
             words = [] if argument in LISTS else None
             arguments.append(argument)

@@ -2,8 +2,9 @@
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from nti_batch.models.source import ModelSource
@@ -18,19 +19,30 @@ def model_fingerprint(source: ModelSource) -> str | None:
 
     A folder's is the SHA-256 over the lines "NAME SHA-256" of the files that its parts use, sorted by name. A single
     file's covers the file and its configuration, if it has one. A hub model's is the commit in the local cache, or the
-    commit that the revision names.
+    commit that the revision names. Another VAE and each LoRA add their own.
 
     Returns:
-        "sha256:HEX" or "commit:HEX"; None for a hub id that the local cache does not hold.
+        "sha256:HEX" or "commit:HEX", then " vae=sha256:HEX" or " vae=commit:HEX", then " lora=sha256:HEX*WEIGHT" for
+        each LoRA; None for a hub id that the local cache does not hold.
 
     Raises:
         ValueError: If a file is missing or cannot be read.
     """
+    found = [_fingerprint(source.own, _PARTS)]
+    if source.vae is not None:
+        vae = _fingerprint(source.of_part("vae"), ("vae",))
+        found.append(vae and f"vae={vae}")
+    found += [f"lora=sha256:{_sha256(lora.file)}*{lora.weight}" for lora in source.loras]
+    return None if None in found else " ".join(filter(None, found))
+
+
+def _fingerprint(source: ModelSource, parts: Sequence[str]) -> str | None:
+    """Fingerprint of some parts of a model."""
     if source.checkpoint:
-        return _digest({"checkpoint.safetensors": source.checkpoint, **_configuration(source)})
+        return _digest({"checkpoint.safetensors": source.checkpoint, **_configuration(source, parts)})
     if source.folder:
-        return _digest({name: source.folder / name for name in _used(source.folder, source.variant)})
-    commit = _cached_commit(source.location, source.revision)
+        return _digest(_used(source, parts))
+    commit = _cached_commit(source, parts[0])
     return f"commit:{commit}" if commit else None
 
 
@@ -44,26 +56,45 @@ def check_fingerprint(source: ModelSource, expected: str | None) -> None:
     Raises:
         ValueError: If it is another model, or there is none.
     """
-    found = model_fingerprint(source)
-    if found and expected and _kind(found) == _kind(expected) and found != expected:
+    compare_fingerprints(source, model_fingerprint(source), expected)
+
+
+def compare_fingerprints(source: ModelSource, found: str | None, expected: str | None) -> None:
+    """Compare the fingerprint of a model with that of a run, as `check_fingerprint` does.
+
+    Raises:
+        ValueError: If they are of two models.
+    """
+    if found and expected and not _agree(found.split(), expected.split()):
         raise ValueError(
             f"model {source.name!r} is another one than the run was made with: its fingerprint is {found}, and the "
             f"run's is {expected}; give the run's model, or make a new run with this one"
         )
 
 
+def _agree(found: Sequence[str], expected: Sequence[str]) -> bool:
+    """Whether two models have the same parts, and no two comparable fingerprints of a part differ."""
+    if len(found) != len(expected):
+        return False
+    for one, other in zip(found, expected, strict=True):
+        (part, _, value), (other_part, _, other_value) = one.rpartition("="), other.rpartition("=")
+        if part != other_part or (_kind(value) == _kind(other_value) and value != other_value):
+            return False
+    return True
+
+
 def _kind(fingerprint: str) -> str:
     return fingerprint.partition(":")[0]
 
 
-def _configuration(source: ModelSource) -> dict[str, Path | str]:
+def _configuration(source: ModelSource, parts: Sequence[str]) -> dict[str, Path | str]:
     """What a single file takes from elsewhere: its JSON files and tokenizers, or the commit that has them."""
     if not source.config:
         return {}
     if not source.folder:
-        return {"commit": _cached_commit(source.config, source.revision) or "unknown"}
-    names = _used(source.folder, None)
-    return {name: source.folder / name for name in names if not name.endswith(".safetensors")}
+        return {"commit": _cached_commit(source, parts[0]) or "unknown"}
+    used = _used(replace(source, variant=None), parts)
+    return {name: path for name, path in used.items() if not name.endswith(".safetensors")}
 
 
 def _digest(files: dict[str, Path | str]) -> str:
@@ -88,27 +119,36 @@ def _sha256(file: Path | str) -> str:
         raise ValueError(f"model file {str(file)!r} cannot be read: {error}") from error
 
 
-def _used(folder: Path, variant: str | None) -> Iterator[str]:
-    """Names of the files that a model is loaded from, relative to its folder."""
-    if (folder / "model_index.json").is_file():
-        yield "model_index.json"
-    for part in _PARTS:
+def _used(source: ModelSource, parts: Sequence[str]) -> dict[str, Path | str]:
+    """Files that parts of a model are loaded from, by their names in a folder of the whole model."""
+    folder = source.folder
+    assert folder is not None
+    index = folder / "model_index.json"
+    used: dict[str, Path | str] = {index.name: index} if parts == _PARTS and index.is_file() else {}
+    for part in parts:
+        subfolder = source.subfolder(part)
         # merges.txt and vocab.json are a tokenizer without tokenizer.json; an index only names the other files
-        settings = [*(folder / part).glob("*.json"), *(folder / part).glob("*.txt")]
-        for path in (*settings, *weight_files(folder, part, variant)):
+        settings = [*(folder / subfolder).glob("*.json"), *(folder / subfolder).glob("*.txt")]
+        for path in (*settings, *weight_files(folder, subfolder, source.variant)):
             if ".index." not in path.name:
-                yield path.relative_to(folder).as_posix()
+                used[f"{part}/{path.name}"] = path
+    return used
 
 
-def _cached_commit(name: str, revision: str | None) -> str | None:
+def _cached_commit(source: ModelSource, part: str) -> str | None:
     """Commit of a hub model: the revision itself, or the one in the local cache."""
-    if revision and re.fullmatch(r"[0-9a-f]{40}", revision):
-        return revision
+    if source.revision and re.fullmatch(r"[0-9a-f]{40}", source.revision):
+        return source.revision
     try:
         from huggingface_hub import try_to_load_from_cache
 
-        path = try_to_load_from_cache(name, "unet/config.json", revision=revision)
+        # a VAE alone has its configuration in no subfolder
+        names = f"{part}/config.json", "config.json"
+        paths = [try_to_load_from_cache(source.location, name, revision=source.revision) for name in names]
     except (ImportError, ValueError):  # ValueError: the name is no hub id
         return None
     # the cache keeps snapshots/COMMIT/unet/config.json
-    return Path(path).parents[1].name if isinstance(path, str) else None
+    for path, depth in zip(paths, (1, 0), strict=True):
+        if isinstance(path, str):
+            return Path(path).parents[depth].name
+    return None

@@ -1,8 +1,11 @@
 """Place of a model: a folder, a hub id or a file, and its JSON files."""
 
 import json
+import math
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +21,63 @@ _PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
 
 _MAX_JSON_BYTES = 1 << 20
+_PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+_DEFAULT_LORA = "pytorch_lora_weights.safetensors"
+"""Name under which diffusers saves a LoRA in a folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """A LoRA that is merged into the weights of a model."""
+
+    name: str
+    """A `.safetensors` file, or a folder with one."""
+
+    weight: float = 1.0
+    """Factor of what it adds to the weights."""
+
+    @classmethod
+    def parse(cls, text: str) -> "Lora":
+        """Read 'PATH' or 'PATH=WEIGHT'.
+
+        Raises:
+            ValueError: If the weight is not finite, or there is no path.
+        """
+        name, weight = text, 1.0
+        path, equals, number = text.rpartition("=")
+        with suppress(ValueError):  # a path may hold the sign
+            if equals:
+                weight, name = float(number), path
+        if not name or not math.isfinite(weight):
+            raise ValueError(f"model.loras is {text!r}, allowed: PATH or PATH=WEIGHT, such as 'style.safetensors=0.8'")
+        return cls(name, weight)
+
+    @classmethod
+    def parse_all(cls, texts: Sequence[str]) -> "tuple[Lora, ...]":
+        """Read several, as `parse` does."""
+        return tuple(map(cls.parse, texts))
+
+    @property
+    def file(self) -> Path:
+        """The file of weights, if there is one."""
+        path = Path(self.name)
+        if (path / _DEFAULT_LORA).is_file():
+            return path / _DEFAULT_LORA
+        files = list(path.glob("*.safetensors"))
+        return files[0] if len(files) == 1 else path
+
+    def check(self) -> None:
+        """Check that there is a file of weights.
+
+        Raises:
+            ValueError: If there is none, or a folder has several.
+        """
+        if self.file.suffix in _PICKLES:
+            raise ValueError(f"LoRA {self.name!r} is a pickle, which can run any code; allowed: .safetensors")
+        if not self.file.is_file():
+            raise ValueError(
+                f"LoRA {self.name!r} is no file and no folder with one .safetensors file: give the path of a LoRA"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +96,12 @@ class ModelSource:
 
     config: str | None = None
     """Folder or hub id with the JSON files and tokenizers that a single file of weights lacks."""
+
+    vae: str | None = None
+    """Another VAE than the model's own: a folder or hub id of a VAE or of a whole model, or a .safetensors file."""
+
+    loras: tuple[Lora, ...] = ()
+    """LoRAs that are merged into the UNet and the text encoders, in this order."""
 
     @property
     def checkpoint(self) -> Path | None:
@@ -64,6 +130,23 @@ class ModelSource:
         """Whether the weights are on this machine, and not on the hub or in its cache."""
         return bool(self.checkpoint or self.folder)
 
+    def of_part(self, part: str) -> "ModelSource":
+        """Place of a part: the VAE may come from elsewhere, and a file of a VAE takes the model's own configuration."""
+        if part != "vae" or self.vae is None:
+            return self
+        if self.vae.endswith(".safetensors"):
+            return VaeSource(self.vae, revision=self.revision, config=self._home)
+        return VaeSource(self.vae, variant=self.variant)
+
+    def subfolder(self, part: str) -> str:
+        """Folder of a part within the model."""
+        return part
+
+    @property
+    def own(self) -> "ModelSource":
+        """The model without another VAE and without LoRAs."""
+        return replace(self, vae=None, loras=())
+
     @property
     def _home(self) -> str:
         return self.config if self.checkpoint and self.config else self.name
@@ -74,7 +157,7 @@ class ModelSource:
         Raises:
             ValueError: If the file cannot be read, or the settings contradict each other.
         """
-        if self.name.endswith((".ckpt", ".pt", ".pth", ".bin")):
+        if self.name.endswith(_PICKLES):
             raise ValueError(
                 f"model {self.name!r} is a pickled checkpoint, which can run any code; allowed: .safetensors. "
                 "Most models also have such a file, and diffusers' scripts convert a checkpoint into one"
@@ -91,6 +174,10 @@ class ModelSource:
                 f"model.config is {self.config!r}, but model {self.name!r} is not a .safetensors file: a diffusers "
                 "checkpoint folder has its own JSON files, so leave model.config out"
             )
+        if self.vae is not None:
+            self.of_part("vae").check()
+        for lora in self.loras:
+            lora.check()
 
     def read_config(self, part: str, file: str) -> JsonObject:
         """Read a JSON file of a part, without the weights of the part.
@@ -102,7 +189,10 @@ class ModelSource:
         Raises:
             ValueError: If the model does not exist, or lacks the file, or the file is no JSON object.
         """
-        name = str(Path(part, file))
+        source = self.of_part(part)
+        if source is not self:
+            return source.read_config(part, file)
+        name = str(Path(self.subfolder(part), file))
         path = self._download(name) if self.folder is None else self.folder / name
         if not path.is_file():
             raise ValueError(
@@ -133,3 +223,21 @@ class ModelSource:
             raise ValueError(
                 f"model {self._home!r} is not a local folder, and the hub has no {name}: {reason}"
             ) from error
+
+
+class VaeSource(ModelSource):
+    """Place of a VAE: a folder or hub id of a whole model, or of the VAE alone."""
+
+    __slots__ = ()
+
+    def subfolder(self, part: str) -> str:
+        """Folder of the VAE; empty if there is nothing else."""
+        return part if self._has(f"{part}/config.json") or not self._has("config.json") else ""
+
+    def _has(self, name: str) -> bool:
+        if self.folder:
+            return (self.folder / name).is_file()
+        try:
+            return self._download(name).is_file()
+        except ValueError:
+            return False

@@ -5,6 +5,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,10 +17,11 @@ from nti_batch.diffusion.pooled_embedding import split_pooled
 from nti_batch.diffusion.prompt_to_prompt import StepControl
 from nti_batch.diffusion.schedule import DDIMSchedule
 from nti_batch.models.attention import ControlledAttention, features_from, self_attention_positions
+from nti_batch.models.fingerprint import model_fingerprint
 from nti_batch.models.source import ModelSource, Precision
 from nti_batch.models.supported import ModelDescription
 from nti_batch.models.text_encoders import TextEncoder
-from nti_batch.models.weights import load_network, load_scheduler, load_text_encoders
+from nti_batch.models.weights import load_network, load_scheduler, load_text_encoders, load_unet
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -51,6 +53,9 @@ class StableDiffusion(nn.Module):
         """
         super().__init__()
         self.text, self.vae, self.unet, self.scheduler = text, vae, unet, scheduler
+        self.source: ModelSource | None = None
+        """Place that `load` has loaded them from."""
+
         self.pixels_per_latent = 2 ** (len(vae.config.block_out_channels) - 1)
         self.alphas_cumprod: Tensor
         """Noise levels of the training, [1000]."""
@@ -67,12 +72,20 @@ class StableDiffusion(nn.Module):
             ValueError: If the model is missing, not supported, or has pickled weights only.
         """
         description = ModelDescription.of(source)
-        return cls(
-            load_text_encoders(source, description),
+        text = load_text_encoders(source, description)
+        networks = cls(
+            text,
             load_network(source, "vae", torch.float32),
-            load_network(source, "unet", getattr(torch, precision)),
+            load_unet(source, text, getattr(torch, precision)),
             load_scheduler(source),
         )
+        networks.source = source
+        return networks
+
+    @cached_property
+    def fingerprint(self) -> str | None:
+        """Fingerprint of the model's files; None if it is not known."""
+        return model_fingerprint(self.source) if self.source else None
 
     @property
     def device(self) -> torch.device:

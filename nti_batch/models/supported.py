@@ -70,10 +70,11 @@ class ModelDescription:
         vae = _checked(source, "vae", VAE)
         if vae.integer("latent_channels", 1, 64) != in_channels:
             vae.reject("latent_channels", f"{in_channels}, which the UNet takes")
+        if source.vae is not None:
+            _check_scale(vae, source.own)
         factor = 2 ** (len(vae.array("block_out_channels")) - 1)
         max_tokens, width = _check_text_encoders(source, unet, is_xl)
-        if source.has_local_weights:
-            _check_weight_files(source, is_xl)
+        _check_weight_files(source, is_xl)
         return cls(_image_size(unet, factor), factor, in_channels, max_tokens, width, is_xl, zeros)
 
     @property
@@ -118,6 +119,21 @@ class ModelDescription:
                 f"{self.pixels_per_latent}, for example {example}"
             )
         return height, width
+
+
+def _check_scale(vae: JsonObject, model: ModelSource) -> None:
+    """Check that another VAE scales its latents as the model's own, with which the UNet was trained.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    default = 0.18215
+    own = model.read_config("vae", "config.json").get("scaling_factor", default)
+    if (found := vae.get("scaling_factor", default)) != own:
+        raise ValueError(
+            f"{vae.file}: scaling_factor is {found}, allowed: {own}, as the model's own VAE has: give a VAE of the "
+            "model's family"
+        )
 
 
 def _checked(source: ModelSource, part: str, rules: Rules) -> JsonObject:
@@ -180,9 +196,10 @@ def _check_scheduler(source: ModelSource) -> None:
 
 
 def _check_weight_files(source: ModelSource, is_xl: bool) -> None:
-    """Check that a local model has sound files of weights."""
+    """Check that the local parts of a model have sound files of weights."""
     for part in PARTS[: 3 + is_xl]:
-        read_part_headers(source, part)
+        if source.of_part(part).has_local_weights:
+            read_part_headers(source, part)
     if source.checkpoint:
         _check_markers(source, {header.name for header in read_headers([source.checkpoint])})
 

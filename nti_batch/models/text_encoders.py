@@ -29,6 +29,11 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.tokenizer, self.encoder = tokenizer, encoder
 
+    @property
+    def encoders(self) -> list[nn.Module]:
+        """The networks."""
+        return [self.encoder]
+
     def embed_prompts(self, prompts: list[str]) -> Tensor:
         """Encode prompts, padded and truncated, to last hidden states, [prompts, tokens, dim]."""
         embeddings: Tensor = self.encoder(upload(_ids(self.tokenizer, prompts), self.encoder.device)).last_hidden_state
@@ -68,6 +73,11 @@ class TextEncoderPair(TextEncoder):
         self.tokenizer_2, self.encoder_2 = tokenizer_2, encoder_2
         self.zeros_for_empty_prompt = zeros_for_empty_prompt
         self.pooled_dim = encoder_2.config.projection_dim
+
+    @property
+    def encoders(self) -> list[nn.Module]:
+        """The networks."""
+        return [self.encoder, self.encoder_2]
 
     def embed_prompts(self, prompts: list[str]) -> Tensor:
         """Encode prompts to penultimate hidden states side by side and the pooled row, [prompts, tokens + 1, dim]."""

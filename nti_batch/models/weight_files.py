@@ -7,7 +7,7 @@ from math import prod
 from pathlib import Path
 from typing import Literal
 
-from nti_batch.models.source import ModelSource
+from nti_batch.models.source import ModelSource, VaeSource
 
 Part = Literal["unet", "vae", "text_encoder", "text_encoder_2"]
 PARTS: tuple[Part, ...] = ("unet", "vae", "text_encoder", "text_encoder_2")
@@ -20,6 +20,9 @@ ORIGINAL_PREFIXES: dict[Part, tuple[str, ...]] = {
     "text_encoder_2": ("conditioner.embedders.1.",),
 }
 """Beginnings of the names of a part's weights in Stable Diffusion's original layout."""
+
+_VAE_ALONE = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+"""Beginnings of the names in a file that holds a VAE and nothing else."""
 
 _SHARD = re.compile(r"-\d{5}-of-\d{5}")
 _STEMS = ("diffusion_pytorch_model", "model")
@@ -47,11 +50,15 @@ def read_part_headers(source: ModelSource, part: Part) -> Sequence[WeightHeader]
     Raises:
         ValueError: If the part has no safetensors weights, or a file is damaged or quantized.
     """
+    source = source.of_part(part)
     if source.checkpoint:
-        headers = [h for h in read_headers([source.checkpoint]) if h.name.startswith(ORIGINAL_PREFIXES[part])]
+        everything = list(read_headers([source.checkpoint]))
+        headers = [h for h in everything if h.name.startswith(ORIGINAL_PREFIXES[part])]
+        if not headers and isinstance(source, VaeSource):
+            headers = [h for h in everything if h.name.startswith(_VAE_ALONE)]
     else:
         assert source.folder is not None
-        headers = list(read_headers(weight_files(source.folder, part, source.variant)))
+        headers = list(read_headers(weight_files(source.folder, source.subfolder(part), source.variant)))
     if not headers and source.checkpoint:
         raise ValueError(
             f"model {source.name!r} has no weights of {part}: give a file with all parts, and check that "

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nti_batch.models.accepted import SUPPORTED, UNET, VAE
+from nti_batch.models.loras import check_loras, merge_loras
 from nti_batch.models.rules import Rules
 from nti_batch.models.source import ModelSource
 from nti_batch.models.supported import ModelDescription
@@ -36,6 +37,9 @@ _SCHEDULE_FIELDS = (
 
 _RULES: dict[Part, Rules] = {"unet": UNET, "vae": VAE}
 
+_DIFFUSERS_VAE = "encoder.down_blocks."
+"""Beginning of names in a file of a VAE that diffusers has written."""
+
 _OPEN_CLIP_PREFIXES: dict[Part, str] = {
     "text_encoder": "cond_stage_model.model.",
     "text_encoder_2": "conditioner.embedders.1.model.",
@@ -49,8 +53,13 @@ def check_model(source: ModelSource, description: ModelDescription) -> None:
         ValueError: If a tokenizer or a network is missing, incomplete or damaged.
     """
     load_tokenizers(source, description)
-    for part in PARTS[: 3 + description.is_xl]:
-        _check_network(source, part)
+    parts = PARTS[: 3 + description.is_xl]
+    for part in parts:
+        _check_network(source.of_part(part), part)
+    if source.loras:
+        with torch.device("meta"):
+            unet, _, *encoders = (_empty_network(source, part) for part in parts)
+        check_loras(source.loras, unet, encoders)
 
 
 def load_network(source: ModelSource, part: Part, dtype: torch.dtype) -> Any:
@@ -60,6 +69,7 @@ def load_network(source: ModelSource, part: Part, dtype: torch.dtype) -> Any:
         ValueError: If the network is missing, incomplete or damaged, or has weights that its configuration does not
             describe.
     """
+    source = source.of_part(part)
     _check_network(source, part)
     with _errors_in_words(source, part):
         return (_from_file if source.checkpoint else _from_folder)(source, part, dtype)
@@ -77,6 +87,20 @@ def load_text_encoders(source: ModelSource, description: ModelDescription) -> Te
         return TextEncoder(tokenizers[0], encoder)
     encoder_2 = load_network(source, "text_encoder_2", torch.float32)
     return TextEncoderPair(tokenizers[0], encoder, tokenizers[1], encoder_2, description.zeros_for_empty_prompt)
+
+
+def load_unet(source: ModelSource, text: TextEncoder, dtype: torch.dtype) -> Any:
+    """Load the UNet, and merge the LoRAs into it and into the text encoders.
+
+    The LoRAs are merged in float32, so that they are rounded once.
+
+    Raises:
+        ValueError: As `load_network`; if a LoRA does not fit.
+    """
+    unet = load_network(source, "unet", torch.float32 if source.loras else dtype)
+    if source.loras:
+        merge_loras(source.loras, unet, text.encoders)
+    return unet.to(dtype)
 
 
 def load_scheduler(source: ModelSource) -> "DDIMScheduler":
@@ -148,7 +172,7 @@ def _from_folder(source: ModelSource, part: Part, dtype: torch.dtype) -> nn.Modu
     """Load a network from a folder or the hub."""
     network, info = _class_of(part).from_pretrained(  # type: ignore[attr-defined]
         source.location,
-        subfolder=part,
+        subfolder=source.subfolder(part),
         variant=source.variant,
         use_safetensors=True,
         output_loading_info=True,
@@ -186,7 +210,8 @@ def _fill(source: ModelSource, part: Part, network: nn.Module, weights: dict[str
         RuntimeError: If a weight has another shape.
     """
     count = sum(weight.numel() for weight in weights.values())
-    converted = _convert(weights, part, network) if source.checkpoint else _rename(weights, part, network)
+    is_original = source.checkpoint and not any(name.startswith(_DIFFUSERS_VAE) for name in weights)
+    converted = _convert(weights, part, network) if is_original else _rename(weights, part, network)
     missing, unexpected = network.load_state_dict(converted, strict=False, assign=True)
     _check_names(part, missing, unexpected)
     # the converter leaves out what the configuration does not describe
@@ -205,10 +230,10 @@ def _empty_network(source: ModelSource, part: Part) -> nn.Module:
     """Make a network whose weights are not set."""
     network = _class_of(part)
     if part in ("unet", "vae"):
-        config = network.load_config(source.location, subfolder=part, **source.hub_arguments)  # type: ignore[attr-defined]
+        config = network.load_config(source.location, subfolder=source.subfolder(part), **source.hub_arguments)  # type: ignore[attr-defined]
         return network.from_config(config)  # type: ignore[attr-defined]
     config = network.config_class.from_pretrained(  # type: ignore[attr-defined]
-        source.location, subfolder=part, **source.hub_arguments
+        source.location, subfolder=source.subfolder(part), **source.hub_arguments
     )
     return network(config)
 

@@ -3,9 +3,11 @@
 import bisect
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -31,14 +33,54 @@ _RecordPlace = tuple[MemberPlace, MemberPlace]
 """Places of a record's tensors and of its `.json`."""
 
 
+class InversionBatch(NamedTuple):
+    """Inversions of one shape, as `InversionDataset.collate_fn` stacks them."""
+
+    ids: list[_Id]
+    """Shard and key of each inversion."""
+
+    prompts: list[str]
+    noise_latents: Tensor
+    """z_T, [batch, channels, height, width] float32."""
+
+    null_embeddings: Tensor
+    """[batch, T, tokens, dim] float32; row 0 belongs to the noisiest timestep."""
+
+    pivot: Tensor | None
+    """[batch, T, channels, height, width] float32; None if the method keeps none."""
+
+    pixels: Tensor | None
+    """Input images, uint8 [batch, 3, height, width]; None without `pixels=True`."""
+
+
+def _stack(name: str, tensors: Sequence[Tensor]) -> Tensor:
+    """Stack tensors of one shape.
+
+    Raises:
+        ValueError: If they have several.
+    """
+    if len(shapes := {tuple(tensor.shape) for tensor in tensors}) > 1:
+        raise ValueError(
+            f"{name} of a batch have the shapes {', '.join(map(str, sorted(shapes)))}: join only runs of one model, "
+            "size and number of steps, or give the DataLoader collate_fn=list"
+        )
+    return torch.stack(list(tensors))
+
+
+def _stack_all(name: str, tensors: Sequence[Tensor | None]) -> Tensor | None:
+    """Stack tensors, if all items have one."""
+    present = [tensor for tensor in tensors if tensor is not None]
+    return _stack(name, present) if len(present) == len(tensors) else None
+
+
 class InversionDataset(Dataset[StoredInversion]):
     """The committed inversions of a run, for a `DataLoader`.
 
     The index follows the order of the files, so that reading in order is streaming; `dataset[shard, key]` is an item
     by its id. The constructor reads the manifests alone. An item reads its own bytes, and checks them.
 
-    Items may differ in shape: give the `DataLoader` `collate_fn=list`, or stack the tensors you need. Join several
-    runs with `torch.utils.data.ConcatDataset`.
+    Give the `DataLoader` `collate_fn=InversionDataset.collate_fn` for batches of tensors, or `collate_fn=list`. Join
+    several runs with `torch.utils.data.ConcatDataset`.
     """
 
     ids: list[_Id]
@@ -77,6 +119,28 @@ class InversionDataset(Dataset[StoredInversion]):
         self._parts: dict[Path, tuple[Path, dict[_Id, _RecordPlace]]] = {}
         self._images: dict[str, dict[str, ImagePlace]] = {}
 
+    def __repr__(self) -> str:
+        """Name the run, and count its inversions."""
+        shards = len({shard for shard, _ in self.ids})
+        pixels = "" if self._urls is None else ", pixels=True"
+        return f"{type(self).__name__}({str(self.run.out)!r}{pixels}): {len(self)} inversions of {shards} shards"
+
+    @staticmethod
+    def collate_fn(items: Sequence[StoredInversion]) -> "InversionBatch":
+        """Stack the tensors of inversions; a `DataLoader` calls it.
+
+        Raises:
+            ValueError: If they have several shapes, as those of several runs may have.
+        """
+        return InversionBatch(
+            ids=[(item.shard, item.key) for item in items],
+            prompts=[item.prompt for item in items],
+            noise_latents=_stack("noise_latents", [item.noise_latents for item in items]),
+            null_embeddings=_stack("null_embeddings", [item.null_embeddings for item in items]),
+            pivot=_stack_all("pivot", [item.pivot for item in items]),
+            pixels=_stack_all("pixels", [item.pixels for item in items]),
+        )
+
     def __len__(self) -> int:
         """Return the number of inversions."""
         return len(self.ids)
@@ -92,7 +156,8 @@ class InversionDataset(Dataset[StoredInversion]):
             index: A number, negative ones from the end, or (shard, key).
 
         Raises:
-            ValueError: If the run has no such id, or a file is damaged; the text names it.
+            ValueError: If a file is damaged; the text names it.
+            KeyError: If the run has no such id.
             IndexError: If the number is out of range.
         """
         if not isinstance(index, tuple):
@@ -101,7 +166,7 @@ class InversionDataset(Dataset[StoredInversion]):
             index = self._index[index]
         else:
             shard, key = index
-            raise ValueError(f"{str(self.run.out)!r} has no inversion of the key {key!r} in shard {shard!r}")
+            raise KeyError(f"{str(self.run.out)!r} has no inversion of the key {key!r} in shard {shard!r}")
         part, (shard, key) = self._of_index[bisect.bisect(self._ends, index)], self.ids[index]
         tar, places = self._places(part)
         payload, metadata = places[shard, key]
@@ -130,7 +195,7 @@ class InversionDataset(Dataset[StoredInversion]):
         settings = self.run.settings
         try:
             path, place = self._images[shard][key]
-            return decode_image(place.read(path), settings.height, settings.width, max_memory=None)
+            return decode_image(place.read(path), settings.height, settings.width, None, settings.fit)
         except ValueError as error:
             raise ValueError(f"shard {shown!r} is damaged at the key {key!r}, which was inverted: {error}") from error
 

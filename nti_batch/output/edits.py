@@ -18,6 +18,7 @@ from torch import Tensor
 from nti_batch.data.images import to_image
 from nti_batch.output.format_version import format_versions
 from nti_batch.output.manifest_rows import EditRow, Metadata
+from nti_batch.output.original import original_to_json
 from nti_batch.output.part import read_members
 from nti_batch.output.run_folder import OutputRun
 from nti_batch.output.run_kind import RunKind
@@ -43,6 +44,7 @@ def encode_edit(edit: EditedImage, settings: EditRunSettings) -> tuple[bytes, Me
         "psnr_unedited": edit.psnr_unedited,
         "ssim_unedited": edit.ssim_unedited,
         "mse_unedited": edit.mse_unedited,
+        **original_to_json(edit.original),
         "seconds": edit.seconds,
         "settings": settings.to_json(),
         "finished": time.time(),

@@ -23,6 +23,7 @@ from nti_batch.json_object import Json
 from nti_batch.lock import lock_folder
 from nti_batch.output.inversions import InversionRun, read_part
 from nti_batch.output.manifest_rows import InversionRow, member_name
+from nti_batch.output.run_folder import AnyRun
 from nti_batch.output.serialization import StoredInversion
 from nti_batch.output.stored_part import StoredPart
 
@@ -72,7 +73,7 @@ def scheduler_settings(timesteps: list[Json]) -> dict[str, Json]:
 
 
 def choose_ids(
-    run: InversionRun, shards: Collection[str] | None, keys: Collection[str] | None
+    run: AnyRun, shards: Collection[str] | None, keys: Collection[str] | None
 ) -> set[tuple[str, str]] | None:
     """Choose committed images by shard and by key.
 
@@ -118,7 +119,7 @@ def export_run(run: InversionRun, folder: Path, only: Collection[tuple[str, str]
             f"{str(run.out)!r} was inverted with --model.method={settings.method}, whose embeddings do not rebuild an "
             "image: export a run of another method, or read its pivot with `nti_batch.read_inversions`"
         )
-    with lock_folder(folder, "export.lock", "FOLDER"):
+    with lock_folder(folder, "export.lock", "--output"):
         parts = (_export_part(part, folder, only) for part in run.all_parts())
         return sum(parts, Exported())
 

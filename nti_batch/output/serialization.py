@@ -34,7 +34,8 @@ from nti_batch.diffusion.rounding import Storage, split_change
 from nti_batch.json_object import Json, JsonObject
 from nti_batch.output.format_version import format_versions
 from nti_batch.output.manifest_rows import Metadata
-from nti_batch.records import Inversion
+from nti_batch.output.original import original_from_json, original_to_json
+from nti_batch.records import Inversion, Original
 from nti_batch.settings import InversionRunSettings
 
 MAX_TENSOR_BYTES = 1 << 28
@@ -69,7 +70,12 @@ class StoredInversion:
     width] float32; None with another method."""
 
     pixels: Tensor | None = None
-    """Input image, uint8 [3, height, width], cropped and resized as it was inverted. Set by `InversionDataset`."""
+    """Input image, uint8 [3, height, width], fitted as it was inverted. Set by `InversionDataset`."""
+
+    @property
+    def original(self) -> Original | None:
+        """Size of the input image, and how it was fitted; None if a version of the package did not record it."""
+        return original_from_json(JsonObject(self.metadata, f"the .json of {self.key!r}"))
 
     @property
     def settings(self) -> InversionRunSettings:
@@ -159,6 +165,7 @@ def encode_inversion(inversion: Inversion, settings: InversionRunSettings) -> tu
         "seconds": inversion.seconds,
         "pooled_dim": inversion.pooled_dim,
         "input_sha256": inversion.input_sha256,
+        **original_to_json(inversion.original),
         "settings": settings.to_json(),
         "finished": time.time(),
         "sha256": hashlib.sha256(payload).hexdigest(),

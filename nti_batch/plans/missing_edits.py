@@ -257,7 +257,15 @@ class EditPlan(Plan[EditedImage, EditRow, EditRunSettings]):
         if not wanted:
             return {}
         settings = self.inversions.settings
-        found = read_inputs([unit], settings.caption, settings.height, settings.width, wanted, self.reading.allow_pipe)
+        found = read_inputs(
+            [unit],
+            settings.caption,
+            settings.height,
+            settings.width,
+            wanted,
+            self.reading.allow_pipe,
+            settings.fit,
+        )
         if len(found) < len(wanted):
             logger.warning(
                 "%s: %d of %d inputs cannot be read, so their edits get no scores",

@@ -154,7 +154,7 @@ class ImagePlan(Plan[Inversion, InversionRow, InversionRunSettings]):
         if isinstance(sample, Failure):
             return sample
         settings = self.run.settings
-        return decode_sample(sample, settings.height, settings.width, self.reading.max_memory)
+        return decode_sample(sample, settings.height, settings.width, self.reading.max_memory, settings.fit)
 
     def _is_redone(self, row: Row, sample: RawSample | Failure) -> bool:
         """Whether a committed record is computed again; the row of a damaged shard counts until it is recovered."""

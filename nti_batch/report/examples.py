@@ -62,7 +62,9 @@ def _inversion_examples(
     with_ddim: bool,
 ) -> list[Example]:
     stored, settings = _read_stored(located, notes), plan.run.settings
-    inputs = read_inputs(plan.units, settings.caption, settings.height, settings.width, stored, plan.reading.allow_pipe)
+    inputs = read_inputs(
+        plan.units, settings.caption, settings.height, settings.width, stored, plan.reading.allow_pipe, settings.fit
+    )
     if len(inputs) < len(stored):
         missing = len(stored) - len(inputs)
         notes.append(f"{missing} of {len(stored)} inputs cannot be read any more and are not shown.")

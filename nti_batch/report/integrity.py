@@ -272,7 +272,9 @@ def _compare_reconstructions(plan: ImagePlan, count: int, checked: Checked) -> I
     rows = [row for _, row in choose_rows(plan.run, plan.units, count)]
     recorded_psnr = {(row.shard, row.key): row.metrics().get("psnr", nan) for row in rows}
     ids = list(recorded_psnr)
-    inputs = read_inputs(plan.units, settings.caption, settings.height, settings.width, ids, plan.reading.allow_pipe)
+    inputs = read_inputs(
+        plan.units, settings.caption, settings.height, settings.width, ids, plan.reading.allow_pipe, settings.fit
+    )
     for shard, key in sorted(set(ids) - set(inputs)):
         yield Finding(f"{shard}/{key}", "is committed, and its input cannot be read", ELSEWHERE)
     for stored in read_inversions(plan.run.out, inputs):

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import get_args
 
+from nti_batch.data.fit import without_padding
 from nti_batch.editing.masks import mask_pixels
 from nti_batch.editing.pie_bench import CATEGORIES, category, has_missing_blend_word
 from nti_batch.editing.requests import request_id
@@ -67,8 +68,9 @@ def _score_unit(plan: EditPlan, unit: WorkUnit, learned: LearnedScores) -> Itera
         request = requests[row.id]
         mask, original = request.mask, originals.get((row.shard, row.key))
         if mask and original and row.edit_prompt is not None:
-            edited, source = pixels[None] / 255, original.pixels[None] / 255
-            inside = mask_pixels(mask, *pixels.shape[1:])[None]
+            shown = original.original
+            edited, source = (without_padding(each, shown)[None] / 255 for each in (pixels, original.pixels))
+            inside = mask_pixels(mask, edited.shape[2], edited.shape[3], shown.fit)[None]
             scores = {
                 protocol: score_edits(edited, source, inside, [row.edit_prompt], learned, protocol)[0]
                 for protocol in PROTOCOLS

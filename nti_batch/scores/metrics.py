@@ -36,8 +36,8 @@ def ssim(image: Tensor, reference: Tensor, where: Tensor | None = None) -> Tenso
         (2 mu_x mu_y + C1) (2 sigma_xy + C2) / ((mu_x^2 + mu_y^2 + C1) (sigma_x^2 + sigma_y^2 + C2))
 
     with a Gaussian window of 11 x 11 and standard deviation 1.5 around each pixel, mirrored at the borders. The map is
-    averaged over pixels and colours; the window of a pixel of `where` may reach out of `where`. Images have at least
-    6 x 6 pixels.
+    averaged over pixels and colours; the window of a pixel of `where` may reach out of `where`. A side below 6 pixels
+    has nothing to mirror, and its border pixels are repeated.
     """
     x, y = image, reference
     mu_x, mu_y = _blur(x), _blur(y)
@@ -49,7 +49,8 @@ def ssim(image: Tensor, reference: Tensor, where: Tensor | None = None) -> Tenso
 def _blur(images: Tensor) -> Tensor:
     """Return the Gaussian mean around each pixel, in the same shape."""
     window = (_WINDOW / _WINDOW.sum()).to(images)
-    planes = F.pad(images.flatten(0, 1)[:, None], (5, 5, 5, 5), mode="reflect")
+    mode = "reflect" if min(images.shape[-2:]) > 5 else "replicate"
+    planes = F.pad(images.flatten(0, 1)[:, None], (5, 5, 5, 5), mode=mode)
     return F.conv2d(F.conv2d(planes, window.view(1, 1, 1, -1)), window.view(1, 1, -1, 1)).view_as(images)
 
 

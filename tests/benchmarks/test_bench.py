@@ -15,7 +15,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from helpers.tiny import captioned, write_shard
 from PIL import Image
 
-from nti_batch import edit_image
+from nti_batch import Editor
 from nti_batch.benchmarks import edits, inner_step
 from nti_batch.benchmarks.full_size import Family, random_unet
 from nti_batch.benchmarks.inner_step import AUTHORS, JOB, Step, timed_step
@@ -163,11 +163,13 @@ def test_the_edit_job_is_compared_with_a_loop_over_the_same_edits(
     capsys.readouterr()
     edited: list[str | None] = []
 
-    def counted(image: StoredInversion, prompt: str | None, networks: StableDiffusion) -> Image.Image:
-        edited.append(image.key)
-        return edit_image(image, prompt, networks=networks)
+    real = Editor.edit
 
-    monkeypatch.setattr(edits, "edit_image", counted)
+    def counted(editor: Editor, image: StoredInversion, prompt: str | None) -> Image.Image:
+        edited.append(image.key)
+        return real(editor, image, prompt)
+
+    monkeypatch.setattr(Editor, "edit", counted)
     monkeypatch.setattr("sys.argv", ["edits", str(tmp_path), "--images=2", "--edits=3", "--batch_size=4", "--rounds=1"])
     edits.main()
     rates, ratio = capsys.readouterr().out.splitlines()

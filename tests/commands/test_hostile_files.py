@@ -67,7 +67,7 @@ def commands(site: Path, path: str) -> Iterator[list[str]]:
     """Commands without a model that read a file."""
     jobs = ["--dry_run", "--trainer.accelerator=cpu"]
     if path.startswith("run"):
-        yield from (["status", "run"], ["verify", "run", "--json"], ["export", "run", "out"])
+        yield from (["status", "run"], ["verify", "run", "--json"], ["export", "run", "--output", "out"])
         yield ["edit", "--data.inversions=run", "--output.dir=new", *jobs]
     elif path.startswith("edits"):
         yield from (["status", "edits", "--json"], ["verify", "edits"], ["score", "edits"])

@@ -41,8 +41,8 @@ def computes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         "invert --data.shards=demo --output.dir={}",
         "edit --data.inversions=run --output.dir={}",
         "edit --inversions=run --key=000 --output={}.png",
-        "export run {}",
-        "export {} folder",
+        "export run --output={}",
+        "export {} --output=folder",
         "pack folder {}",
         "report run --output={}",
         "report {}",
@@ -84,11 +84,11 @@ def test_a_second_export_into_a_folder_stops(run: Path, tmp_path: Path, capsys: 
     folder = tmp_path / "exported"
     folder.mkdir()
     lock = UnitLock(folder / "export.lock")
-    assert main(["export", str(run), str(folder)]) == 1
+    assert main(["export", str(run), "--output", str(folder)]) == 1
     assert f"output folder '{folder}' is in use by another job" in capsys.readouterr().err
     assert [path.name for path in folder.iterdir()] == ["export.lock"]
     lock.release()
-    assert main(["export", str(run), str(folder)]) == 0
+    assert main(["export", str(run), "--output", str(folder)]) == 0
     assert [path.name for path in folder.iterdir()] == ["s"]
 
 
@@ -146,7 +146,7 @@ def test_a_variable_of_slurm_that_lightning_refuses_is_one_line(
 
 
 def test_commands_without_a_model_load_no_networks(run: Path, tmp_path: Path):
-    commands = [["status"], ["verify"], ["export", str(tmp_path / "x")], ["report", "--images=0"]]
+    commands = [["status"], ["verify"], ["export", "--output", str(tmp_path / "x")], ["report", "--images=0"]]
     script = f"""import sys
 from nti_batch.cli import main
 for name, *more in {commands!r}:

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from nti_batch.data.images import decode_image
+from nti_batch.data.fit import without_padding
+from nti_batch.data.images import decode_image, decode_original
 from nti_batch.editing.masks import check_mask, decode_runs, encode_runs, mask_pixels
-from nti_batch.records import Mask
+from nti_batch.records import Fit, Mask
 
 SIZES = st.integers(1, 12)
 
@@ -96,3 +97,21 @@ def test_a_run_outside_the_grid_is_refused(runs: tuple[int, int]):
 def test_a_grid_without_pixels_is_refused(size: tuple[int, int]):
     with pytest.raises(ValueError, match=rf"grid has height {size[0]} and width {size[1]}, allowed: at least 1"):
         check_mask(Mask((), *size))
+
+
+@pytest.mark.parametrize("fit", ["pad", "stretch"])
+@pytest.mark.parametrize(("height", "width"), [(24, 24), (48, 24), (24, 60)])
+def test_a_mask_is_fitted_as_its_image_without_padding(fit: Fit, height: int, width: int):
+    """A white spot on black lies inside the spot's mask on the part that shows the image."""
+    rng = random.Random(height * width)
+    for _ in range(10):
+        top, left = rng.randrange(height - 4), rng.randrange(width - 4)
+        spot = torch.zeros(height, width, dtype=torch.bool)
+        spot[top : top + 4, left : left + 4] = True
+        file = io.BytesIO()
+        Image.fromarray((spot * 255).byte().numpy()).save(file, "PNG")
+        decoded, original = decode_original(file.getvalue(), 12, 12, fit=fit)
+        bright = without_padding(decoded, original)[0] > 128
+        inside = mask_pixels(encode_runs(spot), bright.shape[0], bright.shape[1], fit)
+        assert (inside | ~bright).all()
+        assert inside.sum() <= math.ceil(4 * 12 / height + 1) * math.ceil(4 * 12 / width + 1)

@@ -104,3 +104,9 @@ def rows(out: Path) -> dict[str, InversionRow]:
     keys = [row.key for row in committed if row.key]
     assert len(set(keys)) == len(keys)
     return {row.key: row for row in committed}
+
+
+def expect_one_sentence(*words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Check that a command has printed one line of error with these words."""
+    error = capsys.readouterr().err
+    assert all(word in error for word in words) and error.count("\n") == 1, error

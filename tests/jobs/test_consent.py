@@ -100,7 +100,7 @@ def test_edits_with_masks_read_their_input_with_the_flag_alone(forged: Path, cap
 def test_what_reads_no_input_asks_for_no_consent(forged: Path, capsys: pytest.CaptureFixture[str]):
     assert main(edit(forged / "inverted", forged / "again")) == 0
     assert main(["edit", f"--inversions={forged / 'inverted'}", "--key=000", f"--output={forged / 'x.png'}"]) == 0
-    assert main(["export", str(forged / "inverted"), str(forged / "exported")]) == 0
+    assert main(["export", str(forged / "inverted"), "--output", str(forged / "exported")]) == 0
     for command in ("status", "report"):
         assert main([command, str(forged / "edited")]) == 0
     assert main(["verify", str(forged / "inverted"), f"--data.shards={forged / 'a.tar'}"]) == 0

@@ -72,8 +72,8 @@ def test_hostile_keys_names_and_errors_reach_neither_terminal_nor_log(
         ["edit", f"--inversions={out}", "--key=none", f"--output={tmp_path}/x.png"],
         ["edit", f"--inversions={out}", f"--key=html{evil}", f"--output={tmp_path}/x.png"],
         ["edit", f"--data.inversions={out}", f"--output.dir={tmp_path}/e{evil}", f"--data.edits={tmp_path}/{evil}"],
-        ["export", str(out), str(tmp_path / f"exported{evil}")],
-        ["export", str(out), str(tmp_path / "exported"), f"--key={evil}"],
+        ["export", str(out), "--output", str(tmp_path / f"exported{evil}")],
+        ["export", str(out), "--output", str(tmp_path / "exported"), f"--key={evil}"],
         ["report", str(out), f"--output={tmp_path}/{evil}.html"],
         ["pack", str(folder), str(packed)],
     ]

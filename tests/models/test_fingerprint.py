@@ -27,8 +27,8 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> Path:
     return folder
 
 
-def _of(folder: Path, **settings: str) -> str | None:
-    return model_fingerprint(ModelSource(str(folder), **settings))
+def _of(folder: Path, variant: str | None = None, config: str | None = None) -> str | None:
+    return model_fingerprint(ModelSource(str(folder), variant=variant, config=config))
 
 
 def test_it_is_the_hash_of_the_sorted_list_of_hashes(tmp_path: Path):

@@ -1,5 +1,6 @@
 """A dataset gives what `read_inversions` gives, in any order, each once, and with the image that was inverted."""
 
+import dataclasses
 import gzip
 import io
 import pickle
@@ -16,7 +17,7 @@ from helpers.runs import create_run
 from helpers.tiny import captioned, png, write_shard
 from torch.utils.data import ConcatDataset, DataLoader
 
-from nti_batch import InversionDataset, StoredInversion, read_inversions
+from nti_batch import InversionBatch, InversionDataset, StoredInversion, read_inversions
 from nti_batch.cli import main
 from nti_batch.data import tar
 from nti_batch.data.images import decode_image
@@ -78,7 +79,7 @@ def test_an_unknown_index_or_id_is_refused(out: Path):
     opened = InversionDataset(out)
     with pytest.raises(IndexError):
         opened[len(opened)]
-    with pytest.raises(ValueError, match=r"has no inversion of the key 'bad 0' in shard 'a'"):
+    with pytest.raises(KeyError, match=r"has no inversion of the key 'bad 0' in shard 'a'"):
         opened["a", "bad 0"]
 
 
@@ -229,3 +230,27 @@ def test_the_images_of_a_folder_stand_beside_their_inversions(tiny_model: Path, 
     for number, key in enumerate(("cats/tom", "dog")):
         pixels = dataset["images", key].pixels
         assert pixels is not None and torch.equal(pixels, decode_image(png(number), 16, 16))
+
+
+def test_the_collate_function_stacks_batches(inverted: Path):
+    run = inverted / "out"
+    dataset = InversionDataset(run, pixels=True)
+    batch: InversionBatch
+    (batch,) = DataLoader(dataset, batch_size=len(dataset), collate_fn=dataset.collate_fn)
+    items = list(dataset)
+    assert batch.ids == dataset.ids and batch.prompts == [item.prompt for item in items]
+    assert torch.equal(batch.noise_latents, torch.stack([item.noise_latents for item in items]))
+    assert torch.equal(batch.null_embeddings, torch.stack([item.null_embeddings for item in items]))
+    assert batch.pixels is not None and batch.pixels.dtype == torch.uint8 and len(batch.pixels) == len(items)
+    assert batch.pivot is None
+    assert InversionDataset.collate_fn(list(InversionDataset(run))).pixels is None
+    other = dataclasses.replace(items[0], noise_latents=torch.zeros(4, 2, 2))
+    with pytest.raises(ValueError, match=r"noise_latents of a batch have the shapes \(4, 2, 2\), .* collate_fn=list"):
+        InversionDataset.collate_fn([items[0], other])
+
+
+def test_a_dataset_names_its_run_and_counts_its_inversions(inverted: Path):
+    run = inverted / "out"
+    count = len(InversionDataset(run))
+    assert repr(InversionDataset(run)) == f"InversionDataset({str(run)!r}): {count} inversions of 2 shards"
+    assert "pixels=True" in repr(InversionDataset(run, pixels=True))

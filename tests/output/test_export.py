@@ -46,6 +46,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if isinstance(sample, RawSample) and sample.key in ("cat", "coffee"):
             members |= {f"{sample.key}.png": sample.image, f"{sample.key}.txt": sample.prompt.encode()}
     shard = write_shard(folder / "photographs-000000.tar", members)
+    (folder / "photographs").mkdir()
+    (folder / "photographs" / "coffee.png").write_bytes(members["coffee.png"])
     job = ["invert", "--model.name=demo", "--model.num_steps=6", f"--data.shards={shard}", "--trainer.accelerator=cpu"]
     assert main([*job, f"--output.dir={folder / 'demo-output'}", "--data.units_per_shard=1"]) == 0
     return folder
@@ -81,7 +83,7 @@ def test_the_examples_run_and_the_stock_pipeline_makes_our_reconstruction(
     monkeypatch.chdir(demo)
     names: dict[str, Any] = {}
     blocks = re.findall(r"^```(\w+)\n(.*?)^```", USE.read_text(), re.DOTALL | re.MULTILINE)
-    assert [language for language, _ in blocks] == ["python", "python", "python", "bash", "python"]
+    assert [language for language, _ in blocks] == ["python", "python", "python", "python", "bash", "python"]
     for language, block in blocks:
         if language == "bash":
             assert main(shlex.split(block)[1:]) == 0
@@ -114,7 +116,7 @@ def community_loop(
 def test_the_community_pipelines_loop_makes_our_reconstruction(
     demo: Path, networks: StableDiffusion, rebuilt: Tensor, tmp_path: Path
 ):
-    assert main(["export", str(demo / "demo-output"), str(tmp_path), "--key", "coffee"]) == 0
+    assert main(["export", str(demo / "demo-output"), "--output", str(tmp_path), "--key", "coffee"]) == 0
     assert exported(tmp_path) == ["photographs-000000/coffee.json", "photographs-000000/coffee.safetensors"]
     call = json.loads((tmp_path / "photographs-000000" / "coffee.json").read_text())
     tensors = load_file(tmp_path / "photographs-000000" / "coffee.safetensors")
@@ -131,7 +133,7 @@ def test_the_loop_follows_the_prediction_type_and_the_timesteps_of_a_model(
     out, exports = tmp_path / "out", tmp_path / "exports"
     shard = write_shard(tmp_path / "a.tar", captioned(1))
     assert main(arguments(folder, str(shard), out)) == 0
-    assert main(["export", str(out), str(exports)]) == 0
+    assert main(["export", str(out), "--output", str(exports)]) == 0
     call = json.loads((exports / "a" / "000.json").read_text())
     networks = StableDiffusion.load(ModelSource(str(folder)))
     (stored,) = read_inversions(out)
@@ -143,7 +145,7 @@ def test_the_pooled_embeddings_of_xl_are_a_tensor_of_their_own(tiny_xl_model: Pa
     shard = write_shard(tmp_path / "a.tar", captioned(1))
     pooled = "--model.optimize_pooled=true"
     assert main([*arguments(tiny_xl_model, str(shard), tmp_path / "out"), pooled]) == 0
-    assert main(["export", str(tmp_path / "out"), str(tmp_path)]) == 0
+    assert main(["export", str(tmp_path / "out"), "--output", str(tmp_path)]) == 0
     tensors = load_file(tmp_path / "a" / "000.safetensors")
     (stored,) = read_inversions(tmp_path / "out")
     # embeddings of 8 + 12 values, pooled ones of 6
@@ -170,7 +172,7 @@ def run(tmp_path: Path) -> InversionRun:
 
 def test_every_inversion_has_files_of_its_own_that_hold_it(run: InversionRun, tmp_path: Path):
     folder = tmp_path / "exported"
-    assert main(["export", str(run.out), str(folder)]) == 3
+    assert main(["export", str(run.out), "--output", str(folder)]) == 3
     stored = {(s.shard, s.key): s for s in read_inversions(run.out)}
     found = set()
     for path in folder.glob("*/*.json"):
@@ -187,10 +189,10 @@ def test_every_inversion_has_files_of_its_own_that_hold_it(run: InversionRun, tm
 
 
 def test_failed_images_are_counted_and_left_out(run: InversionRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert main(["export", str(run.out), str(tmp_path / "exported")]) == 3
+    assert main(["export", str(run.out), "--output", str(tmp_path / "exported")]) == 3
     assert f"{2 * len(KEYS)} inversions written, 2 left out, whose inversion has failed" in capsys.readouterr().out
     only = ["--shard", "a", "--key", "000", "a/b"]
-    assert main(["export", str(run.out), str(tmp_path / "chosen"), *only]) == 0
+    assert main(["export", str(run.out), "--output", str(tmp_path / "chosen"), *only]) == 0
     assert len(exported(tmp_path / "chosen")) == 4
 
 
@@ -200,11 +202,11 @@ def test_an_export_that_fails_at_any_step_is_made_whole_by_the_next(
     run: InversionRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str, call: int
 ):
     whole, folder = tmp_path / "whole", tmp_path / "exported"
-    main(["export", str(run.out), str(whole)])
+    main(["export", str(run.out), "--output", str(whole)])
     with monkeypatch.context() as patch:
         fill_disk_at(patch, failing, call)
-        assert main(["export", str(run.out), str(folder)]) == 1
-    assert main(["export", str(run.out), str(folder)]) == 3
+        assert main(["export", str(run.out), "--output", str(folder)]) == 1
+    assert main(["export", str(run.out), "--output", str(folder)]) == 3
     assert exported(folder) == exported(whole)
     assert all((folder / name).read_bytes() == (whole / name).read_bytes() for name in exported(whole))
 
@@ -214,17 +216,17 @@ def test_a_disk_that_fills_up_is_named_and_leaves_no_file_that_is_cut(
 ):
     folder = tmp_path / "exported"
     with largest_file(200):
-        assert main(["export", str(run.out), str(folder)]) == 1
+        assert main(["export", str(run.out), "--output", str(folder)]) == 1
     assert "000.safetensors cannot be written: File too large" in capsys.readouterr().err
     assert list(folder.glob("*/*")) == []
-    assert main(["export", str(run.out), str(folder)]) == 3
+    assert main(["export", str(run.out), "--output", str(folder)]) == 3
     assert {path.suffix for path in folder.glob("*/*")} == {".json", ".safetensors"}
 
 
 def test_an_existing_export_is_written_again_only_for_another_inversion(
     run: InversionRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    command = ["export", str(run.out), str(tmp_path / "exported"), "--shard", "a"]
+    command = ["export", str(run.out), "--output", str(tmp_path / "exported"), "--shard", "a"]
     main(command)
     notes = sorted((tmp_path / "exported").glob("a/*.json"))
     notes[0].write_text(notes[0].read_text().replace('"inversion_sha256": "', '"inversion_sha256": "0'))
@@ -239,7 +241,7 @@ def test_a_damaged_part_is_named_and_the_others_are_exported(
     run: InversionRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     (run.folder / "a.0of3.00000.tar").write_bytes(b"")
-    assert main(["export", str(run.out), str(tmp_path / "exported")]) == 1
+    assert main(["export", str(run.out), "--output", str(tmp_path / "exported")]) == 1
     said = capsys.readouterr()
     assert re.search(r"a\.0of3\.00000\.tar is damaged: .*: its inversions are left out", said.err)
     assert f"{len(KEYS)} inversions written" in said.out
@@ -256,7 +258,7 @@ def test_a_damaged_part_is_named_and_the_others_are_exported(
 def test_an_unknown_shard_or_key_is_named(
     run: InversionRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], text: str
 ):
-    assert main(["export", str(run.out), str(tmp_path / "exported"), *more]) == 2
+    assert main(["export", str(run.out), "--output", str(tmp_path / "exported"), *more]) == 2
     assert text in capsys.readouterr().err
     assert not (tmp_path / "exported").exists()
 
@@ -267,7 +269,7 @@ def test_a_method_that_rebuilds_by_its_pivot_is_refused(
 ):
     shard = write_shard(tmp_path / "a.tar", captioned(1))
     assert main([*arguments(tiny_model, shard, tmp_path / "out"), f"--model.method={method}"]) == 0
-    assert main(["export", str(tmp_path / "out"), str(tmp_path / "exported")]) == 2
+    assert main(["export", str(tmp_path / "out"), "--output", str(tmp_path / "exported")]) == 2
     assert f"--model.method={method}, whose embeddings do not rebuild an image" in capsys.readouterr().err
 
 
@@ -280,5 +282,5 @@ def test_a_run_is_exported_part_by_part(run: InversionRun, tmp_path: Path, monke
         return read_part(*arguments)
 
     monkeypatch.setattr(export, "read_part", counting)
-    main(["export", str(run.out), str(tmp_path / "exported")])
+    main(["export", str(run.out), "--output", str(tmp_path / "exported")])
     assert counts == [0, len(KEYS)]

@@ -159,7 +159,7 @@ def test_a_forged_inversion_is_a_finding_and_not_exported(
     rewrite(run, FORGERIES[name])
     with bounded(60, megabytes=400):
         assert main(["verify", str(run)]) == 1
-        assert main(["export", str(run), str(tmp_path / "out")]) in (1, 2)
+        assert main(["export", str(run), "--output", str(tmp_path / "out")]) in (1, 2)
         assert main(["status", str(run)]) in (0, 2)
     assert not list((tmp_path / "out").rglob("*.json"))
     assert re.search("s/000|s.0of1.00000", capsys.readouterr().out)
@@ -170,7 +170,7 @@ def test_a_sparse_member_is_a_finding(runs: Path, tmp_path: Path, capsys: pytest
     rewrite(run, lambda payload, metadata: (payload, metadata), sparse=True)
     with bounded(60, megabytes=400):
         assert main(["verify", str(run)]) == 1
-        assert main(["export", str(run), str(tmp_path / "out")]) == 1
+        assert main(["export", str(run), "--output", str(tmp_path / "out")]) == 1
     assert "s.0of1.00000.tar is damaged" in capsys.readouterr().out
 
 

@@ -97,3 +97,9 @@ def test_no_chosen_pixel_gives_nan():
     a, nowhere = images(), torch.zeros(2, 17, 23, dtype=torch.bool)
     for measure in (mse, psnr, ssim):
         assert measure(a, a, nowhere).isnan().all()
+
+
+def test_ssim_of_a_thin_image_is_defined():
+    image = torch.rand(1, 3, 2, 40, generator=torch.Generator().manual_seed(0))
+    assert ssim(image, image).item() == pytest.approx(1)
+    assert ssim(image, 1 - image).item() < 0.5
