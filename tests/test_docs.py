@@ -34,6 +34,7 @@ ON_CPU = ["--trainer.accelerator=cpu", "--trainer.devices=1"]
 SHORTER = {
     "invert": ["--model.num_steps=2", *ON_CPU],
     "edit": ON_CPU,
+    "pie-bench": ["--model.num_steps=2", "--methods", "ddim", *ON_CPU],
     "bench": ["--images=2", "--rounds=1", "--model.num_steps=2"],
 }
 """Flags that make a command take seconds."""
@@ -201,7 +202,7 @@ def test_the_list_of_commands_is_what_the_help_says(capsys: pytest.CaptureFixtur
 
 
 def test_every_flag_in_the_documents_exists(capsys: pytest.CaptureFixture[str]):
-    names = re.findall(r"^    ([a-z]+)", help_text([], capsys), re.MULTILINE)
+    names = re.findall(r"^    ([a-z-]+)", help_text([], capsys), re.MULTILINE)
     helps = [
         help_text(arguments, capsys) for arguments in ([], *([name] for name in names), ["edit", "--inversions=x"])
     ]
