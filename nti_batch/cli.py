@@ -28,6 +28,7 @@ class Command:
 
 
 COMMANDS = {
+    "check": Command("check a model on a few images, beside what a healthy one shows", "check"),
     "pack": Command("pack a folder or a table of images into shards", "pack"),
     "invert": Command("invert the images of WebDataset shards, or of a folder", "invert", parses_itself=True),
     "edit": Command("edit inverted images, or reconstruct them", "edit", parses_itself=True),
