@@ -7,6 +7,7 @@ from math import isfinite
 from statistics import fmean
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nti_batch.benchmarks.job_loop import job_loop
@@ -30,6 +31,9 @@ NOISES = 4
 
 CHANGED_SHARE = 0.05
 """Share of the pixels, those that an edit changes most, whose colour counts."""
+
+MAX_SHOWN = 256
+"""Largest side of an image of the preview, in pixels, so that it can be attached to a bug report."""
 
 Edited = tuple[ColourEdit, Tensor, Tensor]
 """An edit, the reconstructed source and the edited image."""
@@ -174,7 +178,10 @@ def _row(
     """Make a row of the preview; without an edit, its last image is black."""
     asked = f"edit: {edited[0].prompt(image.prompt)}" if edited else "no edit"
     last = edited[2].to(shown[0]) if edited else torch.zeros_like(shown[0])
-    return [f"{image.key}: {image.prompt}", asked], torch.stack([*shown, last]).cpu(), [*titles, "edit"]
+    images = torch.stack([*shown, last]).cpu()
+    if max(images.shape[-2:]) > MAX_SHOWN:
+        images = F.interpolate(images, scale_factor=MAX_SHOWN / max(images.shape[-2:]), mode="area")
+    return [f"{image.key}: {image.prompt}", asked], images, [*titles, "edit"]
 
 
 def _mean_psnr(images: Tensor, references: Tensor) -> float:
@@ -253,7 +260,7 @@ def colour_way(edit: ColourEdit, source: Tensor, edited: Tensor) -> float:
     count = max(1, round(CHANGED_SHARE * change.shape[1]))
     most = change[:, change.norm(dim=0).topk(count).indices].mean(dim=1)
     asked = torch.tensor(COLOURS[edit.new]) - torch.tensor(COLOURS[edit.old])
-    return (1 - (asked - most).norm() / asked.norm()).item()
+    return 1 - torch.dist(asked, most).item() / asked.square().sum().sqrt().item()
 
 
 def psnr_outside(edit: ColourEdit, source: Tensor, edited: Tensor) -> float | None:

@@ -1,6 +1,7 @@
 """`nti-batch check` finds a healthy model healthy, and names the cause of each deliberate fault."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,12 +31,13 @@ def change_weights(model: Path, part: str, noise: float = 0.0, factor: float = 1
 
 
 def change_text_encoder(model: Path) -> None:
+    """Write a text encoder of another seed."""
     folder = model / "text_encoder"
     torch.manual_seed(1)
     CLIPTextModel(CLIPTextConfig.from_pretrained(folder)).half().save_pretrained(folder)
 
 
-FAULTS = {
+FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "prediction type": (
         lambda model: edit_json(model / "scheduler" / "scheduler_config.json", prediction_type="v_prediction"),
         "prediction_type in scheduler/scheduler_config.json is 'v_prediction', and the UNet predicts 'epsilon'",
