@@ -106,7 +106,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Inversion:
-    """Result of the inversion of one image. Tensors are float32 and on the CPU."""
+    """Result of the inversion of one image. Tensors are float32, and on the device: packing copies them to the host."""
 
     name: ClassVar[str] = ""
 

@@ -44,12 +44,13 @@ SHORTER = {
 HERE = {
     "--config configs/sd-1.5.yaml": "--model.name=demo",
     "/models/some-model.safetensors --model.config=/models/stable-diffusion-v1-5": "demo",
+    "--model.compile=inductor --model.cuda_graphs=true": "",
     "/data/": "data/",
     "/results/": "results/",
     "{00000..00099}": "{00000..00001}",
     "--model.name=...": "--model.name=demo",
 }
-"""Stand-ins for real models and for the addresses of a cluster."""
+"""Stand-ins for real models, for what needs a GPU, and for the addresses of a cluster."""
 
 LOGGER_FLAGS = {"--trainer.logger.save_dir", "--trainer.logger.project"}
 """Flags that exist once a logger is chosen."""
@@ -137,6 +138,9 @@ def run(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
                 run(line, monkeypatch, capsys)
         case ["make", "test" | "lint" as target]:
             assert recipe(target)
+        case ["nti-batch", "bench", "--full-size", *arguments]:
+            known = help_text(["bench", "--full-size"], capsys)
+            assert all(flag in known for flag in re.findall(r"--[a-z_]+", " ".join(arguments))), words
         case ["nti-batch", command, *arguments]:
             loggers = [logger for logger in LOGGERS if f"--trainer.logger={logger}" in arguments]
             if any(find_spec(LOGGERS[logger]) is None for logger in loggers):

@@ -118,7 +118,7 @@ def test_the_method_imports_torch_and_nothing_else(name: str):
     ("foreign", "files"),
     [
         ("diffusers", {"models.weights", "benchmarks.full_size"}),
-        ("transformers", {"models.tokenizers", "models.weights", "scores.learned"}),
+        ("transformers", {"models.tokenizers", "models.weights", "scores.learned", "benchmarks.full_size"}),
         ("lightning", {m for m in MODULES if package_of(m) == "jobs"}),
     ],
 )

@@ -187,6 +187,8 @@ def plot(found: dict[str, dict[int, float]], bound: float, path: Path) -> None:
     axes.axhline(bound, color="grey", linestyle="dashed", label="VAE round trip")
     for name, values in found.items():
         axes.plot(list(values), list(values.values()), marker="o", label=name)
+        axes.set_xticks(list(values), map(str, values))
+    axes.minorticks_off()
     axes.legend()
     figure.savefig(path, dpi=120)
 

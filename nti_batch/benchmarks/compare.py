@@ -17,6 +17,7 @@ from nti_batch.diffusion.guidance import Predictor
 from nti_batch.diffusion.rounding import Storage
 from nti_batch.diffusion.schedule import DDIMSchedule
 from nti_batch.diffusion.settings import InversionSettings
+from nti_batch.models.acceleration import Acceleration
 from nti_batch.models.source import ModelSource, Precision
 from nti_batch.models.stable_diffusion import StableDiffusion
 from nti_batch.records import CaptionedImage
@@ -29,7 +30,7 @@ class Setup:
     source: ModelSource
     device: str
     precision: Precision
-    compile_backend: str | None
+    acceleration: Acceleration
     num_steps: int
     settings: InversionSettings
     batch_size: int | Literal["auto"]
@@ -47,11 +48,16 @@ class Round:
 
 
 @cache
-def _networks(source: ModelSource, device: str, precision: Precision, backend: str | None) -> StableDiffusion:
-    networks = StableDiffusion.load(source, precision).to(device)
-    if backend:
-        networks.unet.compile(backend=backend)
-    return networks
+def _networks(source: ModelSource, device: str, precision: Precision) -> StableDiffusion:
+    return StableDiffusion.load(source, precision).to(device)
+
+
+@cache
+def _predictor(setup: Setup) -> Predictor:
+    """The network as the job calls it."""
+    networks, batch_size = _networks(setup.source, setup.device, setup.precision), setup.batch_size
+    assert batch_size != "auto"
+    return setup.acceleration.predictor(networks, lambda: batch_size, setup.optimize_pooled)
 
 
 def prepare(setup: Setup, image: CaptionedImage) -> Setup:
@@ -64,7 +70,7 @@ def prepare(setup: Setup, image: CaptionedImage) -> Setup:
     Returns:
         The setup with a number as batch size.
     """
-    networks = _networks(setup.source, setup.device, setup.precision, setup.compile_backend)
+    networks = _networks(setup.source, setup.device, setup.precision)
     if setup.batch_size == "auto":
         latents, prompt = networks.encode_images(image.pixels[None])[0], networks.embed_prompts([image.prompt])[0]
         batch_size = find_batch_size(networks.predict, latents, networks.schedule(2).network_timesteps[1], prompt)
@@ -81,14 +87,14 @@ def job_round(setup: Setup, images: Sequence[CaptionedImage]) -> Round:
         setup: Setup with a number as batch size.
         images: Images of one size.
     """
-    networks = _networks(setup.source, setup.device, setup.precision, setup.compile_backend)
+    networks = _networks(setup.source, setup.device, setup.precision)
     batch_size = setup.batch_size
     assert batch_size != "auto"
 
     def invert(predict: Predictor, schedule: DDIMSchedule) -> list[Inverted]:
         return job_loop(networks, predict, images, schedule, setup.settings, batch_size, setup.storage)
 
-    return _timed(networks, setup, images, invert)
+    return _timed(networks, _predictor(setup), setup, images, invert)
 
 
 def reference_settings(setup: Setup) -> InversionSettings:
@@ -103,22 +109,23 @@ def reference_round(setup: Setup, images: Sequence[CaptionedImage]) -> Round:
         setup: Setup of the comparison; it gives the guidance scale and T.
         images: Images of one size.
     """
-    networks = _networks(setup.source, setup.device, "float32", None)
+    networks = _networks(setup.source, setup.device, "float32")
     settings = reference_settings(setup)
 
     def invert(predict: Predictor, schedule: DDIMSchedule) -> list[Inverted]:
         return [reference_loop(networks, predict, image, schedule, settings) for image in images]
 
-    return _timed(networks, setup, images, invert)
+    predict = partial(networks.predict, optimize_pooled=setup.optimize_pooled)
+    return _timed(networks, predict, setup, images, invert)
 
 
 def _timed(
     networks: StableDiffusion,
+    predict: Predictor,
     setup: Setup,
     images: Sequence[CaptionedImage],
     invert: Callable[[Predictor, DDIMSchedule], list[Inverted]],
 ) -> Round:
-    predict = partial(networks.predict, optimize_pooled=setup.optimize_pooled)
     clock, schedule = UNetClock(predict, networks.device), networks.schedule(setup.num_steps)
     with measured(clock) as cost:
         inverted = invert(clock, schedule)

@@ -1,16 +1,16 @@
 """Inverts images by the pool as the job does, without a Trainer and without files."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
-import torch
+from torch import Tensor
 
 from nti_batch.benchmarks.loop_result import Inverted
 from nti_batch.data.samples import RawSample, Reading, decode_sample, read_unit
 from nti_batch.data.shards import Shards, work_units
 from nti_batch.diffusion.ddpm import image_seed
 from nti_batch.diffusion.guidance import Predictor
-from nti_batch.diffusion.null_text import InversionState
+from nti_batch.diffusion.null_text import InvertedImage
 from nti_batch.diffusion.pool import InversionPool
 from nti_batch.diffusion.rounding import Storage
 from nti_batch.diffusion.schedule import DDIMSchedule
@@ -44,6 +44,15 @@ def load_images(
     return images
 
 
+def pool_inputs(
+    networks: StableDiffusion, images: Sequence[CaptionedImage], settings: InversionSettings
+) -> Iterator[tuple[int, Tensor, Tensor, int]]:
+    """Encode images, one after the other, to what the pool's `run` takes; their keys are their numbers."""
+    for key, image in enumerate(images):
+        latents = networks.encode_images(image.pixels[None])[0]
+        yield key, latents, networks.embed_prompts([image.prompt])[0], image_seed(settings.noise_seed, image.pixels)
+
+
 def job_loop(
     networks: StableDiffusion,
     predict: Predictor,
@@ -56,23 +65,11 @@ def job_loop(
     """Invert images as the job does; the results are in the order of the images."""
     empty = networks.embed_prompts([""])[0]
     pool = InversionPool[int](predict, schedule, settings, empty, batch_size, storage)
-    inputs = (
-        (
-            key,
-            networks.encode_images(image.pixels[None])[0],
-            networks.embed_prompts([image.prompt])[0],
-            image_seed(settings.noise_seed, image.pixels),
-        )
-        for key, image in enumerate(images)
-    )
-    done = {key: _inverted(state, storage) for key, state in pool.run(inputs)}
+    done = {key: _inverted(image, storage) for key, image in pool.run(pool_inputs(networks, images, settings))}
     return [done[key] for key in range(len(images))]
 
 
-def _inverted(state: InversionState, storage: Storage) -> Inverted:
-    embeddings = torch.stack(state.null_embeddings)
-    noise, start = state.trajectory[-1], state.start_embedding
-    pivot = torch.stack(state.pivot).cpu() if state.pivot else None
-    stored = pack_tensors(storage, noise.cpu(), start.cpu(), embeddings.cpu(), pivot)
-    work = state.forwards, state.backwards, len(stored)
-    return Inverted(noise, state.current_latents, start, embeddings, pivot, *work)
+def _inverted(image: InvertedImage, storage: Storage) -> Inverted:
+    noise, start, embeddings = image.trajectory[-1], image.start_embedding, image.null_embeddings
+    stored = pack_tensors(storage, noise, start, embeddings, image.pivot)
+    return Inverted(noise, image.latents, start, embeddings, image.pivot, image.forwards, image.backwards, len(stored))

@@ -32,13 +32,44 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-class UNetClock:
+class DeviceClock:
+    """Adds up the time that blocks of code take on a device, without waiting for it between them."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Start at zero."""
+        self.device = device
+        self._seconds = 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Count the time of a `with` block."""
+        if self.device.type == "cuda":
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            yield
+            end.record()
+            self._events.append((start, end))
+        else:
+            since = time.perf_counter()
+            yield
+            self._seconds += time.perf_counter() - since
+
+    @property
+    def seconds(self) -> float:
+        """Time of all blocks; waits for a GPU."""
+        synchronize(self.device)
+        milliseconds: float = sum(start.elapsed_time(end) for start, end in self._events)
+        return self._seconds + milliseconds / 1000
+
+
+class UNetClock(DeviceClock):
     """A `Predictor` that adds up the time spent in the network, in forward and backward passes."""
 
     def __init__(self, predict: Predictor, device: torch.device) -> None:
         """Start at zero."""
-        self.predict, self.device = predict, device
-        self.seconds = 0.0
+        super().__init__(device)
+        self.predict = predict
 
     def __call__(self, latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
         """Predict, and time the backward pass too, if there is one."""
@@ -47,15 +78,6 @@ class UNetClock:
                 return self.predict(latents, timesteps, embeddings)
         prediction: Tensor = _Timed.apply(self, latents, timesteps, embeddings)  # type: ignore[no-untyped-call]
         return prediction
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Count the time of a `with` block."""
-        synchronize(self.device)
-        start = time.perf_counter()
-        yield
-        synchronize(self.device)
-        self.seconds += time.perf_counter() - start
 
 
 class _Timed(torch.autograd.Function):

@@ -17,7 +17,7 @@ from nti_batch.jobs.edit_module import EditModule
 from nti_batch.jobs.flags import EditDataFlags, EditModelFlags, OutputFlags
 from nti_batch.jobs.parser import parse_flags, silence_warnings
 from nti_batch.jobs.ranks import JobPart
-from nti_batch.jobs.run import Job, build_job, run_job
+from nti_batch.jobs.run import Job, build_job, record_writer, run_job
 from nti_batch.jobs.signals import StopSignals
 from nti_batch.models.fingerprint import check_fingerprint
 from nti_batch.models.supported import ModelDescription
@@ -74,8 +74,9 @@ def build_edit_job(argv: Sequence[str], stop: StopSignals) -> Job:
     plan = EditPlan(run, inversions, requests, data.redone, data.reading)
     plan.check_redo()
     inverted = inversions.settings
-    module = EditModule(source, inverted.precision, inverted.inversion, model.batch_size, stop)
-    job = build_job(flags, plan, module, stop, lambda: draw_preview(plan, module.networks))
+    writer = record_writer(run, data, flags.output)
+    module = EditModule(source, inverted.precision, inverted.inversion, model.batch_size, stop, writer.put)
+    job = build_job(flags, plan, module, writer, stop, lambda: draw_preview(plan, module.networks))
     rank, ranks = job.trainer.global_rank, job.trainer.world_size
     plan.refuse_changed_requests(JobPart.parse(data.part).units(plan.units, rank, ranks))
     return job

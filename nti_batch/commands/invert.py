@@ -8,7 +8,7 @@ from nti_batch.data.shards import refuse_pipes, work_units
 from nti_batch.jobs.flags import InvertDataFlags, InvertModelFlags, InvertOutputFlags
 from nti_batch.jobs.invert_module import NEEDS_GRADIENTS, InversionModule
 from nti_batch.jobs.parser import parse_flags
-from nti_batch.jobs.run import Job, build_job, run_job
+from nti_batch.jobs.run import Job, build_job, record_writer, run_job
 from nti_batch.jobs.signals import StopSignals
 from nti_batch.models.fingerprint import model_fingerprint
 from nti_batch.models.supported import ModelDescription
@@ -43,6 +43,7 @@ def build_invert_job(argv: Sequence[str], stop: StopSignals) -> Job:
     output: InvertOutputFlags = flags.output
     shards, description = data.addresses(), ModelDescription.of(model.source)
     check_model(model.source, description)
+    model.acceleration.check()
     settings = run_settings(model, data, output, description)
     units = work_units(shards, data.units_per_shard)
     run = OutputRun.create(INVERT, Path(output.dir), settings, shards, flags.dry_run)
@@ -51,10 +52,13 @@ def build_invert_job(argv: Sequence[str], stop: StopSignals) -> Job:
         refuse_pipes(run.shards.values())
     plan = ImagePlan(run, units, data.redone, data.reading, lambda: stop.requested)
     plan.check_redo()
-    module = InversionModule(settings, model.batch_size, stop, model.compile)
-    return build_job(
-        flags, plan, module, stop, lambda: draw_preview(plan, module.networks), new_size(settings, description)
+    writer = record_writer(run, data, output)
+    module = InversionModule(settings, model.batch_size, stop, writer.put, model.acceleration)
+    job = build_job(
+        flags, plan, module, writer, stop, lambda: draw_preview(plan, module.networks), new_size(settings, description)
     )
+    model.acceleration.check_device(job.trainer.strategy.root_device)
+    return job
 
 
 def run_settings(

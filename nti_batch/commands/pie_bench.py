@@ -35,7 +35,7 @@ from nti_batch.terminal import print_error, print_json, print_line, print_lines,
 UNITS = 16
 """Work units of the benchmark's shard, and so the largest number of ranks with work."""
 
-NOT_SETTINGS = ("name", "revision", "variant", "config", "precision", "batch_size", "compile")
+NOT_SETTINGS = ("name", "revision", "variant", "config", "precision", "batch_size", "compile", "cuda_graphs")
 """Flags of the model that are no settings of the method."""
 
 

@@ -1,6 +1,7 @@
-"""Finds the batch size: measures network calls on the device that will make them."""
+"""Finds the batch size by measuring network calls on their device, and makes calls in batches."""
 
 import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -44,3 +45,17 @@ def _seconds(predict: Predictor, latents: Tensor, timestep: Tensor, embedding: T
         gradient.sum().item()  # wait for a GPU
         seconds = time.perf_counter() - start
     return seconds
+
+
+def in_batches(call: Callable[[Tensor], Tensor], inputs: Tensor, batch_size: int) -> Tensor:
+    """Call a network on rows, `batch_size` at a time, and with half as many where the memory does not suffice.
+
+    Raises:
+        torch.OutOfMemoryError: If a call for one row does not fit.
+    """
+    try:
+        return torch.cat([call(rows) for rows in inputs.split(batch_size)])
+    except torch.OutOfMemoryError:
+        if batch_size == 1:
+            raise
+    return in_batches(call, inputs, batch_size // 2)

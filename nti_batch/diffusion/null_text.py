@@ -35,80 +35,80 @@ from typing import Literal
 
 from torch import Tensor
 
-from nti_batch.diffusion.rounding import Storage, round_values
 from nti_batch.diffusion.settings import InversionSettings
-from nti_batch.diffusion.solvers import Moments
 
-Decision = Literal["append pivot", "keep cond", "fail", "accept", "evaluate again", "update", "backtrack"]
+Decision = Literal[
+    "append pivot", "keep cond", "fail", "accept", "accept best", "evaluate again", "update", "backtrack"
+]
 """What an image does with the outcome of a network call."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Candidate:
-    """A null embedding that has been evaluated."""
-
-    null_embedding: Tensor
-    latents: Tensor
-    """z_{t-1} of the guided step with it."""
-
-    loss: float
-    """Mean squared distance of z_{t-1} to the pivot."""
-
-
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True)
 class TimestepState:
     """Progress of one image at one timestep t of the way down. A new one is made for each t."""
-
-    null_embedding: Tensor
-    """The embedding that is evaluated next."""
 
     accepted_first: bool = False
     """Whether the timestep before accepted its first candidate; this one then evaluates its first without gradient."""
 
-    cond: Tensor | None = None
-    """The prediction for the prompt, once it is known."""
+    has_cond: bool = False
+    """Whether the prediction for the prompt is known."""
 
     evaluations: int = 0
     """Candidates that were evaluated and not accepted."""
 
     updates: int = 0
-    moments: Moments | None = None
-    """Adam's moments, from the first update on."""
+    best_loss: float | None = None
+    """Loss of the candidate that was updated last; Polyak's solver never accepts a worse one."""
 
-    step: Tensor | None = None
-    """The last change that Polyak's solver made to the embedding."""
 
-    best: Candidate | None = None
-    """The candidate that was updated last; Polyak's solver never accepts a worse one."""
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class InvertedImage:
+    """A finished image. Tensors have no batch dimension and are on the network's device."""
+
+    error: str
+    """A loss that is not finite; empty if the inversion has succeeded. Tensors of a failed image are meaningless."""
+
+    prompt_embedding: Tensor
+    start_embedding: Tensor
+    trajectory: Tensor
+    """z*_0 ... z*_T, [T + 1, channels, height, width]."""
+
+    null_embeddings: Tensor
+    """Accepted embeddings, [T, tokens, dim], t = T first."""
+
+    pivot: Tensor | None
+    """z*_{T-1} ... z*_0 where `keeps_pivot`, in the form in which they are stored, [T, channels, height, width]."""
+
+    latents: Tensor
+    """z_0 as guided sampling reaches it; where the pivot is kept, its last point."""
+
+    losses: list[float]
+    inner_steps: list[int]
+    forwards: int
+    backwards: int
 
 
 @dataclass(slots=True, eq=False)
 class InversionState:
     """Progress of one image: up the pivot, then down again, one timestep after the other.
 
-    Tensors have no batch dimension and stay on the network's device. An image ends when it is `finished`; then `error`
-    names a loss that is not finite, or is empty.
+    It holds the host's numbers; the tensors are in the row `row` of `PoolTensors`. An image ends when it is `finished`;
+    then `error` names a loss that is not finite, or is empty.
     """
 
     settings: InversionSettings
-    storage: Storage
     num_steps: int
-    prompt_embedding: Tensor
-    start_embedding: Tensor
-    trajectory: list[Tensor]
-    current: TimestepState = field(init=False)
+    row: int
+    inverting: bool = True
+    """Whether the pivot is still incomplete."""
+
     t: int = 0
-    latents: Tensor | None = None
-    """z_t; None on the way up."""
+    current: TimestepState = field(default_factory=TimestepState)
+    has_updated: bool = False
+    """Whether an embedding was updated at any timestep: Polyak's solver keeps its running mean."""
 
-    square: Tensor | None = None
-    """Running mean of the squared gradient that Polyak's solver keeps from timestep to timestep."""
-
-    null_embeddings: list[Tensor] = field(default_factory=list)
-    """Accepted embeddings, t = T first."""
-
-    pivot: list[Tensor] = field(default_factory=list)
-    """z*_{t-1} where `keeps_pivot`, t = T first, in the form in which they are stored."""
+    in_call: bool = False
+    """Whether a network call with the image has not been read yet."""
 
     losses: list[float] = field(default_factory=list)
     inner_steps: list[int] = field(default_factory=list)
@@ -117,28 +117,19 @@ class InversionState:
     error: str = ""
 
     def __post_init__(self) -> None:
-        """Prepare the first timestep of the way down; with edit-friendly DDPM inversion, finish."""
-        self.current = TimestepState(self.start_embedding)
+        """Finish with edit-friendly DDPM inversion, which takes no step."""
         if self.settings.method == "ddpm":
-            self.pivot = [round_values(self.storage, latents) for latents in self.trajectory[-2::-1]]
-            self.latents = self.pivot[-1]
-            self.null_embeddings = [self.start_embedding] * self.num_steps
             self.losses, self.inner_steps = [0.0] * self.num_steps, [0] * self.num_steps
-
-    @property
-    def inverting(self) -> bool:
-        """Whether the pivot is still incomplete."""
-        return len(self.trajectory) <= self.num_steps
 
     @property
     def finished(self) -> bool:
         """Whether every timestep is solved, or the image has failed."""
-        return bool(self.error) or len(self.null_embeddings) == self.num_steps
+        return bool(self.error) or len(self.losses) == self.num_steps
 
     @property
     def solving(self) -> bool:
         """Whether the next evaluation is of the null embedding; otherwise it is of the prompt."""
-        return self.current.cond is not None
+        return self.current.has_cond
 
     @property
     def has_guided_step(self) -> bool:
@@ -148,9 +139,9 @@ class InversionState:
     @property
     def can_update(self) -> bool:
         """Whether another update is allowed at this timestep."""
-        best = self.current.best
+        best = self.current.best_loss
         # only the solver 'authors' updates a candidate below the threshold, and then no other one
-        has_passed = best is not None and best.loss < self.threshold
+        has_passed = best is not None and best < self.threshold
         is_left = self.current.updates < self.settings.num_inner_steps and not has_passed
         return self.settings.method == "null-text" and is_left
 
@@ -171,26 +162,6 @@ class InversionState:
         return self.t + 1 if self.inverting else self.t - 1
 
     @property
-    def current_latents(self) -> Tensor:
-        """Input of the next evaluation: z*_t on the way up, z_t on the way down."""
-        return self.trajectory[-1] if self.latents is None else self.latents
-
-    @property
-    def next_embedding(self) -> Tensor:
-        """Embedding of the next evaluation."""
-        return self.current.null_embedding if self.solving else self.prompt_embedding
-
-    @property
-    def previous_embedding(self) -> Tensor:
-        """null_{t+1}, or the start."""
-        return self.null_embeddings[-1] if self.null_embeddings else self.start_embedding
-
-    @property
-    def target(self) -> Tensor:
-        """z*_{t-1}, the target of the next step down."""
-        return self.trajectory[self.t - 1]
-
-    @property
     def threshold(self) -> float:
         """The loss below which an embedding is accepted at this timestep."""
         return self.settings.threshold_at(self.t, self.num_steps)
@@ -208,46 +179,47 @@ class InversionState:
             return "keep cond"
         if not isfinite(loss):
             return "fail"
-        if not (self.solving and self.can_update):
-            return "accept"
-        if loss < self.threshold and not self.settings.updates_first:
-            return "accept"
+        is_worse = self._is_worse(loss)
+        if not (self.solving and self.can_update) or (loss < self.threshold and not self.settings.updates_first):
+            return "accept best" if is_worse else "accept"
         if not self.needs_gradient:
             return "evaluate again"
-        return "backtrack" if self._is_worse(loss) else "update"
+        return "backtrack" if is_worse else "update"
 
     def _is_worse(self, loss: float) -> bool:
-        best = self.current.best
-        return self.settings.solver == "polyak" and best is not None and loss > best.loss
+        best = self.current.best_loss
+        return self.settings.solver == "polyak" and best is not None and loss > best
 
-    def append_pivot(self, latents: Tensor) -> None:
-        """Add z*_{t+1}; at the top, turn round: z_T = z*_T."""
-        self.trajectory.append(latents)
-        self.t += 1
-        if not self.inverting:
-            self.latents = latents
+    def apply(self, decision: Decision, loss: float) -> None:
+        """Go on as decided after an evaluation with this loss."""
+        match decision:
+            case "append pivot":
+                self.t += 1
+                self.inverting = self.t < self.num_steps
+            case "keep cond":
+                self.current.has_cond = True
+            case "fail":
+                self.error = f"the loss at t = {self.t} of {self.num_steps} is {loss}"
+            case "accept":
+                self._accept(loss)
+            case "accept best":
+                assert self.current.best_loss is not None
+                self._accept(self.current.best_loss)
+            case "evaluate again":
+                self.current.evaluations += 1
+            case "update":
+                self.current.best_loss, self.has_updated = loss, True
+                self._count_update()
+            case "backtrack":
+                self._count_update()
 
-    def backtrack(self) -> Tensor:
-        """Halve the last step of Polyak's solver, and return the embedding that it then leads to."""
-        best, step = self.current.best, self.current.step
-        assert best is not None and step is not None
-        self.current.step = step / 2
-        return best.null_embedding + self.current.step
-
-    def accept(self, candidate: Candidate) -> None:
-        """Keep null_t and its z_{t-1}, or a better candidate seen before, and go to the next timestep.
-
-        With direct inversion z_{t-1} is the pivot's.
-        """
-        best = self.current.best
-        if best is not None and self._is_worse(candidate.loss):
-            candidate = best
-        self.null_embeddings.append(candidate.null_embedding)
-        self.losses.append(candidate.loss)
+    def _accept(self, loss: float) -> None:
+        """Go to the next timestep."""
+        self.losses.append(loss)
         self.inner_steps.append(self.current.updates)
-        self.latents = candidate.latents
-        if self.settings.method == "direct":
-            self.latents = round_values(self.storage, self.target)
-            self.pivot.append(self.latents)
-        self.current = TimestepState(candidate.null_embedding, accepted_first=self.current.evaluations == 0)
+        self.current = TimestepState(accepted_first=self.current.evaluations == 0)
         self.t -= 1
+
+    def _count_update(self) -> None:
+        self.current.updates += 1
+        self.current.evaluations += 1

@@ -3,10 +3,12 @@
 Notation: g is the gradient of an image's loss by its embedding, k the number of updates at this timestep.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from nti_batch.diffusion.host import to_device
 
 DECAY = 0.9
 DAMPING = 0.3
@@ -14,21 +16,14 @@ LIMIT = 1.0
 """Largest change of one value of an embedding in one Polyak step; CLIP's values are around 1."""
 
 
-@dataclass(slots=True, eq=False)
-class Moments:
-    """Running means of one image's gradient and of its square."""
-
-    mean: Tensor
-    square: Tensor
-    steps: int = 0
-
-    @classmethod
-    def zeros_like(cls, gradient: Tensor) -> "Moments":
-        """Moments before the first step."""
-        return cls(torch.zeros_like(gradient), torch.zeros_like(gradient))
-
-
-def adam_step(embeddings: Tensor, gradients: Tensor, moments: list[Moments], learning_rates: list[float]) -> Tensor:
+def adam_step(
+    embeddings: Tensor,
+    gradients: Tensor,
+    means: Tensor,
+    squares: Tensor,
+    steps: Sequence[int],
+    learning_rates: Sequence[float],
+) -> tuple[Tensor, Tensor, Tensor]:
     """Update each image's embedding by Adam with its own moments, step count and rate.
 
         m <- 0.9 m + 0.1 g;   v <- 0.999 v + 0.001 g^2
@@ -40,24 +35,29 @@ def adam_step(embeddings: Tensor, gradients: Tensor, moments: list[Moments], lea
     Args:
         embeddings: null_t, [batch, tokens, dim].
         gradients: g, in the same shape.
-        moments: One for each image; updated in place.
+        means: m, likewise; that of an image at its first step counts as 0.
+        squares: v, likewise.
+        steps: k of each image, from 1 on.
         learning_rates: One for each image.
-    """
-    for gradient, m in zip(gradients, moments, strict=True):
-        m.steps += 1
-        m.mean = torch.lerp(m.mean, gradient, 0.1)
-        m.square = torch.lerp(m.square, gradient.square(), 0.001)
 
-    rates = [(1 - 0.9**m.steps, 1 - 0.999**m.steps, lr) for m, lr in zip(moments, learning_rates, strict=True)]
-    columns = torch.tensor(rates, dtype=embeddings.dtype, device=embeddings.device)
-    unbiased_mean, unbiased_square, learning_rate = columns.view(-1, 3, 1, 1).unbind(1)
-    mean = torch.stack([m.mean for m in moments]) / unbiased_mean
-    square = torch.stack([m.square for m in moments]) / unbiased_square
-    return embeddings - learning_rate * mean / (square.sqrt() + 1e-8)
+    Returns:
+        The updated embeddings, m and v.
+    """
+    rates = [
+        (k == 1, 1 - 0.9**k, 1 - 0.999**k, learning_rate)
+        for k, learning_rate in zip(steps, learning_rates, strict=True)
+    ]
+    columns = to_device(rates, embeddings.device, embeddings.dtype)
+    is_first, unbiased_mean, unbiased_square, learning_rate = columns.view(-1, 4, 1, 1).unbind(1)
+    is_first, zero = is_first.bool(), means.new_zeros(())
+    means = torch.where(is_first, zero, means).lerp(gradients, 0.1)
+    squares = torch.where(is_first, zero, squares).lerp(gradients.square(), 0.001)
+    step = learning_rate * (means / unbiased_mean) / ((squares / unbiased_square).sqrt() + 1e-8)
+    return embeddings - step, means, squares
 
 
 def polyak_step(
-    gradients: Tensor, losses: Tensor, squares: list[Tensor | None], limit: float = LIMIT
+    gradients: Tensor, losses: Tensor, squares: Tensor, is_first: Tensor, limit: float = LIMIT
 ) -> tuple[Tensor, Tensor]:
     """Return the preconditioned Polyak step of each image, to be added to its embedding, and its new v.
 
@@ -72,11 +72,12 @@ def polyak_step(
     Args:
         gradients: g, [batch, tokens, dim].
         losses: [batch].
-        squares: v of each image, [tokens, dim]; None before its first step.
+        squares: v, [batch, tokens, dim]; that of an image at its first step does not count.
+        is_first: Whether this is the first step of an image, bool [batch].
         limit: Largest change of one value.
     """
-    pairs = zip(gradients.square(), squares, strict=True)
-    square = torch.stack([new if old is None else torch.lerp(new, old, DECAY) for new, old in pairs])
+    new = gradients.square()
+    square = torch.where(is_first.view(-1, 1, 1), new, torch.lerp(new, squares, DECAY))
     root = square.sqrt()
     direction = gradients / (root + DAMPING * square.mean(dim=(1, 2), keepdim=True).sqrt())
     slope = (gradients * direction).sum(dim=(1, 2), keepdim=True)

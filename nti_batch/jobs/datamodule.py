@@ -1,15 +1,20 @@
 """Feeds the missing records of a rank's work units to the prediction loop."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from itertools import takewhile
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset
 
 from nti_batch.jobs.ranks import JobPart, claim_units, read_units
+from nti_batch.jobs.read_ahead import read_ahead
 from nti_batch.jobs.signals import StopSignals
 from nti_batch.plans.plan import AnyPlan
 from nti_batch.records import WorkUnit
+
+ITEMS_AHEAD = 8
+"""Items that are read before they are asked for. An inversion to edit may have 32 MB."""
 
 
 class JobDataModule(LightningDataModule):
@@ -25,6 +30,7 @@ class JobDataModule(LightningDataModule):
         """
         super().__init__()
         self.plan, self.part, self.stop = plan, part, stop
+        self._records: _MissingRecords | None = None
 
     def transfer_batch_to_device(self, batch: object, device: torch.device, dataloader_idx: int) -> object:
         """Leave the record on the CPU: the networks move its tensors."""
@@ -34,7 +40,13 @@ class JobDataModule(LightningDataModule):
         """A loader with one record a batch: the modules make their own batches."""
         assert self.trainer is not None
         units = self.part.units(self.plan.units, self.trainer.global_rank, self.trainer.world_size)
-        return DataLoader(_MissingRecords(self.plan, units, self.stop), batch_size=None)
+        self._records = _MissingRecords(self.plan, units, self.stop)
+        return DataLoader(self._records, batch_size=None)
+
+    def close(self) -> None:
+        """End the reading: no work unit is claimed any more."""
+        if self._records:
+            self._records.close()
 
 
 class _MissingRecords(IterableDataset[object]):
@@ -42,7 +54,18 @@ class _MissingRecords(IterableDataset[object]):
 
     def __init__(self, plan: AnyPlan, units: list[WorkUnit], stop: StopSignals) -> None:
         self.plan, self.units, self.stop = plan, units, stop
+        self._is_closed = False
+        self._ahead: Generator[object, None, None] | None = None
 
     def __iter__(self) -> Iterator[object]:
         claimed = claim_units(self.plan, self.units)
-        return read_units(self.plan, claimed, lambda: self.stop.requested)
+        self._ahead = read_ahead(read_units(self.plan, claimed, self._is_stopped), ITEMS_AHEAD)
+        return takewhile(lambda item: not self._is_stopped(), self._ahead)
+
+    def _is_stopped(self) -> bool:
+        return self.stop.requested or self._is_closed
+
+    def close(self) -> None:
+        self._is_closed = True
+        if self._ahead:
+            self._ahead.close()

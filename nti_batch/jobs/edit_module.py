@@ -1,6 +1,7 @@
 """LightningModule of the edit job: puts sources and their edits into batches for the UNet."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from lightning.pytorch import LightningModule
@@ -56,6 +57,7 @@ class EditModule(LightningModule):
         inversion: InversionSettings,
         batch_size: int,
         stop: StopSignals,
+        emit: Callable[[Outcome], None],
     ) -> None:
         """Store the settings; `setup` loads the weights.
 
@@ -65,10 +67,11 @@ class EditModule(LightningModule):
             inversion: Settings of the inversions.
             batch_size: Maximum number of images in one UNet call, sources included.
             stop: Stop signals; no UNet call follows a request to stop.
+            emit: Takes each outcome as soon as there is one.
         """
         super().__init__()
         self.source, self.precision, self.inversion = source, precision, inversion
-        self.batch_size, self.stop = batch_size, stop
+        self.batch_size, self.stop, self.emit = batch_size, stop, emit
         self._waiting: list[_Group] = []
 
     def setup(self, stage: str) -> None:
@@ -76,35 +79,38 @@ class EditModule(LightningModule):
         if not hasattr(self, "networks"):
             self.networks = load_networks(self.source, self.precision)
 
-    def predict_step(self, batch: ImageEdits | Failure | EndOfUnit, batch_idx: int) -> list[Outcome]:
-        """Add an image to the batch.
+    def predict_step(self, batch: ImageEdits | Failure | EndOfUnit, batch_idx: int) -> int:
+        """Add an image to the batch, after editing the previous batch if the image does not fit into it.
+
+        The last call edits all.
 
         Returns:
-            Edits of the previous batch where the image does not fit into it. The last call returns all edits.
+            Number of rows in the batch.
         """
-        outcomes: list[Outcome] = []
         if isinstance(batch, ImageEdits):
-            for group in self._groups(batch, outcomes):
+            for group in self._groups(batch):
                 if self._rows_waiting + 1 + len(group.edited) > self.batch_size:
-                    outcomes += self._edit_waiting()
+                    self._edit_waiting()
                 self._waiting.append(group)
         else:
-            outcomes.append(batch)
+            self.emit(batch)
         is_last: bool = self.trainer.predict_loop.batch_progress.is_last_batch  # type: ignore[attr-defined]
-        return outcomes + self._edit_waiting() if is_last else outcomes
+        if is_last:
+            self._edit_waiting()
+        return self._rows_waiting
 
     @property
     def _rows_waiting(self) -> int:
         return sum(1 + len(group.edited) for group in self._waiting)
 
-    def _groups(self, image: ImageEdits, outcomes: list[Outcome]) -> list[_Group]:
-        """Divide the edits of an image into groups that fit into a batch; add a failure for each invalid request."""
+    def _groups(self, image: ImageEdits) -> list[_Group]:
+        """Divide the edits of an image into groups that fit into a batch; emit a failure for each invalid request."""
         valid = []
         for request in image.requests:
             try:
                 valid.append(self._check(image, request))
             except ValueError as error:
-                outcomes.append(_failure(image, request, str(error)))
+                self.emit(_failure(image, request, str(error)))
         rebuilt, edited = [v for v in valid if v.edit is None], [v for v in valid if v.edit is not None]
         size = self.batch_size - 1
         groups = [_Group(image, [], edited[i : i + size]) for i in range(0, len(edited), size)]
@@ -132,23 +138,21 @@ class EditModule(LightningModule):
             outside = ~mask_pixels(request.mask, *image.original.pixels.shape[1:])
         return _ValidRequest(request, edit, outside)
 
-    def _edit_waiting(self) -> list[Outcome]:
+    def _edit_waiting(self) -> None:
         """Edit the batch that waits; after a request to stop, leave it to a later job."""
         groups, self._waiting = self._waiting, []
         if not groups:
-            return []
+            return
         started = time.monotonic()
         edits = [(group.image.stored, [v.edit for v in group.edited if v.edit]) for group in groups]
         try:
             results = edit_images(self.networks, edits, self.inversion, lambda: self.stop.requested)
         except StopRequestedError:
-            return []
+            return
         seconds = time.monotonic() - started
-        return [
-            _outcome(group.image, valid, result, seconds)
-            for group, (source, *edited) in zip(groups, results, strict=True)
-            for valid, result in [*((v, source) for v in group.rebuilt), *zip(group.edited, edited, strict=True)]
-        ]
+        for group, (source, *edited) in zip(groups, results, strict=True):
+            for valid, result in [*((v, source) for v in group.rebuilt), *zip(group.edited, edited, strict=True)]:
+                self.emit(_outcome(group.image, valid, result, seconds))
 
 
 def _failure(image: ImageEdits, request: EditRequest, error: str) -> Failure:

@@ -2,12 +2,10 @@
 
 import re
 from dataclasses import dataclass
-from typing import Any, Self
-
-from lightning.pytorch import Callback, LightningModule, Trainer
+from typing import Self
 
 from nti_batch.jobs.tally import Tally
-from nti_batch.jobs.writer import RecordWriter
+from nti_batch.records import Failure
 
 MIN_PROCESSED = 100
 """Processed records from which on a percentage is judged."""
@@ -41,34 +39,21 @@ class FailureLimit:
             return tally.failed > int(self.text)
         return tally.processed >= MIN_PROCESSED and 100 * tally.failed > float(self.text[:-1]) * tally.processed
 
+    def check(self, tally: Tally, last: Failure, record_noun: str) -> None:
+        """Check the limit after a failure.
 
-class FailureLimitCallback(Callback):
-    """Ends the job when the records that this rank has written exceed the limit."""
-
-    def __init__(self, writer: RecordWriter, limit: FailureLimit) -> None:
-        """Take the writer whose records count."""
-        self.writer, self.limit = writer, limit
-
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Check the limit.
+        Args:
+            tally: Records that this rank has written.
+            last: The failure.
+            record_noun: Plural noun for the records.
 
         Raises:
-            TooManyFailuresError: If it is exceeded.
+            TooManyFailuresError: If the limit is exceeded.
         """
-        tally, last = self.writer.tally, self.writer.last_failure
-        if self.limit.is_exceeded(tally):
-            assert last is not None
+        if self.is_exceeded(tally):
             raise TooManyFailuresError(
-                f"{tally.failed} of {tally.processed} {self.writer.run.kind.record_noun} have failed, and "
-                f"data.max_failures is {self.limit.text} (the last: {last.unit.shard}/{last.key} at stage "
-                f"{last.stage!r}: {last.error}); what is finished is committed: mend the input or allow more, and run "
-                "the same command again, with --data.retry_failed=true to try these again"
+                f"{tally.failed} of {tally.processed} {record_noun} have failed, and data.max_failures is {self.text} "
+                f"(the last: {last.unit.shard}/{last.key} at stage {last.stage!r}: {last.error}); what is finished is "
+                "committed: mend the input or allow more, and run the same command again, with "
+                "--data.retry_failed=true to try these again"
             )

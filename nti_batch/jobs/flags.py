@@ -15,6 +15,7 @@ from nti_batch.data.shards import input_shards
 from nti_batch.diffusion.rounding import Storage
 from nti_batch.diffusion.settings import InversionSettings
 from nti_batch.files import refuse_url
+from nti_batch.models.acceleration import Acceleration
 from nti_batch.models.source import ModelSource, Precision
 from nti_batch.plans.plan import Redo
 from nti_batch.settings import MAX_STEPS
@@ -55,7 +56,12 @@ class InvertModelFlags(InversionSettings):
     """Images in one UNet call; 'auto' measures the fastest size that fits."""
 
     compile: str | None = None
-    """Backend of `torch.compile` for the UNet, such as 'inductor'; null does not compile it."""
+    """Backend of `torch.compile` for the UNet, such as 'inductor'; null does not compile it. Compiling takes minutes,
+    and every call then has `batch_size` images."""
+
+    cuda_graphs: bool = False
+    """Whether the UNet's calls are captured in CUDA graphs and replayed, which saves the time of their launches; only
+    on a GPU."""
 
     optimize_pooled: bool = False
     """Whether null-text optimization also updates Stable Diffusion XL's pooled embedding; other families have none."""
@@ -74,6 +80,11 @@ class InvertModelFlags(InversionSettings):
     def source(self) -> ModelSource:
         """Place of the model."""
         return ModelSource(self.name, self.revision, self.variant, self.config)
+
+    @property
+    def acceleration(self) -> Acceleration:
+        """Ways to make the UNet's calls faster."""
+        return Acceleration(compile_backend=self.compile, cuda_graphs=self.cuda_graphs)
 
     @property
     def inversion(self) -> InversionSettings:

@@ -3,20 +3,26 @@
 import gc
 import logging
 import time
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from math import isfinite
 from typing import Literal
 
 import torch
 from lightning.pytorch import LightningModule
+from torch import Tensor
 
-from nti_batch.diffusion.batch_size import find_batch_size
+from nti_batch.diffusion.batch_size import find_batch_size, in_batches
 from nti_batch.diffusion.ddpm import image_seed
-from nti_batch.diffusion.null_text import InversionState
+from nti_batch.diffusion.guidance import Predictor
+from nti_batch.diffusion.host import HostCopy, upload
+from nti_batch.diffusion.null_text import InvertedImage
 from nti_batch.diffusion.pool import InversionPool
-from nti_batch.jobs.networks import load_networks
+from nti_batch.jobs.networks import load_networks, warm_up
+from nti_batch.jobs.prompt_cache import PromptCache
 from nti_batch.jobs.signals import StopSignals
+from nti_batch.models.acceleration import Acceleration
 from nti_batch.models.stable_diffusion import StableDiffusion
 from nti_batch.records import CaptionedImage, EndOfUnit, Failure, Inversion, Outcome
 from nti_batch.scores.metrics import psnr
@@ -24,6 +30,13 @@ from nti_batch.settings import InversionRunSettings
 
 logger = logging.getLogger(__name__)
 NEEDS_GRADIENTS = "null-text inversion needs gradients: set --trainer.inference_mode=false"
+
+
+VAE_BATCH_SIZE = 8
+"""Most images in one call of the VAE; a call of one image takes 1.5 times as long for each."""
+
+DECODING_DELAY = 5.0
+"""Longest time, in seconds, for which a finished image waits for others to be decoded with it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,18 +48,37 @@ class InFlight:
     """Time of the admission on the monotonic clock, in seconds."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Finished:
+    """An image that has left the pool, and is not decoded yet."""
+
+    image: CaptionedImage
+    inverted: InvertedImage
+    seconds: float
+    """Seconds in the pool."""
+
+    since: float
+    """Time at which it left the pool, on the monotonic clock, in seconds."""
+
+
 class InversionModule(LightningModule):
-    """Inverts images as they arrive; each image is at its own timestep, and images share UNet calls."""
+    """Inverts images as they arrive; each image is at its own timestep, and images share UNet calls.
+
+    An image is encoded with others that have arrived, waits for room in the pool, is inverted there, and is decoded
+    with others that have finished.
+    """
 
     networks: StableDiffusion
     pool: InversionPool[tuple[str, str]]
+    pool_type: Callable[..., InversionPool[tuple[str, str]]] = InversionPool
 
     def __init__(
         self,
         settings: InversionRunSettings,
         batch_size: int | Literal["auto"],
         stop: StopSignals,
-        compile_backend: str | None = None,
+        emit: Callable[[Outcome], None],
+        acceleration: Acceleration,
     ) -> None:
         """Load no weights yet.
 
@@ -54,21 +86,33 @@ class InversionModule(LightningModule):
             settings: Settings of the run.
             batch_size: Images in one UNet call; 'auto' measures the fastest size that fits.
             stop: Stop signals: no UNet call follows a request.
-            compile_backend: Backend of `torch.compile` for the UNet; None does not compile it.
+            emit: Takes each outcome as soon as there is one.
+            acceleration: Ways to make the UNet's calls faster.
         """
         super().__init__()
         self.settings = settings
         self.batch_size = batch_size
         self.stop = stop
-        self.compile_backend = compile_backend
+        self.emit = emit
+        self.acceleration = acceleration
+        self.warm_up_seconds: float | None = None
+        """Time that the first calls took, in which the UNet is compiled; None before them."""
+
+        self._arrived: list[CaptionedImage] = []
+        """Images that are not encoded yet."""
+
+        self._encoded: deque[tuple[CaptionedImage, Tensor, Tensor]] = deque()
+        """Images with their latents and prompt embeddings, which wait for room in the pool."""
+
         self._in_flight: dict[tuple[str, str], InFlight] = {}
+        self._finished: list[Finished] = []
+        self._compared: deque[tuple[list[Finished], HostCopy]] = deque()
+        """Decoded images with their PSNR and that of the VAE round trip, which are on their way to the host."""
 
     def setup(self, stage: str) -> None:
         """Load the networks, once."""
         if not hasattr(self, "networks"):
             self.networks = load_networks(self.settings.source, self.settings.precision)
-            if self.compile_backend:
-                self.networks.unet.compile(backend=self.compile_backend)
 
     def on_predict_start(self) -> None:
         """Open the pool."""
@@ -77,51 +121,133 @@ class InversionModule(LightningModule):
         # what is loaded by now stays until the end: the garbage collector need not walk it
         gc.collect()
         gc.freeze()
-        self.pool = InversionPool(
-            partial(self.networks.predict, optimize_pooled=self.settings.optimize_pooled),
-            self.networks.schedule(self.settings.num_steps),
+        self._embed = PromptCache(self.networks.embed_prompts)
+        schedule = self.networks.schedule(self.settings.num_steps)
+        self._timesteps: list[int] = schedule.network_timesteps[1:].flip(0).tolist()
+        self.pool = self.pool_type(
+            self.predictor(),
+            schedule,
             self.settings.inversion,
-            self.networks.embed_prompts([""])[0],
+            self._embed([""])[0],
             1 if self.batch_size == "auto" else self.batch_size,
             self.settings.storage,
         )
 
-    def predict_step(self, batch: CaptionedImage | Failure | EndOfUnit, batch_idx: int) -> list[Outcome]:
-        """Admit one image; return what finishes until there is room for the next one, or all at the end."""
-        outcomes: list[Outcome] = []
+    def predictor(self) -> Predictor:
+        """The network as the pool calls it."""
+        return self.acceleration.predictor(self.networks, lambda: self.pool.batch_size, self.settings.optimize_pooled)
+
+    def predict_step(self, batch: CaptionedImage | Failure | EndOfUnit, batch_idx: int) -> int:
+        """Take in one image, and advance the pool until there is room for the next one, or to the end of all.
+
+        Returns:
+            Number of images in the pool.
+        """
         if isinstance(batch, CaptionedImage):
-            self._admit(batch)
+            self._arrived.append(batch)
         else:
-            outcomes.append(batch)
+            self.emit(batch)
         is_last: bool = self.trainer.predict_loop.batch_progress.is_last_batch  # type: ignore[attr-defined]
-        advance = self.pool.finish if is_last else self.pool.make_room
-        outcomes += [self._conclude(key, state) for key, state in advance(lambda: self.stop.requested)]
-        return outcomes
+        if len(self._arrived) >= self._vae_batch_size or (is_last and self._arrived):
+            self._encode()
+        self._admit()
+        while (len(self.pool) >= self.pool.capacity or (is_last and len(self.pool))) and not self.stop.requested:
+            self._advance()
+            self._admit()
+        return len(self.pool)
 
-    def _admit(self, image: CaptionedImage) -> None:
-        key = (image.unit.shard, image.key)
-        self._in_flight[key] = InFlight(image, time.monotonic())
-        latents = self.networks.encode_images(image.pixels[None])[0]
-        prompt = self.networks.embed_prompts([image.prompt])[0]
+    def on_predict_epoch_end(self) -> None:
+        """Decode and emit what is finished, at the end of the input or after a request to stop."""
+        self._decode()
+        while self._compared:
+            self._emit_compared()
+
+    @property
+    def _vae_batch_size(self) -> int:
+        """Images in one call of the VAE: no more than the UNet has, whose memory is known to suffice."""
+        return min(VAE_BATCH_SIZE, self.pool.batch_size)
+
+    def _encode(self) -> None:
+        """Encode the images that have arrived, and their prompts."""
+        images, self._arrived = self._arrived, []
+        pixels = torch.stack([image.pixels for image in images])
+        latents = in_batches(self.networks.encode_images, pixels, self._vae_batch_size)
+        prompts = self._embed([image.prompt for image in images])
+        if self.warm_up_seconds is None:
+            self._warm_up(latents[0], prompts[0])
+        self._encoded.extend(zip(images, latents, prompts, strict=True))
+
+    def _warm_up(self, latents: Tensor, prompt: Tensor) -> None:
+        """Find the batch size, then compile the UNet for it."""
+        timestep = self.pool.schedule.network_timesteps[1]
         if self.batch_size == "auto":
-            self.batch_size = find_batch_size(
-                self.networks.predict, latents, self.pool.schedule.network_timesteps[1], prompt
-            )
-            self.pool.batch_size = self.batch_size
+            self.batch_size = self.pool.batch_size = find_batch_size(self.networks.predict, latents, timestep, prompt)
             logger.warning("model.batch_size: %d images in one call are the fastest on this device", self.batch_size)
-        self.pool.admit(key, latents, prompt, image_seed(self.settings.inversion.noise_seed, image.pixels))
+        start = time.monotonic()
+        if self.acceleration.is_on:
+            warm_up(self.pool, self.networks.predict, (latents, timestep, prompt))
+            logger.warning(
+                "the UNet is compiled for %d images in one call, which took %.0f s",
+                self.pool.batch_size,
+                time.monotonic() - start,
+            )
+        self.warm_up_seconds = time.monotonic() - start
 
-    def _conclude(self, key: tuple[str, str], state: InversionState) -> Outcome:
-        """Decode the reconstruction and the VAE round trip, and compare both with the input."""
-        in_flight = self._in_flight.pop(key)
-        image = in_flight.image
-        if state.error:
-            return Failure(image.unit, image.key, "inversion", state.error, input_sha256=image.input_sha256)
-        images = self.networks.decode_latents(torch.stack([state.current_latents, state.trajectory[0]]))
-        reached, round_trip = psnr(images, (image.pixels.to(images.device) / 255)[None]).tolist()
+    def _admit(self) -> None:
+        """Admit encoded images to the pool while it has room."""
+        while self._encoded and len(self.pool) < self.pool.capacity:
+            image, latents, prompt = self._encoded.popleft()
+            key = (image.unit.shard, image.key)
+            self._in_flight[key] = InFlight(image, time.monotonic())
+            self.pool.admit(key, latents, prompt, image_seed(self.settings.inversion.noise_seed, image.pixels))
+
+    def _advance(self) -> None:
+        """Make one UNet call, decode finished images in full batches or before they have waited long, and emit them."""
+        started = time.monotonic()
+        inverted_images = self.pool.advance()
+        now = time.monotonic()
+        for key, inverted in inverted_images:
+            in_flight = self._in_flight.pop(key)
+            self._finished.append(Finished(in_flight.image, inverted, now - in_flight.admitted, now))
+        # each is decoded twice, and the next call takes as long as this one
+        is_full = 2 * len(self._finished) >= self._vae_batch_size
+        if is_full or (self._finished and 2 * now - started - self._finished[0].since > DECODING_DELAY):
+            self._decode()
+        while self._compared and self._compared[0][1].has_arrived:
+            self._emit_compared()
+
+    def _decode(self) -> None:
+        """Decode each finished image's reconstruction and its VAE round trip, and compare both with the input."""
+        finished, self._finished = self._finished, []
+        for each in finished:
+            if each.inverted.error:
+                self.emit(_failure(each.image, "inversion", each.inverted.error))
+        solved = [each for each in finished if not each.inverted.error]
+        # each is decoded twice
+        size = max(1, self._vae_batch_size // 2)
+        for group in (solved[i : i + size] for i in range(0, len(solved), size)):
+            self._compare(group)
+
+    def _compare(self, group: list[Finished]) -> None:
+        """Decode a few images, and compare them with the input; nothing waits for the device."""
+        latents = [each.inverted.latents for each in group] + [each.inverted.trajectory[0] for each in group]
+        decoded = in_batches(self.networks.decode_latents, torch.stack(latents), self._vae_batch_size)
+        pixels = upload(torch.stack([each.image.pixels for each in group]), decoded.device) / 255
+        scores = torch.stack([psnr(images, pixels) for images in decoded.chunk(2)])
+        self._compared.append((group, self.pool.to_host(scores)))
+
+    def _emit_compared(self) -> None:
+        """Emit the inversions that were compared first."""
+        group, scores = self._compared.popleft()
+        for each, reached, round_trip in zip(group, *scores.tolist(), strict=True):
+            self.emit(self._outcome(each, reached, round_trip))
+
+    def _outcome(self, finished: Finished, reached: float, round_trip: float) -> Outcome:
+        """Return the inversion of an image, given both PSNRs; a failure if they are not finite."""
+        image, inverted = finished.image, finished.inverted
         if not (isfinite(reached) and isfinite(round_trip)):
             error = f"the PSNR is {reached}, and {round_trip} for the VAE's round trip: an image is not finite"
-            return Failure(image.unit, image.key, "reconstruction", error, input_sha256=image.input_sha256)
+            return _failure(image, "reconstruction", error)
         return Inversion(
             unit=image.unit,
             key=image.key,
@@ -129,18 +255,22 @@ class InversionModule(LightningModule):
             prompt_truncated=self.networks.truncates(image.prompt),
             height=image.pixels.shape[1],
             width=image.pixels.shape[2],
-            noise_latents=state.trajectory[-1].cpu(),
-            start_embedding=state.start_embedding.cpu(),
-            null_embeddings=torch.stack(state.null_embeddings).cpu(),
-            pivot=torch.stack(state.pivot).cpu() if state.pivot else None,
-            timesteps=self.pool.schedule.network_timesteps[1:].flip(0).tolist(),
-            inner_steps=state.inner_steps,
-            losses=state.losses,
+            noise_latents=inverted.trajectory[-1],
+            start_embedding=inverted.start_embedding,
+            null_embeddings=inverted.null_embeddings,
+            pivot=inverted.pivot,
+            timesteps=self._timesteps,
+            inner_steps=inverted.inner_steps,
+            losses=inverted.losses,
             psnr=reached,
             psnr_vae=round_trip,
-            forwards=state.forwards,
-            backwards=state.backwards,
-            seconds=time.monotonic() - in_flight.admitted,
+            forwards=inverted.forwards,
+            backwards=inverted.backwards,
+            seconds=finished.seconds,
             input_sha256=image.input_sha256,
-            pooled_dim=self.networks.text.pooled_dim,
+            pooled_dim=self.networks.pooled_dim,
         )
+
+
+def _failure(image: CaptionedImage, stage: str, error: str) -> Failure:
+    return Failure(image.unit, image.key, stage, error, input_sha256=image.input_sha256)

@@ -6,16 +6,13 @@ OUT/log/rank-3.log                 every line, of every start of the job
 
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-
 from nti_batch.output.manifest_rows import member_name
-from nti_batch.records import EditedImage, EndOfUnit, Failure, Inversion, Outcome
+from nti_batch.records import EditedImage, Failure, Inversion
 from nti_batch.terminal import LineFormatter, terminal_log
 
 logger = logging.getLogger(__name__)
@@ -79,21 +76,3 @@ def record_line(record: Inversion | EditedImage | Failure) -> str:
 
 def _shown(score: float) -> str:
     return str(score) if isinstance(score, int) else f"{score:.2f}"
-
-
-class RecordLog(Callback):
-    """Logs a line for each record that this rank has written."""
-
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Sequence[Outcome],
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Log the records of a prediction step."""
-        for outcome in outputs:
-            if not isinstance(outcome, EndOfUnit):
-                logger.info("%s", record_line(outcome))

@@ -1,13 +1,24 @@
-"""Loads the networks of a job, whose files may be damaged."""
+"""Loads the networks of a job, whose files may be damaged, and compiles its UNet."""
 
+import logging
+from typing import Any
+
+import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
+from nti_batch.diffusion.guidance import Predictor
+from nti_batch.diffusion.pool import InversionPool
 from nti_batch.models.source import ModelSource, Precision
 from nti_batch.models.stable_diffusion import StableDiffusion
 
+logger = logging.getLogger(__name__)
+MAX_COMPILED_ERROR = 0.1
+"""Largest relative error of a compiled network; bfloat16 rounds by 0.02, and a wrong gradient is off by 1."""
+
 
 class LoadError(Exception):
-    """The networks cannot be loaded; the text names the model."""
+    """The networks cannot be loaded or compiled; the text names the model."""
 
 
 def load_networks(source: ModelSource, precision: Precision) -> StableDiffusion:
@@ -22,3 +33,60 @@ def load_networks(source: ModelSource, precision: Precision) -> StableDiffusion:
     except (ValueError, KeyError, OSError, RuntimeError, SafetensorError) as error:
         name = "" if str(error).startswith("model ") else f"model {source.name!r} does not load: "
         raise LoadError(f"{name}{error}") from error
+
+
+def warm_up(pool: InversionPool[Any], network: Predictor, image: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Make both kinds of call once, so that the network is compiled for them, and compare them with the network's own.
+
+    The batch size is halved until the calls fit the memory.
+
+    Args:
+        pool: The pool that will make the calls.
+        network: The network that is not compiled.
+        image: Latents, timestep and text embedding of one image.
+
+    Raises:
+        LoadError: If the network cannot be compiled, or is wrong then.
+        torch.OutOfMemoryError: If not even one image fits.
+    """
+    from torch._dynamo.exc import TorchDynamoException
+
+    while True:
+        rows = pool.batch_size
+        try:
+            compiled = _both_calls(pool.predict, image, rows)
+        except torch.OutOfMemoryError:
+            if rows == 1:
+                raise
+            pool.batch_size = rows // 2
+        except TorchDynamoException as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise LoadError(f"the UNet cannot be compiled here: {reason}; leave model.compile out") from error
+        else:
+            break
+        logger.warning(
+            "a call with %d images does not fit the device's memory: continuing with %d", rows, pool.batch_size
+        )
+        # a function keeps few compiled forms, and these will not be called again
+        torch.compiler.reset()
+        torch.cuda.empty_cache()
+    for name, found, own in zip(("prediction", "gradient"), compiled, _both_calls(network, image, 1), strict=True):
+        error_share = ((found - own).norm() / own.norm()).item()
+        if not error_share < MAX_COMPILED_ERROR:
+            raise LoadError(
+                f"the compiled UNet is wrong here: its {name} differs from the UNet's own by {error_share:.0%} of its "
+                "norm; leave model.compile out"
+            )
+
+
+def _both_calls(predict: Predictor, image: tuple[Tensor, Tensor, Tensor], rows: int) -> tuple[Tensor, Tensor]:
+    """Prediction and gradient of the first of equal rows, by a call of each kind."""
+    latents, timestep, embedding = image
+    inputs = latents.repeat(rows, 1, 1, 1), timestep.repeat(rows)
+    embeddings = embedding.repeat(rows, 1, 1)
+    with torch.no_grad():
+        prediction = predict(*inputs, embeddings)
+    with torch.enable_grad():
+        differentiable = predict(*inputs, embeddings.requires_grad_())
+        gradient = torch.autograd.grad(differentiable.square().sum(), embeddings)[0]
+    return prediction[0], gradient[0]

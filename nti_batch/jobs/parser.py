@@ -94,7 +94,7 @@ class ConfigFile(ActionConfigFile):
 
 
 def silence_warnings() -> None:
-    """Silence Lightning's warnings that concern training."""
+    """Silence warnings that concern training, or nothing that a user can change."""
     # Lightning 2.6 calls jsonargparse in a way that newer versions deprecate
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -106,6 +106,8 @@ def silence_warnings() -> None:
         "Couldn't infer the batch indices.*",
         # Lightning 2.6 with torch 2.13
         ".*treespec, LeafSpec.*",
+        # diffusers asks for the version of torch while `torch.compile` reads it
+        "(?s)Dynamo detected a call to a `functools.lru_cache`.*",
         # a job of one process is right where Slurm is installed, too
         "The `srun` command is available on your system but is not used.*",
     ):

@@ -15,9 +15,9 @@ from nti_batch.files import OutputError
 from nti_batch.jobs.courtesy import courtesy
 from nti_batch.jobs.datamodule import JobDataModule
 from nti_batch.jobs.dry_run import DryRun
-from nti_batch.jobs.failure_limit import FailureLimit, FailureLimitCallback, TooManyFailuresError
+from nti_batch.jobs.failure_limit import FailureLimit, TooManyFailuresError
 from nti_batch.jobs.flags import OutputFlags, SharedDataFlags
-from nti_batch.jobs.log import RecordLog, job_log, rank_prefix
+from nti_batch.jobs.log import job_log, rank_prefix
 from nti_batch.jobs.meter import JobMeter, RankTallies
 from nti_batch.jobs.networks import LoadError
 from nti_batch.jobs.parser import build_trainer, silence_warnings
@@ -26,6 +26,7 @@ from nti_batch.jobs.ranks import JobPart, started_ranks
 from nti_batch.jobs.signals import SignalCallback, StopSignals
 from nti_batch.jobs.writer import RecordWriter
 from nti_batch.lock import UnitInUseError
+from nti_batch.output.run_folder import AnyRun
 from nti_batch.output.serialization import StoredSize
 from nti_batch.plans.plan import AnyPlan
 from nti_batch.terminal import print_error, print_lines, print_outcome, usage_error
@@ -52,10 +53,21 @@ class Job:
     """Size of a record on disk before there is one; None if it is unknown."""
 
 
+def record_writer(run: AnyRun, data: SharedDataFlags, output: OutputFlags) -> RecordWriter:
+    """The writer of a job.
+
+    Raises:
+        ValueError: If the limit of failures is wrong.
+    """
+    limit = None if data.max_failures is None else FailureLimit.parse(str(data.max_failures))
+    return RecordWriter(run, output.part_images, output.part_minutes, limit)
+
+
 def build_job(
     flags: Namespace,
     plan: AnyPlan,
     module: LightningModule,
+    writer: RecordWriter,
     stop: StopSignals,
     draw_preview: Callable[[], Path | None],
     new_size: StoredSize | None = None,
@@ -66,6 +78,7 @@ def build_job(
         flags: Parsed flags of the job.
         plan: Work of the run.
         module: Computes the records.
+        writer: Writes the records.
         stop: Stop signals.
         draw_preview: Draws the preview and returns its path; None if there is nothing to show.
         new_size: Size of a record on disk before there is one.
@@ -75,13 +88,9 @@ def build_job(
     """
     data: SharedDataFlags = flags.data
     output: OutputFlags = flags.output
-    limit = None if data.max_failures is None else FailureLimit.parse(str(data.max_failures))
     part, trainer = JobPart.parse(data.part), build_trainer(flags.trainer)
-    writer = RecordWriter(plan.run, output.part_images, output.part_minutes)
     progress = JobProgress(_meter(plan, part, trainer, writer, flags.dry_run))
-    callbacks: list[Callback] = [writer, SignalCallback(stop, output.stop_after), RecordLog(), progress]
-    if limit:
-        callbacks.append(FailureLimitCallback(writer, limit))
+    callbacks: list[Callback] = [writer, SignalCallback(stop, output.stop_after), progress]
     # they need the rank, which the Trainer finds
     trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]
     return Job(
@@ -143,9 +152,9 @@ def print_plan(job: Job) -> int:
 def run_rank(job: Job) -> int:
     """Run one rank from its first work unit to its exit code.
 
-    Lightning's loop takes each item from `JobDataModule`, which claims a work unit (`claim_units`) and reads its
-    missing records (`read_units`). The module's `predict_step` computes results. `RecordWriter` commits them in parts,
-    and releases the work unit after its last record.
+    Lightning's loop takes each item from `JobDataModule`, whose thread claims a work unit (`claim_units`) and reads its
+    missing records ahead (`read_units`). The module's `predict_step` computes results, and puts each into the thread of
+    `RecordWriter`, which commits them in parts, and releases the work unit after its last record.
     """
     rank, ranks = job.trainer.global_rank, job.trainer.world_size
     with job_log(job.part.file(job.plan.run.out, rank, ".log"), rank_prefix(rank, ranks)):
@@ -160,7 +169,11 @@ def predict(job: Job) -> bool:
     data = JobDataModule(job.plan, job.part, job.stop)
     try:
         with job.progress:
-            job.trainer.predict(job.module, data, return_predictions=False)
+            try:
+                job.trainer.predict(job.module, data, return_predictions=False)
+            finally:
+                data.close()
+                job.plan.run.release_all()
             job.progress.wait_for(started_ranks(job.trainer))
     except (UnitInUseError, OutputError, TooManyFailuresError, LoadError, OSError) as error:
         _end_ranks(job.trainer)

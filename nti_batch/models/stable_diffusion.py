@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nti_batch.diffusion.alignment import TokenizedPrompt
+from nti_batch.diffusion.host import upload
 from nti_batch.diffusion.pooled_embedding import split_pooled
 from nti_batch.diffusion.prompt_to_prompt import StepControl
 from nti_batch.diffusion.schedule import DDIMSchedule
@@ -78,6 +79,11 @@ class StableDiffusion(nn.Module):
         """Device of the networks."""
         return self.alphas_cumprod.device
 
+    @property
+    def pooled_dim(self) -> int:
+        """Width of the pooled embedding, the last row of every embedding; 0 if there is none."""
+        return self.text.pooled_dim
+
     def schedule(self, num_steps: int) -> DDIMSchedule:
         """DDIM's levels, chosen by `timestep_spacing` of the model's scheduler.
 
@@ -120,7 +126,7 @@ class StableDiffusion(nn.Module):
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Encode uint8 pixels, [batch, 3, height, width], to latents: the posterior's mean, scaled."""
-        posterior = self.vae.encode(pixels.to(self.device) / 127.5 - 1).latent_dist
+        posterior = self.vae.encode(upload(pixels, self.device) / 127.5 - 1).latent_dist
         latents: Tensor = posterior.mean * self.vae.config.scaling_factor
         return latents
 
@@ -155,7 +161,10 @@ class StableDiffusion(nn.Module):
     def _time_ids(self, latents: Tensor) -> Tensor:
         """Size conditioning of Stable Diffusion XL, [batch, 6]: original size, corner of the crop, target size."""
         height, width = (side * self.pixels_per_latent for side in latents.shape[-2:])
-        return torch.tensor([height, width, 0, 0, height, width], device=latents.device).repeat(len(latents), 1)
+        ids = torch.zeros(len(latents), 6, dtype=torch.int64, device=latents.device)
+        # filled on the device: a CUDA graph cannot capture a copy from the host
+        ids[:, 0::4], ids[:, 1::4] = height, width
+        return ids
 
     def cross_attention_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
         """Heights and widths of the UNet's cross-attention layers for latents of this size."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nti_batch.diffusion.alignment import TokenizedPrompt
+from nti_batch.diffusion.host import upload
 from nti_batch.diffusion.pooled_embedding import join_pooled
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class TextEncoder(nn.Module):
 
     def embed_prompts(self, prompts: list[str]) -> Tensor:
         """Encode prompts, padded and truncated, to last hidden states, [prompts, tokens, dim]."""
-        embeddings: Tensor = self.encoder(_ids(self.tokenizer, prompts).to(self.encoder.device)).last_hidden_state
+        embeddings: Tensor = self.encoder(upload(_ids(self.tokenizer, prompts), self.encoder.device)).last_hidden_state
         return embeddings
 
     def truncates(self, prompt: str) -> bool:
@@ -72,7 +73,7 @@ class TextEncoderPair(TextEncoder):
         """Encode prompts to penultimate hidden states side by side and the pooled row, [prompts, tokens + 1, dim]."""
         pairs = ((self.tokenizer, self.encoder), (self.tokenizer_2, self.encoder_2))
         first, second = (
-            encoder(_ids(tokenizer, prompts).to(encoder.device), output_hidden_states=True)
+            encoder(upload(_ids(tokenizer, prompts), encoder.device), output_hidden_states=True)
             for tokenizer, encoder in pairs
         )
         tokens = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)

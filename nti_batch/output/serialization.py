@@ -4,10 +4,11 @@ The header of the safetensors names the layout of the tensors, under `layout`:
 
     float32-1   noise_latents float32;  null_embeddings [T, tokens, dim] float32
     float16-1   noise_latents float32;  null_embeddings [T, tokens, dim] float16
-    compact-1   noise_latents float32;  start [tokens, dim] float16
+    compact-2   noise_latents float32;  start [tokens, dim] float16
                 moved [M] int64: rows of null_embeddings that differ from the row before, or from `start`
                 scales [M] float32
-                levels uint8: a zlib stream of [M, tokens, dim] int8;  row = row before + scale * level
+                levels uint8: a zstd frame of [M, tokens, dim] int8;  row = row before + scale * level
+    compact-1   the same with a zlib stream, which takes ten times as long to make; it is read, and not written
 
 Direct and edit-friendly DDPM inversion add pivot [T, channels, height, width] to each: float32 in the first, float16 in
 the others.
@@ -17,12 +18,13 @@ import hashlib
 import json
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
 import numpy as np
 import torch
+import zstandard
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -37,6 +39,12 @@ from nti_batch.settings import InversionRunSettings
 
 MAX_TENSOR_BYTES = 1 << 28
 """Largest tensor of an inversion, in float32: 999 steps of Stable Diffusion 1.5, or 400 of XL."""
+
+
+STREAM_ERRORS = (SafetensorError, zstandard.ZstdError, zlib.error)
+
+LAYOUTS: Mapping[Storage, str] = {"float32": "float32-1", "float16": "float16-1", "compact": "compact-2"}
+"""The layout that is written for each storage."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,10 +92,10 @@ class StoredInversion:
 def pack_tensors(
     storage: Storage, noise_latents: Tensor, start_embedding: Tensor, null_embeddings: Tensor, pivot: Tensor | None
 ) -> bytes:
-    """Safetensors bytes in the layout of a storage. The tensors must be rounded to it, and on the CPU."""
+    """Safetensors bytes in the layout of a storage. The tensors must be rounded to it; they may be on any device."""
     match storage:
         case "compact":
-            tensors = _compact(start_embedding, null_embeddings)
+            tensors = _compact(start_embedding.cpu(), null_embeddings.cpu())
         case "float16":
             tensors = {"null_embeddings": null_embeddings.half()}
         case "float32":
@@ -95,7 +103,7 @@ def pack_tensors(
     tensors["noise_latents"] = noise_latents
     if pivot is not None:
         tensors["pivot"] = pivot if storage == "float32" else pivot.half()
-    return save({name: t.contiguous() for name, t in tensors.items()}, metadata={"layout": f"{storage}-1"})
+    return save({name: t.cpu().contiguous() for name, t in tensors.items()}, metadata={"layout": LAYOUTS[storage]})
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +128,7 @@ def stored_size(storage: Storage, latents: Sequence[int], embeddings: Sequence[i
     value = 4 if storage == "float32" else 2
     total = 4 * prod(latents) + (steps * prod(latents) * value if has_pivot else 0)
     if storage == "compact":
-        # a start in float16, an index and a scale for each timestep, and levels of a byte, which zlib makes smaller
+        # a start in float16, an index and a scale for each timestep, and levels of a byte, which zstd makes smaller
         return StoredSize(total + 2 * tokens * dim + 12 * steps + prod(embeddings), "at most")
     return StoredSize(total + prod(embeddings) * value, f"in {storage}")
 
@@ -170,7 +178,9 @@ def unpack_tensors(payload: bytes, num_steps: int) -> tuple[Tensor, Tensor, Tens
         case "float32-1" | "float16-1":
             null_embeddings = _to_float(tensors["null_embeddings"])
         case "compact-1":
-            null_embeddings = _expand(tensors, num_steps)
+            null_embeddings = _expand(tensors, num_steps, _inflate)
+        case "compact-2":
+            null_embeddings = _expand(tensors, num_steps, _decompress)
         case _:
             raise ValueError(f"the layout is {layout!r}: a newer nti_batch wrote it; update this one")
     return tensors["noise_latents"], null_embeddings, _to_float(tensors["pivot"]) if "pivot" in tensors else None
@@ -217,7 +227,7 @@ def decode_inversion(payload: bytes, metadata: Metadata) -> StoredInversion:
             pivot=pivot,
         )
     # RuntimeError: torch's for shapes that do not fit each other
-    except (ValueError, KeyError, TypeError, RuntimeError, OverflowError, zlib.error, SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, RuntimeError, OverflowError, *STREAM_ERRORS) as error:
         reason = str(error) if isinstance(error, ValueError) else repr(error)
         raise ValueError(f"{metadata.get('key')!r} cannot be read: {reason}") from error
 
@@ -243,14 +253,14 @@ def _layout(payload: bytes) -> str | None:
 
 
 def _compact(start: Tensor, null_embeddings: Tensor) -> dict[str, Tensor]:
-    """Tensors of the layout compact-1, for embeddings that were rounded to it."""
+    """Tensors of the layout compact-2, for embeddings that were rounded to it."""
     previous = torch.cat([start[None], null_embeddings[:-1]])
     scales, levels = split_change(null_embeddings, previous)
     assert torch.equal(previous + scales * levels, null_embeddings), (
         "embeddings that were not rounded as they were found"
     )
     moved = levels.flatten(1).any(1).nonzero()[:, 0]
-    stream = _deflate(levels[moved].to(torch.int8).numpy().tobytes())
+    stream = zstandard.ZstdCompressor(level=1).compress(levels[moved].to(torch.int8).numpy().tobytes())
     return {
         "start": start.half(),
         "moved": moved,
@@ -259,20 +269,13 @@ def _compact(start: Tensor, null_embeddings: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _deflate(levels: bytes) -> bytes:
-    """A zlib stream. An xz stream is a fifth smaller and takes ten times as long, while the device waits."""
-    deflater = zlib.compressobj(level=4, strategy=zlib.Z_FILTERED)
-    return deflater.compress(levels) + deflater.flush()
-
-
-def _expand(tensors: dict[str, Tensor], num_steps: int) -> Tensor:
+def _expand(tensors: dict[str, Tensor], num_steps: int, decompress: Callable[[bytes, int], bytes]) -> Tensor:
     """Null embeddings from what `_compact` gave, [T, tokens, dim] float32."""
     null_embedding = tensors["start"].float()
     check_size((num_steps, *null_embedding.shape))
     size = len(tensors["moved"]) * null_embedding.numel()
-    # one byte more would show a longer stream, which may have no end
-    stream = zlib.decompressobj().decompress(tensors["levels"].numpy().tobytes(), size + 1)
-    if len(tensors["moved"]) > num_steps or len(stream) != size:
+    stream = tensors["levels"].numpy().tobytes()
+    if len(tensors["moved"]) > num_steps or len(stream := decompress(stream, size)) != size:
         raise ValueError(f"levels do not hold the {size:,} bytes of {len(tensors['moved'])} rows")
     levels = torch.from_numpy(np.frombuffer(stream, np.int8).copy()).view(-1, *null_embedding.shape)
     changes = dict(zip(tensors["moved"].tolist(), tensors["scales"].view(-1, 1, 1) * levels, strict=True))
@@ -281,3 +284,15 @@ def _expand(tensors: dict[str, Tensor], num_steps: int) -> Tensor:
         null_embedding = null_embedding + changes[i] if i in changes else null_embedding
         rows.append(null_embedding)
     return torch.stack(rows)
+
+
+def _decompress(stream: bytes, size: int) -> bytes:
+    """The content of a zstd frame; nothing if its size is another, which may be huge."""
+    if zstandard.frame_content_size(stream) != size:
+        return b""
+    return zstandard.ZstdDecompressor().decompress(stream)
+
+
+def _inflate(stream: bytes, size: int) -> bytes:
+    """The content of a zlib stream; one byte more shows a longer one, which may have no end."""
+    return zlib.decompressobj().decompress(stream, size + 1)

@@ -48,7 +48,7 @@ def test_null_text_is_that_of_the_pool_without_its_early_stop(updates: int):
     )
     pool = InversionPool[int](predict, of.schedule, settings, of.empty[0], 2)
     done = dict(pool.run((key, *image, key) for key, image in enumerate(zip(of.latents, of.prompts, strict=True))))
-    expected = torch.stack([done[key].current_latents for key in range(3)])
+    expected = torch.stack([done[key].latents for key in range(3)])
     torch.testing.assert_close(ablations.null_text(of, of.pivot(), updates), expected, rtol=0, atol=1e-4)
 
 

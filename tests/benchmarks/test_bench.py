@@ -102,6 +102,7 @@ def test_the_command_prints_both_sides(tiny_model: Path, shard: Path, capsys: py
         ("--rounds=0", "--rounds is 0, allowed: 1 to the number of images, 4"),
         ("--model.name=/none", "model '/none' is not a folder"),
         ("--model.solver=sgd", "model.solver"),
+        ("--device=abacus", "--device is 'abacus', allowed: one that this machine has"),
         ("--model.num_steps=101", "num_steps is 101, allowed with the solver 'authors': 1 to 100"),
     ],
 )

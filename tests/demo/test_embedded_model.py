@@ -75,7 +75,7 @@ def test_null_text_inversion_reconstructs_images_alone_and_in_a_batch(networks: 
     reconstructed = []
     for images, batch_size in [(inputs, 3), (inputs[:1], 1)]:
         states, _ = invert(networks.predict, schedule, InversionSettings(), images, batch_size, empty)
-        decoded = networks.decode_latents(torch.stack([state.current_latents for state in states]))
+        decoded = networks.decode_latents(torch.stack([state.latents for state in states]))
         reconstructed.append(psnr(decoded, start.round_trip[: len(images)]))
     together, alone = reconstructed
     assert together.mean() > replay_psnr(networks, start, 7.5).mean() + 15

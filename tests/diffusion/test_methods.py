@@ -46,11 +46,9 @@ def test_direct_inversion_comes_back_to_where_it_started_at_any_guidance(scale: 
     states, _ = invert(rowwise, SCHEDULE, settings, images(4), batch_size=2, storage=storage)
     for state, (latents, _) in zip(states, images(4), strict=True):
         rounded = latents if storage == "float32" else latents.half().float()
-        assert torch.equal(state.current_latents, rounded)
+        assert torch.equal(state.latents, rounded)
         assert torch.equal(state.pivot[-1], rounded)
-        torch.testing.assert_close(
-            torch.stack(state.pivot), torch.stack(state.trajectory[:-1]).flip(0), atol=0, rtol=1e-3
-        )
+        torch.testing.assert_close(state.pivot, state.trajectory[:-1].flip(0), atol=0, rtol=1e-3)
 
 
 @pytest.mark.parametrize("storage", STORAGES)
@@ -70,7 +68,7 @@ def test_negative_prompt_inversion_is_ddim_at_guidance_1():
     (state,), _ = invert(rowwise, SCHEDULE, InversionSettings(method="negative-prompt"), images(1))
     prompt = images(1)[0][1]
     expected = ddim_sample(rowwise, SCHEDULE, state.trajectory[-1][None], prompt[None], [EMPTY[None]] * 50, 1)
-    assert torch.equal(state.current_latents, expected[0])
+    assert torch.equal(state.latents, expected[0])
     assert all(torch.equal(row, prompt) for row in state.null_embeddings)
 
 
@@ -80,7 +78,7 @@ def test_ddim_is_guided_sampling_with_the_empty_prompt(null_init: Literal["empty
     settings = InversionSettings(method="ddim", null_init=null_init)
     (state,), _ = invert(rowwise, SCHEDULE, settings, [(latents, prompt)], empty=empty)
     expected = ddim_sample(rowwise, SCHEDULE, state.trajectory[-1][None], prompt[None], [empty[None]] * 50, 7.5)
-    assert torch.equal(state.current_latents, expected[0])
+    assert torch.equal(state.latents, expected[0])
 
 
 @pytest.mark.parametrize(
@@ -101,7 +99,7 @@ def test_the_work_is_counted_no_gradient_is_computed_and_every_call_is_full(
             pool.admit(key, *image, key)
         while len(pool):
             states += [state for _, state in pool.advance()]
-    assert traffic.reads <= traffic.writes == pool.work.calls, "the device should not be waited for more often"
+    assert traffic.reads <= pool.work.calls and traffic.writes == 0, "the device should not be waited for more often"
     assert {(s.forwards, s.backwards, sum(s.inner_steps), len(s.null_embeddings)) for s in states} == {
         (forwards, 0, 0, 50)
     }
@@ -112,10 +110,10 @@ def test_the_work_is_counted_no_gradient_is_computed_and_every_call_is_full(
 def test_a_pivot_comes_back_from_the_file_bit_for_bit(storage: Storage):
     settings = InversionSettings(method="direct")
     (state,), _ = invert(rowwise, SCHEDULE, settings, images(1), storage=storage)
-    nulls, pivot = torch.stack(state.null_embeddings), torch.stack(state.pivot)
+    nulls, pivot = state.null_embeddings, state.pivot
     payload = pack_tensors(storage, state.trajectory[-1], state.start_embedding, nulls, pivot)
     noise, embeddings, again = unpack_tensors(payload, 50)
-    assert again is not None and again.dtype == torch.float32
+    assert pivot is not None and again is not None and again.dtype == torch.float32
     assert torch.equal(again, pivot)
     assert torch.equal(noise, state.trajectory[-1])
     assert torch.equal(embeddings, nulls)

@@ -11,7 +11,7 @@ from nti_batch.diffusion.ddim import ddim_invert, ddim_sample, ddim_step
 from nti_batch.diffusion.guidance import classifier_free_guidance
 from nti_batch.diffusion.rounding import LEVELS, Storage, round_embeddings, round_values, split_change
 from nti_batch.diffusion.settings import InversionSettings, Solver
-from nti_batch.diffusion.solvers import polyak_step
+from nti_batch.diffusion.solvers import adam_step, polyak_step
 
 BATCH = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(1))
 
@@ -21,28 +21,41 @@ def wavy(latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
     return torch.sin(3 * embeddings.view_as(latents)) + 0.3 * latents
 
 
-def test_a_step_ends_where_a_linear_loss_is_zero():
+FIRST, LATER = torch.ones(3, dtype=torch.bool), torch.zeros(3, dtype=torch.bool)
+
+
+@pytest.mark.parametrize("is_first", [FIRST, LATER])
+def test_a_step_ends_where_a_linear_loss_is_zero(is_first: Tensor):
     slope = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(2))
     losses = (BATCH * slope).sum((1, 2)) + 40
-    of_no_step: list[Tensor | None] = [None] * 3
-    for squares in (of_no_step, list(BATCH.square() + 0.1)):
-        step, _ = polyak_step(slope, losses, squares, limit=1e9)
-        torch.testing.assert_close(((BATCH + step) * slope).sum((1, 2)) + 40, torch.zeros(3), atol=1e-4, rtol=0)
+    step, _ = polyak_step(slope, losses, BATCH.square() + 0.1, is_first, limit=1e9)
+    torch.testing.assert_close(((BATCH + step) * slope).sum((1, 2)) + 40, torch.zeros(3), atol=1e-4, rtol=0)
 
 
 def test_a_step_does_not_depend_on_the_units_of_loss_and_embedding():
-    squares = list(BATCH.flip(0).square())
-    step, square = polyak_step(BATCH, torch.ones(3), squares, limit=1e9)
-    louder, _ = polyak_step(1000 * BATCH, torch.full((3,), 1000.0), [1e6 * s for s in squares], limit=1e9)
+    squares = BATCH.flip(0).square()
+    step, square = polyak_step(BATCH, torch.ones(3), squares, LATER, limit=1e9)
+    louder, _ = polyak_step(1000 * BATCH, torch.full((3,), 1000.0), 1e6 * squares, LATER, limit=1e9)
     torch.testing.assert_close(louder, step)
-    finer, _ = polyak_step(10 * BATCH, torch.ones(3), [100 * s for s in squares], limit=1e9)
+    finer, _ = polyak_step(10 * BATCH, torch.ones(3), 100 * squares, LATER, limit=1e9)
     torch.testing.assert_close(finer, step / 10)
     torch.testing.assert_close(square, 0.9 * BATCH.flip(0).square() + 0.1 * BATCH.square())
 
 
+def test_what_the_row_of_another_image_held_does_not_count_at_the_first_step():
+    garbage, ones = torch.full_like(BATCH, torch.nan), torch.ones(3)
+    _, square = polyak_step(BATCH, ones, garbage, FIRST)
+    assert torch.equal(square, BATCH.square())
+    found = adam_step(BATCH, BATCH, garbage, garbage, [1] * 3, [0.01] * 3)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(found, adam_step(BATCH, BATCH, 0 * BATCH, 0 * BATCH, [1] * 3, [0.01] * 3), strict=True)
+    )
+
+
 def test_no_value_changes_by_more_than_the_limit_and_the_direction_stays():
-    free, _ = polyak_step(BATCH, torch.tensor([1e-3, 1.0, 50.0]), [None] * 3, limit=1e9)
-    held, _ = polyak_step(BATCH, torch.tensor([1e-3, 1.0, 50.0]), [None] * 3, limit=0.05)
+    free, _ = polyak_step(BATCH, torch.tensor([1e-3, 1.0, 50.0]), BATCH, FIRST, limit=1e9)
+    held, _ = polyak_step(BATCH, torch.tensor([1e-3, 1.0, 50.0]), BATCH, FIRST, limit=0.05)
     assert torch.equal(held[0], free[0])
     assert held[2].abs().max().item() == pytest.approx(0.05)
     torch.testing.assert_close(held[2] / held[2].norm(), free[2] / free[2].norm())
@@ -76,7 +89,7 @@ def test_polyak_reaches_the_pivot_with_fewer_evaluations_than_adam():
     polyak, _ = invert(rowwise, schedule, InversionSettings(solver="polyak"), inputs)
     assert sum(s.backwards for s in polyak) < sum(s.backwards for s in adam)
     for state in polyak[:4]:  # the last ones need noise beyond the network's range
-        assert all(loss < state.settings.threshold_at(50 - i, 50) for i, loss in enumerate(state.losses))
+        assert all(loss < InversionSettings().threshold_at(50 - i, 50) for i, loss in enumerate(state.losses))
 
 
 def test_a_start_at_the_prompt_needs_no_gradient_where_guidance_then_changes_nothing():
@@ -110,7 +123,7 @@ def test_a_call_that_does_not_fit_the_memory_is_made_smaller_and_nothing_is_lost
     large, pool = invert(predict, schedule, InversionSettings(), inputs, batch_size=8)
     small, _ = invert(rowwise, schedule, InversionSettings(), inputs, batch_size=2)
     for a, b in zip(large, small, strict=True):
-        assert torch.equal(torch.stack(a.null_embeddings), torch.stack(b.null_embeddings))
+        assert torch.equal(a.null_embeddings, b.null_embeddings)
         assert (a.forwards, a.inner_steps) == (b.forwards, b.inner_steps)
     assert pool.batch_size == 2
     assert [r.getMessage() for r in caplog.records] == [
@@ -151,14 +164,14 @@ def test_rounded_embeddings_still_lead_to_the_image_and_retrace_the_path(storage
     (state,), _ = invert(rowwise, schedule, settings, [(latents, prompt)], storage=storage)
     null = [row[None] for row in state.null_embeddings]
     replay = ddim_sample(rowwise, schedule, state.trajectory[-1][None], prompt[None], null, 7.5)[0]
-    torch.testing.assert_close(replay, state.current_latents, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(replay, state.latents, atol=1e-5, rtol=1e-5)
     (exact,), _ = invert(rowwise, schedule, settings, [(latents, prompt)])
-    error, exact_error = ((z - latents).square().mean().item() for z in (replay, exact.current_latents))
+    error, exact_error = ((z - latents).square().mean().item() for z in (replay, exact.latents))
     # The early stop accepts any loss below its threshold. The last bit of the input decides whether one more update is
     # made: with Polyak's solver in float32 the error is then 6e-5 or 9e-4, and the last threshold is 9.9e-4.
     assert error < max(2 * exact_error, settings.threshold_at(1, 50))
     pivot = ddim_invert(rowwise, schedule, latents[None], prompt[None])
-    torch.testing.assert_close(torch.stack(state.trajectory), pivot[:, 0])
+    torch.testing.assert_close(state.trajectory, pivot[:, 0])
     previous = state.start_embedding
     for row in state.null_embeddings:
         assert torch.equal(round_embeddings(storage, row[None], previous[None])[0], row)

@@ -3,7 +3,6 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import torch
 
@@ -14,6 +13,7 @@ from nti_batch.output.complete_mark import CompleteMark
 from nti_batch.output.edits import EDIT
 from nti_batch.output.inversions import INVERT
 from nti_batch.output.run_folder import AnyRun, OutputRun
+from nti_batch.output.serialization import LAYOUTS
 from nti_batch.records import EditedImage, Failure, Inversion
 from nti_batch.settings import EditRunSettings
 
@@ -74,11 +74,11 @@ def write_run(run: AnyRun, records: list[Inversion] | list[EditedImage]) -> None
 
 
 def write_runs(folder: Path) -> None:
-    """Write a run of each storage, and one of edits."""
-    for storage in get_args(Storage):
+    """Write a run of each layout, and one of edits."""
+    for storage, layout in LAYOUTS.items():
         settings = replace(SETTINGS, storage=storage, inversion=replace(SETTINGS.inversion, method="direct"))
         write_run(
-            OutputRun.create(INVERT, folder / storage, settings, SHARDS),
+            OutputRun.create(INVERT, folder / layout, settings, SHARDS),
             [inverted(key, storage) for key in ("a", "b/c")],
         )
     write_run(OutputRun.create(EDIT, folder / "edits", EDIT_SETTINGS, SHARDS), [edited("a"), edited("b/c")])

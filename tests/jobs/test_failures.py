@@ -106,13 +106,13 @@ def test_a_prompt_longer_than_the_text_encoder_reads_is_truncated_and_marked(
     torch.testing.assert_close(inversions["long"].noise_latents, inversions["other"].noise_latents)
 
 
-def nan_in_call(number: int, method: str) -> object:
-    """Make a method of the networks whose result is nan in one call, counted from 0."""
-    real, calls = getattr(StableDiffusion, method), itertools.count()
+def nan_in_row(number: int, method: str) -> object:
+    """Make a method of the networks whose result is nan in one row, counted from 0 over all calls."""
+    real, rows = getattr(StableDiffusion, method), itertools.count()
 
     def broken(networks: StableDiffusion, tensor: Tensor) -> Tensor:
         result: Tensor = real(networks, tensor)
-        return result * float("nan") if next(calls) == number else result
+        return torch.stack([row * float("nan") if next(rows) == number else row for row in result])
 
     return broken
 
@@ -129,7 +129,7 @@ def test_values_that_are_not_finite_fail_only_their_image(
 ):
     shard, out = write_shard(tmp_path / "s.tar", captioned(4)), tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(StableDiffusion, method, nan_in_call(2, method))
+        patch.setattr(StableDiffusion, method, nan_in_row(2, method))
         assert main([*arguments(tiny_model, shard, out), "--data.units_per_shard=1"]) == 3
     committed = rows(out).values()
     assert sorted(row.status for row in committed) == ["done", "done", "done", "failed"]

@@ -152,7 +152,7 @@ def inverted(
     schedule = networks.schedule(3)
     (state,), _ = invert(predict, schedule, settings, [(noise()[0], prompt)], 1, empty, storage)
     assert state.inner_steps == [2, 2, 2]
-    return state.start_embedding, torch.stack(state.null_embeddings)
+    return state.start_embedding, state.null_embeddings
 
 
 @pytest.mark.parametrize("storage", ["float32", "float16", "compact"])

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import zstandard
 from helpers.edits import edit
 from helpers.fuzz import bounded
 from helpers.jobs import arguments
@@ -88,16 +89,39 @@ def with_header(payload: bytes, change: Callable[[dict[str, Any]], object]) -> b
     return struct.pack("<Q", len(text)) + text + payload[8 + size :]
 
 
-def with_levels(payload: bytes, levels: bytes) -> bytes:
+def with_levels(levels: bytes, layout: str = "compact-2") -> Forgery:
     """Give a compact inversion other levels."""
-    tensors = {**load(payload), "levels": torch.frombuffer(bytearray(levels), dtype=torch.uint8)}
-    return save(tensors, metadata={"layout": "compact-1"})
+
+    def forge(payload: bytes, metadata: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
+        tensors = {**load(payload), "levels": torch.frombuffer(bytearray(levels), dtype=torch.uint8)}
+        return save(tensors, metadata={"layout": layout}), metadata
+
+    return forge
 
 
-def bomb() -> bytes:
-    """A zlib stream of 1 GiB."""
-    deflate = zlib.compressobj(9)
-    return b"".join(deflate.compress(bytes(1 << 20)) for _ in range(1 << 10)) + deflate.flush()
+def bomb(compressor: Any) -> bytes:
+    """A stream of 1 GiB."""
+    return b"".join([*(compressor.compress(bytes(1 << 20)) for _ in range(1 << 10)), compressor.flush()])
+
+
+def frame_that_lies(payload: bytes, metadata: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
+    """Levels of 1 MiB whose zstd header tells the size that they should have."""
+    tensors = load(payload)
+    frame = bytearray(zstandard.ZstdCompressor().compress(bytes(1 << 20)))
+    frame[5:9] = (len(tensors["moved"]) * tensors["start"].numel()).to_bytes(4, "little")
+    assert zstandard.frame_content_size(bytes(frame)) == len(tensors["moved"]) * tensors["start"].numel()
+    return with_levels(bytes(frame))(payload, metadata)
+
+
+def more_rows_than_timesteps(payload: bytes, metadata: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
+    """A GiB of levels, and as many rows as it takes."""
+    tensors = load(payload)
+    size = tensors["start"].numel() * -(-(1 << 30) // tensors["start"].numel())
+    compressor = zstandard.ZstdCompressor().compressobj(size=size)
+    pieces = [compressor.compress(bytes(min(1 << 20, size - done))) for done in range(0, size, 1 << 20)]
+    levels = torch.frombuffer(bytearray(b"".join([*pieces, compressor.flush()])), dtype=torch.uint8)
+    moved = torch.zeros(size // tensors["start"].numel(), dtype=torch.int64)
+    return save({**tensors, "levels": levels, "moved": moved}, metadata={"layout": "compact-2"}), metadata
 
 
 def huge_shape(header: dict[str, Any]) -> None:
@@ -114,9 +138,16 @@ FORGERIES: dict[str, Forgery] = {
     "a text for timesteps": lambda payload, metadata: (payload, {**metadata, "timesteps": "abc"}),
     "no settings": lambda payload, metadata: (payload, {**metadata, "settings": None}),
     "no pooled_dim": lambda payload, metadata: (payload, {**metadata, "pooled_dim": "x"}),
-    "levels that are no stream": lambda payload, metadata: (with_levels(payload, b"x" * 7), metadata),
-    "levels of another length": lambda payload, metadata: (with_levels(payload, zlib.compress(b"x")), metadata),
-    "levels without end": lambda payload, metadata: (with_levels(payload, bomb()), metadata),
+    "levels that are no frame": with_levels(b"x" * 7),
+    "levels of another length": with_levels(zstandard.compress(b"x")),
+    "levels of a GiB": with_levels(bomb(zstandard.ZstdCompressor().compressobj(size=1 << 30))),
+    "levels without end": with_levels(bomb(zstandard.ZstdCompressor().compressobj())),
+    "levels that are longer than their header tells": frame_that_lies,
+    "levels of more rows than timesteps": more_rows_than_timesteps,
+    "levels that are cut": with_levels(zstandard.compress(bytes(1 << 20))[:20]),
+    "zlib levels that are no stream": with_levels(b"x" * 7, "compact-1"),
+    "zlib levels of another length": with_levels(zlib.compress(b"x"), "compact-1"),
+    "zlib levels without end": with_levels(bomb(zlib.compressobj(9)), "compact-1"),
 }
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from nti_batch.diffusion.rounding import Storage, round_embeddings, round_values
-from nti_batch.output.serialization import decode_inversion, encode_inversion
+from nti_batch.output.serialization import LAYOUTS, decode_inversion, encode_inversion
 from nti_batch.records import Inversion
 
 STORAGES: tuple[Storage, ...] = ("float32", "float16", "compact")
@@ -50,7 +50,7 @@ def test_embeddings_come_back_bit_for_bit_as_float32(storage: Storage, moves: li
     assert again.null_embeddings.dtype == torch.float32
     assert torch.equal(again.null_embeddings, original.null_embeddings)
     assert torch.equal(again.noise_latents, original.noise_latents)
-    assert header(payload)["__metadata__"] == {"layout": f"{storage}-1"}
+    assert header(payload)["__metadata__"] == {"layout": LAYOUTS[storage]}
 
 
 def test_the_smaller_layouts_are_smaller_and_a_repeated_row_costs_nothing():
