@@ -65,7 +65,6 @@ EMBEDDED = Family(
     least_caption_share=Limit(0.8),
     most_ddim_1_loss=Limit(8.0),
     most_null_text_loss=Limit(2.5),
-    least_unedited=Limit(20.0),
 )
 STABLE_DIFFUSION = "Stable Diffusion"
 _BY_WIDTH = {768: f"{STABLE_DIFFUSION} 1.x", 1024: f"{STABLE_DIFFUSION} 2.x"}
