@@ -13,6 +13,7 @@ OUTSIDE_DOCS = (
     "slurm/README.md",
     "nti_batch/demo/model/README.md",
     "nti_batch/demo/samples/README.md",
+    "nti_batch/health/photographs/README.md",
 )
 
 

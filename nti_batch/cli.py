@@ -22,19 +22,21 @@ class Command:
 
     help: str
     module: str
-    """Module below `nti_batch.commands` with a function of the command's name."""
+    """Module below `nti_batch.commands` with a function of the command's name, `_` for each `-`."""
 
     parses_itself: bool = False
     """Whether the function takes the list of arguments; otherwise its signature describes them."""
 
 
 COMMANDS = {
+    "check": Command("check a model on a few images, beside what a healthy one shows", "check"),
     "pack": Command("pack a folder or a table of images into shards", "pack"),
     "invert": Command("invert the images of WebDataset shards, or of a folder", "invert", parses_itself=True),
     "edit": Command("edit inverted images, or reconstruct them", "edit", parses_itself=True),
     "status": Command("print how far a run is", "status"),
     "report": Command("write a page about a run: numbers, charts, failures, images", "report"),
     "bench": Command("compare the job with the reference loop", "bench", parses_itself=True),
+    "pie-bench": Command("compare inversion methods on PIE-Bench, beside its table", "pie_bench", parses_itself=True),
     "verify": Command("check a run: checksums, shapes, one commit for each record, nothing missing", "verify"),
     "score": Command("score a run of edits that have masks", "score"),
     "export": Command("write inversions for diffusers, or edits as image files", "export"),
@@ -74,7 +76,7 @@ def _run(argv: Sequence[str] | None) -> int:
         parser.parse_args(arguments)
     name, *rest = arguments
     command = COMMANDS[name]
-    function = getattr(import_module(f"nti_batch.commands.{command.module}"), name)
+    function = getattr(import_module(f"nti_batch.commands.{command.module}"), name.replace("-", "_"))
     with terminal_log():
         if command.parses_itself:
             code: int = function(rest)

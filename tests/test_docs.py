@@ -26,6 +26,7 @@ from nti_batch.editing.requests import read_requests
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "slurm/README.md")]
 DOCUMENTS += [ROOT / "nti_batch" / "demo" / name / "README.md" for name in ("model", "samples")]
+DOCUMENTS += [ROOT / "nti_batch" / "health" / "photographs" / "README.md"]
 DOCUMENTS += sorted((ROOT / "docs").rglob("*.md"))
 RUN = [document for document in DOCUMENTS if document.name != "use.md" and "```" in document.read_text()]
 """tests/output/test_export.py runs use.md."""
@@ -34,6 +35,8 @@ ON_CPU = ["--trainer.accelerator=cpu", "--trainer.devices=1"]
 SHORTER = {
     "invert": ["--model.num_steps=2", *ON_CPU],
     "edit": ON_CPU,
+    "pie-bench": ["--model.num_steps=2", "--methods", "ddim", *ON_CPU],
+    "check": ["--num_steps=10"],
     "bench": ["--images=2", "--rounds=1", "--model.num_steps=2"],
 }
 """Flags that make a command take seconds."""
@@ -207,7 +210,7 @@ def test_the_list_of_commands_is_what_the_help_says(capsys: pytest.CaptureFixtur
 
 
 def test_every_flag_in_the_documents_exists(capsys: pytest.CaptureFixture[str]):
-    names = re.findall(r"^    ([a-z]+)", help_text([], capsys), re.MULTILINE)
+    names = re.findall(r"^    ([a-z-]+)", help_text([], capsys), re.MULTILINE)
     helps = [
         help_text(arguments, capsys) for arguments in ([], *([name] for name in names), ["edit", "--inversions=x"])
     ]

@@ -31,6 +31,7 @@ PACKAGES = [
     "report",
     "jobs",
     "benchmarks",
+    "health",
     "commands",
     "cli",
     "__main__",

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Literal, get_args, get_origin
 
 from nti_batch import cli
-from nti_batch.commands import bench, edit, invert
+from nti_batch.commands import bench, edit, invert, pie_bench
 from nti_batch.commands.parser import function_parser
 from nti_batch.exit_codes import DONE
 from nti_batch.jobs.parser import job_parser, silence_warnings
@@ -44,6 +44,8 @@ def _parsers(name: str) -> Sequence[argparse.ArgumentParser]:
             return [job_parser(edit.COMMAND), edit.one_image_parser()]
         case "bench":
             return [bench.bench_parser()]
+        case "pie-bench":
+            return [pie_bench.pie_bench_parser()]
     module = import_module(f"nti_batch.commands.{cli.COMMANDS[name].module}")
     return [function_parser(getattr(module, name), name)]
 

@@ -1,12 +1,9 @@
 """Reads PIE-Bench's folder: its edits, and its images as a shard.
 
-`python -m nti_batch.editing.pie_bench FOLDER OUT.tar` writes the shard for `nti-batch invert`.
-
 Ju et al., "PnP Inversion: Boosting Diffusion-based Editing with 3 Lines of Code", 2023,
 https://arxiv.org/abs/2310.01506. The folder holds `mapping_file.json`, and the images below `annotation_images`.
 """
 
-import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
@@ -17,7 +14,6 @@ from nti_batch.diffusion.alignment import TokenizedPrompt
 from nti_batch.diffusion.edit_settings import EditSettings
 from nti_batch.editing.masks import check_pairs, decode_runs, encode_runs
 from nti_batch.records import EditRequest, Mask
-from nti_batch.terminal import own_lines, print_line
 
 SIZE = 512
 """Height and width of the benchmark's images and masks, in pixels."""
@@ -44,7 +40,7 @@ WEIGHT = 2.0
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """An entry of `mapping_file.json`; the prompts are without brackets."""
+    """An entry of `mapping_file.json`, as it is in the file."""
 
     image_path: str
     original_prompt: str
@@ -52,6 +48,48 @@ class _Entry:
     editing_type_id: str
     blended_word: str
     mask: list[int]
+
+    @property
+    def source_prompt(self) -> str:
+        """Prompt of the source without bracket marks."""
+        return _strip_brackets(self.original_prompt)
+
+    @property
+    def edit_prompt(self) -> str:
+        """Prompt of the edit without bracket marks."""
+        return _strip_brackets(self.editing_prompt)
+
+    @property
+    def has_brackets(self) -> bool:
+        """Whether a prompt has bracket marks around the words that change."""
+        return (self.source_prompt, self.edit_prompt) != (self.original_prompt, self.editing_prompt)
+
+
+def _strip_brackets(prompt: str) -> str:
+    return prompt.replace("[", "").replace("]", "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpecialCases:
+    """Numbers of edits that the benchmark's code treats in a way of its own."""
+
+    edits: int
+    """All edits."""
+
+    brackets: int
+    """Edits with bracket marks in a prompt, which are left out."""
+
+    empty_masks: int
+    """Edits whose mask has no pixel, so that the borders alone are its edited part."""
+
+    full_masks: int
+    """Edits whose mask leaves no unedited part, which therefore have no scores of it."""
+
+    no_blend_words: int
+    """Edits without two blend words, which have neither local blend nor an equalizer."""
+
+    missing_blend_words: int
+    """Edits with a blend word that is not in its prompt, so that the other word's attention decides alone."""
 
 
 def read_edits(folder: Path, shard: str, defaults: EditSettings) -> list[EditRequest]:
@@ -83,6 +121,23 @@ def has_missing_blend_word(request: EditRequest) -> bool:
     return "" in (request.settings.blend_words or ())
 
 
+def special_cases(folder: Path) -> SpecialCases:
+    """Count the edits that the benchmark treats in a way of its own.
+
+    Raises:
+        ValueError: As `read_edits`.
+    """
+    entries, requests = _read_mapping(folder), read_edits(folder, "", EditSettings())
+    return SpecialCases(
+        edits=len(entries),
+        brackets=sum(entry.has_brackets for entry in entries.values()),
+        empty_masks=sum(not decode_runs(_clipped(entry.mask)).any() for entry in entries.values()),
+        full_masks=sum(request.mask is not None and bool(decode_runs(request.mask).all()) for request in requests),
+        no_blend_words=sum(request.settings.blend_words is None for request in requests),
+        missing_blend_words=sum(map(has_missing_blend_word, requests)),
+    )
+
+
 def write_shard(folder: Path, out_tar: Path) -> int:
     """Write the image files, unchanged, and the source prompts as a WebDataset shard; return the number of images.
 
@@ -102,7 +157,7 @@ def _samples(folder: Path, entries: dict[str, _Entry]) -> Iterator[dict[str, str
             image = path.read_bytes()
         except OSError as error:
             raise ValueError(f"image of {key!r} cannot be read: {error}; take PIE-Bench's whole folder") from error
-        yield {"__key__": key, path.suffix[1:]: image, "txt": entry.original_prompt.encode()}
+        yield {"__key__": key, path.suffix[1:]: image, "txt": entry.source_prompt.encode()}
 
 
 def _read_mapping(folder: Path) -> dict[str, _Entry]:
@@ -132,8 +187,6 @@ def _entry(where: str, values: object) -> _Entry:
         raise ValueError(f"{where} lacks a text for {', '.join(map(repr, wrong))}")
     if texts["editing_type_id"] not in map(str, range(len(CATEGORIES))):
         raise ValueError(f"{where}: 'editing_type_id' is {texts['editing_type_id']!r}, allowed: '0' to '9'")
-    for name in ("original_prompt", "editing_prompt"):
-        texts[name] = texts[name].replace("[", "").replace("]", "")
     return _Entry(**texts, mask=mask)
 
 
@@ -146,8 +199,8 @@ def _request(folder: Path, key: str, entry: _Entry, shard: str, defaults: EditSe
         shard=shard,
         key=key,
         name=f"{entry.editing_type_id}-{key}",
-        prompt=entry.original_prompt,
-        edit_prompt=entry.editing_prompt,
+        prompt=entry.source_prompt,
+        edit_prompt=entry.edit_prompt,
         settings=_settings(entry, defaults),
         mask=mask,
     )
@@ -157,7 +210,7 @@ def _settings(entry: _Entry, defaults: EditSettings) -> EditSettings:
     words = entry.blended_word.split(" ")
     if not any(words) or len(words) < 2:
         return defaults
-    source, target = _if_in(words[0], entry.original_prompt), _if_in(words[1], entry.editing_prompt)
+    source, target = _if_in(words[0], entry.source_prompt), _if_in(words[1], entry.edit_prompt)
     weights = {target: WEIGHT} if target else {}
     return replace(defaults, blend_words=(source, target), equalizer={**defaults.equalizer, **weights})
 
@@ -168,24 +221,16 @@ def _if_in(word: str, prompt: str) -> str:
 
 
 def _mask(runs: list[int]) -> Mask:
-    """Leave out what runs have behind the end of the image, and put the borders inside, where drawn masks have gaps."""
-    check_pairs(runs)
-    end, pairs = SIZE * SIZE, zip(runs[::2], runs[1::2], strict=True)
-    clipped = (number for start, n in pairs if start < end and n > 0 for number in (start, min(n, end - start)))
-    pixels = decode_runs(Mask(tuple(clipped), SIZE, SIZE))
+    """Put the borders inside, where drawn masks have gaps."""
+    pixels = decode_runs(_clipped(runs))
     pixels[[0, -1], :] = True
     pixels[:, [0, -1]] = True
     return encode_runs(pixels)
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        prog="python -m nti_batch.editing.pie_bench", description="Make a shard of PIE-Bench."
-    )
-    parser.add_argument("folder", type=Path, help="with mapping_file.json and annotation_images")
-    parser.add_argument("out", type=Path, help="the tar to write")
-    chosen = parser.parse_args()
-    try:
-        print_line(f"{write_shard(chosen.folder, chosen.out)} images in {chosen.out}")
-    except (ValueError, OSError) as error:
-        parser.error(own_lines(str(error)))
+def _clipped(runs: list[int]) -> Mask:
+    """Leave out what runs have behind the end of the image."""
+    check_pairs(runs)
+    end, pairs = SIZE * SIZE, zip(runs[::2], runs[1::2], strict=True)
+    clipped = (number for start, n in pairs if start < end and n > 0 for number in (start, min(n, end - start)))
+    return Mask(tuple(clipped), SIZE, SIZE)

@@ -25,7 +25,7 @@ class StopSignals:
         """Leave all handlers as they are."""
         self.requested = False
         self._previous: dict[int, Any] = {}
-        self._ranks: Sequence[subprocess.Popen[bytes]] = ()
+        self._processes: Sequence[subprocess.Popen[bytes]] = ()
 
     def __enter__(self) -> Self:
         """Install handlers for the signals that schedulers send."""
@@ -40,11 +40,15 @@ class StopSignals:
         be anywhere, or ignore the signal. For SIGUSR1 it installs none if there is one.
 
         Args:
-            ranks: Processes that this one has started; they get the signals that a scheduler sends to this one.
+            ranks: Processes that this one has started, as for `forward_to`.
         """
-        self._ranks = ranks
+        self.forward_to(ranks)
         if self._previous:
             self._handle(STOP_SIGNALS)
+
+    def forward_to(self, processes: Sequence[subprocess.Popen[bytes]]) -> None:
+        """Pass the signals that a scheduler sends to this process on to processes that it has started."""
+        self._processes = processes
 
     def release_interrupt(self) -> None:
         """Give SIGINT back to Python. All records are committed: Ctrl-C may end what follows, a scheduler may not."""
@@ -66,7 +70,7 @@ class StopSignals:
 
     def _request(self, signum: int, frame: FrameType | None) -> None:
         self.request()
-        for process in self._ranks:
+        for process in self._processes:
             process.send_signal(signum)
 
 

@@ -35,8 +35,13 @@ class WeightHeader:
 
     name: str
     shape: tuple[int, ...]
-    is_float: bool
-    """Whether the values are numbers of 16 bits or more, and not the codes of a quantized model."""
+    dtype: str
+    """Kind of the values, as safetensors names it: 'F32', 'F16', 'BF16', ..."""
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the values are numbers of 16 bits or more, and not the codes of a quantized model."""
+        return self.dtype in _FLOATS
 
     @property
     def count(self) -> int:
@@ -79,6 +84,11 @@ def read_part_headers(source: ModelSource, part: Part) -> Sequence[WeightHeader]
     return headers
 
 
+def is_half(source: ModelSource, part: Part) -> bool:
+    """Whether a part of a local model has weights of 16 bits."""
+    return any(header.dtype in ("F16", "BF16") for header in read_part_headers(source, part))
+
+
 def weight_files(folder: Path, part: str, variant: str | None) -> Sequence[Path]:
     """Files that diffusers and transformers load a part from; a part without the variant gives its plain weights.
 
@@ -109,6 +119,6 @@ def read_headers(files: Sequence[Path]) -> Iterator[WeightHeader]:
             with safe_open(path, "pt") as file:
                 for name in file.keys():  # noqa: SIM118
                     entry = file.get_slice(name)
-                    yield WeightHeader(name, tuple(entry.get_shape()), entry.get_dtype() in _FLOATS)
+                    yield WeightHeader(name, tuple(entry.get_shape()), entry.get_dtype())
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{str(path)!r} is damaged: {error}; download or save the model again") from error

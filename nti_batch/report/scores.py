@@ -85,6 +85,16 @@ def notes(plan: EditPlan, scored: Sequence[ScoredEdit]) -> list[str]:
         plan: Plan of the run.
         scored: Edits of the run with their scores.
     """
+    one_sided = sum(edit.has_missing_blend_word for edit in scored)
+    line = (
+        f"{one_sided} of {len(scored)} edits have a blend word that is not in its prompt, so that the other word's "
+        "attention alone decides where the image may change, as in the benchmark"
+    )
+    return [*unscored_note(plan, scored), *([line] if one_sided else [])]
+
+
+def unscored_note(plan: EditPlan, scored: Sequence[ScoredEdit]) -> list[str]:
+    """Count the edits without scores by their reason, in a line; no line if all have scores."""
     found = {(edit.shard, edit.key, edit.name) for edit in scored}
     reasons: Counter[str] = Counter()
     for unit in plan.units:
@@ -92,13 +102,8 @@ def notes(plan: EditPlan, scored: Sequence[ScoredEdit]) -> list[str]:
         for request in plan.requests_of(unit):
             if (request.shard, request.key, request.name) not in found:
                 reasons[_why_unscored(request, request_id(request) in done)] += 1
-    one_sided = sum(edit.has_missing_blend_word for edit in scored)
-    lines = {
-        f"edits without scores: {', '.join(f'{number} {reason}' for reason, number in reasons.items())}": reasons,
-        f"{one_sided} of {len(scored)} edits have a blend word that is not in its prompt, so that the other word's "
-        "attention alone decides where the image may change, as in the benchmark": one_sided,
-    }
-    return [line for line, is_needed in lines.items() if is_needed]
+    listed = ", ".join(f"{number} {reason}" for reason, number in reasons.items())
+    return [f"edits without scores: {listed}"] if reasons else []
 
 
 def _why_unscored(request: EditRequest, is_done: bool) -> str:

@@ -58,7 +58,7 @@ class EditScores:
     ssim_edited: float | None
 
 
-_COLUMNS = {
+COLUMNS = {
     "structure": ("structure distance x 10^3", 1e3),
     "psnr": ("PSNR", 1.0),
     "lpips": ("LPIPS x 10^3", 1e3),
@@ -155,21 +155,30 @@ def scores_table(groups: Mapping[str, Sequence[EditScores]], protocol: Protocol)
         protocol: Protocol by which the edits were scored.
     """
     every = [score for group in groups.values() for score in group]
-    shown = [name for name in _COLUMNS if any(getattr(score, name) is not None for score in every)]
+    shown = [name for name in COLUMNS if any(getattr(score, name) is not None for score in every)]
     rows = [("all", every), *(groups.items() if len(groups) > 1 else ())]
     lines = [
-        _line([_TITLES[protocol], "edits", *(_COLUMNS[name][0] for name in shown)]),
-        _line(["---", *["---:"] * (len(shown) + 1)]),
-        *(_line([title, str(len(row)), *(_mean(row, name) for name in shown)]) for title, row in rows),
+        table_line([_TITLES[protocol], "edits", *(COLUMNS[name][0] for name in shown)]),
+        table_line(["---", *["---:"] * (len(shown) + 1)]),
+        *(
+            table_line([title, str(len(row)), *(format_score(mean_score(row, name)) for name in shown)])
+            for title, row in rows
+        ),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _line(cells: Sequence[str]) -> str:
+def table_line(cells: Sequence[str]) -> str:
+    """Join the cells of a line of a Markdown table."""
     return f"| {' | '.join(cells)} |"
 
 
-def _mean(scores: Sequence[EditScores], name: str) -> str:
-    """Average a score over the edits that have it, in the column's unit; '-' if none has."""
+def mean_score(scores: Sequence[EditScores], name: str) -> float | None:
+    """Average a score over the edits that have it, in the column's unit; None if none has."""
     values = [value for score in scores if (value := getattr(score, name)) is not None]
-    return f"{sum(values) / len(values) * _COLUMNS[name][1]:.2f}" if values else "-"
+    return sum(values) / len(values) * COLUMNS[name][1] if values else None
+
+
+def format_score(score: float | None) -> str:
+    """Format a mean score as a cell of a table; '-' if there is none."""
+    return "-" if score is None else f"{score:.2f}"

@@ -1,8 +1,6 @@
 """PIE-Bench's folder: its edits, and its images as a shard."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +11,14 @@ from helpers.pie_folder import EDITS, SOURCE, edited_part, scene, write_pie_fold
 from nti_batch.data.samples import RawSample, read_unit
 from nti_batch.diffusion.edit_settings import EditSettings
 from nti_batch.editing.masks import mask_pixels
-from nti_batch.editing.pie_bench import category, has_missing_blend_word, read_edits, write_shard
+from nti_batch.editing.pie_bench import (
+    SpecialCases,
+    category,
+    has_missing_blend_word,
+    read_edits,
+    special_cases,
+    write_shard,
+)
 from nti_batch.records import EditRequest, WorkUnit
 
 FIRST, SECOND, THIRD = EDITS
@@ -130,12 +135,26 @@ def test_the_shard_holds_the_images_unchanged_and_the_source_prompts(folder: Pat
     }
 
 
-def test_the_command_writes_the_same(folder: Path, tmp_path: Path):
-    write_shard(folder, tmp_path / "expected.tar")
-    command = [sys.executable, "-m", "nti_batch.editing.pie_bench", str(folder), str(tmp_path / "written.tar")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout == f"3 images in {tmp_path / 'written.tar'}\n"
-    assert (tmp_path / "written.tar").read_bytes() == (tmp_path / "expected.tar").read_bytes()
+@pytest.mark.parametrize(
+    ("change", "counts"),
+    [
+        ({}, {}),
+        ({"original_prompt": "a circle", "editing_prompt": "a [blue] circle"}, {}),
+        ({"original_prompt": "a circle", "editing_prompt": "a blue circle"}, {"brackets": 2}),
+        ({"mask": []}, {"empty_masks": 1}),
+        ({"mask": [512 * 512, 7, 3, 0]}, {"empty_masks": 1}),
+        ({"mask": [0, 512 * 512]}, {"full_masks": 1}),
+        ({"mask": [513, 512 * 511 - 2]}, {"full_masks": 1}),
+        ({"blended_word": "circle"}, {"no_blend_words": 2}),
+        ({"blended_word": "circle square"}, {"missing_blend_words": 1}),
+        ({"blended_word": "square square"}, {"missing_blend_words": 1}),
+    ],
+)
+def test_edits_that_the_benchmark_treats_in_its_own_way_are_counted(
+    tmp_path: Path, change: dict[str, object], counts: dict[str, int]
+):
+    usual = SpecialCases(edits=3, brackets=3, empty_masks=0, full_masks=0, no_blend_words=1, missing_blend_words=0)
+    assert special_cases(write_pie_folder(tmp_path / "pie", **change)) == replace(usual, **counts)
 
 
 def test_a_missing_image_is_named_and_leaves_no_shard(folder: Path, tmp_path: Path):

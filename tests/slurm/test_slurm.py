@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from helpers.jobs import arguments, ids
+from helpers.pie_folder import write_pie_folder
 from helpers.slurm_cluster import SYSTEM_PATH, Cluster, missing
 from helpers.tiny import captioned, write_shard
 
@@ -261,3 +262,24 @@ def test_a_task_of_an_array_is_requeued_without_the_others(
     assert "stopped early: requeued after 0 restarts" in job.log_text()
     assert all("20 done, 0 failed, 0 missing of 20 images" in (job.folder / f"{i}.log").read_text() for i in (0, 1))
     job.check(capsys)
+
+
+def test_the_jobs_of_pie_bench_are_steps_of_all_tasks_and_one_process_prints_the_table(
+    cluster: Cluster, tiny_model: Path, tmp_path: Path
+):
+    folder, out, log = write_pie_folder(tmp_path / "pie"), tmp_path / "out", tmp_path / "job.log"
+    flags = [f"--model.name={tiny_model}", "--model.num_steps=2", "--methods", "ddim", "--trainer.accelerator=cpu"]
+    number = cluster.submit(
+        f"--output={log}",
+        "--cpus-per-task=1",
+        *TWO_BY_TWO,
+        str(SCRIPTS / "pie-bench.sbatch"),
+        str(folder),
+        str(out),
+        *flags,
+    )
+    assert cluster.wait_until_over(number)["JobState"] == "COMPLETED", log.read_text()
+    assert log.read_text().count("| ddim | prompt-to-prompt | these runs | 3 |") == 1
+    assert "2 x 2 tasks of Slurm" in (out / "pie-bench.md").read_text()
+    for command in ("inversions", "edits"):
+        assert len(list((out / "ddim" / command / "log").glob("rank-*.log"))) == 4
