@@ -5,7 +5,7 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 from docstring_parser import parse
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
@@ -15,6 +15,9 @@ from nti_batch.files import OutputError, refuse_url
 from nti_batch.jobs.consent import check_consent
 from nti_batch.lock import UnitInUseError
 from nti_batch.terminal import own_lines, print_error, usage_error
+
+OptionalPath = Annotated[Path | None, "positional"]
+"""Type of a positional argument that may be left out."""
 
 
 class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
@@ -44,14 +47,19 @@ def function_parser(function: Callable[..., int], prog: str, as_positional: bool
     parameters = inspect.signature(function).parameters.values()
     own: dict[str, Any] = {p.name: {"action": "store_true"} for p in parameters if p.annotation is bool}
     own |= {p.name: {"nargs": "+"} for p in parameters if p.annotation == list[str] | None}
+    optional = [p.name for p in parameters if p.annotation == OptionalPath]
     groups = {p.name: p.annotation for p in parameters if is_dataclass(p.annotation)}
     parser = CommandParser(
         prog=prog,
         description="\n\n".join(filter(None, (doc.short_description, doc.long_description))),
         formatter_class=HelpFormatter,
     )
-    parser.add_function_arguments(function, as_group=False, as_positional=as_positional, skip={*own, *groups})
+    parser.add_function_arguments(
+        function, as_group=False, as_positional=as_positional, skip={*own, *optional, *groups}
+    )
     described = {param.arg_name: " ".join((param.description or "").split()) for param in doc.params}
+    for name in optional:
+        parser.add_argument(name, nargs="?", type=Path | None, help=described[name])
     for name, how in own.items():
         parser.add_argument(f"--{name}", help=described[name], **how)
     for name, flags in groups.items():

@@ -136,6 +136,11 @@ class InversionState:
         return bool(self.error) or len(self.null_embeddings) == self.num_steps
 
     @property
+    def progress(self) -> float:
+        """Share of the steps up and down that are taken, from 0 to 1."""
+        return (len(self.trajectory) - 1 + len(self.null_embeddings)) / (2 * self.num_steps)
+
+    @property
     def solving(self) -> bool:
         """Whether the next evaluation is of the null embedding; otherwise it is of the prompt."""
         return self.current.cond is not None

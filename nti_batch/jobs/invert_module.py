@@ -77,6 +77,11 @@ class InversionModule(LightningModule):
         # what is loaded by now stays until the end: the garbage collector need not walk it
         gc.collect()
         gc.freeze()
+        self.open_pool()
+
+    def open_pool(self) -> None:
+        """Start with an empty pool."""
+        self._in_flight.clear()
         self.pool = InversionPool(
             partial(self.networks.predict, optimize_pooled=self.settings.optimize_pooled),
             self.networks.schedule(self.settings.num_steps),
@@ -90,15 +95,16 @@ class InversionModule(LightningModule):
         """Admit one image; return what finishes until there is room for the next one, or all at the end."""
         outcomes: list[Outcome] = []
         if isinstance(batch, CaptionedImage):
-            self._admit(batch)
+            self.admit(batch)
         else:
             outcomes.append(batch)
         is_last: bool = self.trainer.predict_loop.batch_progress.is_last_batch  # type: ignore[attr-defined]
         advance = self.pool.finish if is_last else self.pool.make_room
-        outcomes += [self._conclude(key, state) for key, state in advance(lambda: self.stop.requested)]
+        outcomes += [self.finish(key, state) for key, state in advance(lambda: self.stop.requested)]
         return outcomes
 
-    def _admit(self, image: CaptionedImage) -> None:
+    def admit(self, image: CaptionedImage) -> None:
+        """Put an image into the pool."""
         key = (image.unit.shard, image.key)
         self._in_flight[key] = InFlight(image, time.monotonic())
         latents = self.networks.encode_images(image.pixels[None])[0]
@@ -111,7 +117,7 @@ class InversionModule(LightningModule):
             logger.warning("model.batch_size: %d images in one call are the fastest on this device", self.batch_size)
         self.pool.admit(key, latents, prompt, image_seed(self.settings.inversion.noise_seed, image.pixels))
 
-    def _conclude(self, key: tuple[str, str], state: InversionState) -> Outcome:
+    def finish(self, key: tuple[str, str], state: InversionState) -> Outcome:
         """Decode the reconstruction and the VAE round trip, and compare both with the input."""
         in_flight = self._in_flight.pop(key)
         image = in_flight.image
