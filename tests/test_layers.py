@@ -117,7 +117,7 @@ def test_the_method_imports_torch_and_nothing_else(name: str):
 @pytest.mark.parametrize(
     ("foreign", "files"),
     [
-        ("gradio", {"app.page", "app.serve"}),
+        ("gradio", {"app.layout", "app.page", "app.serve"}),
         ("diffusers", {"models.weights", "benchmarks.full_size"}),
         ("transformers", {"models.tokenizers", "models.weights", "scores.learned"}),
         ("lightning", {m for m in MODULES if package_of(m) == "jobs"}),

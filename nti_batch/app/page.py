@@ -1,25 +1,26 @@
-"""The page: its layout, and which function each part calls."""
+"""The functions of the page, and which part calls which."""
 
 import functools
+import shlex
 from collections.abc import Callable
+from html import escape
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import gradio as gr
 import torch
 
 from nti_batch.app import gallery, visit
 from nti_batch.app.edit_list import EditList
-from nti_batch.app.form import FURTHER, EditForm
+from nti_batch.app.form import EditForm
 from nti_batch.app.gallery import ImageId
+from nti_batch.app.layout import ROWS, Layout
 from nti_batch.app.overlays import heat_map, mask_overlay
 from nti_batch.app.uploads import Upload, Uploads
-from nti_batch.app.visit import SCORES, Visit
+from nti_batch.app.visit import Visit
 from nti_batch.app.workbench import Edit, Workbench
-from nti_batch.data.folder import IMAGE_EXTENSIONS, MAX_IMAGE_BYTES
+from nti_batch.data.folder import MAX_IMAGE_BYTES
 from nti_batch.data.images import to_image
-from nti_batch.diffusion.alignment import Kind
-from nti_batch.diffusion.edit_settings import AttentionMethod, EditSettings
 from nti_batch.files import OutputError, read_bounded
 from nti_batch.lock import UnitInUseError
 from nti_batch.phrases import hide_credentials
@@ -27,11 +28,7 @@ from nti_batch.phrases import hide_credentials
 SMALL = 256
 """Images with smaller sides are shown with their pixels enlarged."""
 
-ROWS = ("source", "edit")
-"""Rows whose attention can be shown."""
-
 PROGRESS = gr.Progress()
-DEFAULTS = EditSettings()
 DEVICE: dict[str, Any] = {"concurrency_id": "device", "concurrency_limit": 1}
 """Requests with this wait for each other."""
 
@@ -44,11 +41,21 @@ def reported(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return function(*arguments)
         except torch.OutOfMemoryError as error:
-            raise gr.Error("the device has too little free memory for this", print_exception=False) from error
+            raise _message("the device has too little free memory for this") from error
         except (ValueError, OutputError, UnitInUseError) as error:
-            raise gr.Error(hide_credentials(str(error)), duration=None, print_exception=False) from error
+            raise _message(str(error)) from error
 
     return call
+
+
+def _message(text: str) -> gr.Error:
+    """A message that stays; Gradio shows its text as HTML."""
+    return gr.Error(escape(hide_credentials(text)), duration=None, print_exception=False)
+
+
+def _warn(text: str) -> None:
+    """Show a message beside the result."""
+    gr.Warning(escape(hide_credentials(text)))
 
 
 class Page:
@@ -64,143 +71,53 @@ class Page:
         """
         self.workbench, self.edits, self.uploads = workbench, edits, uploads
 
-    # --- layout ----------------------------------------------------------------------------------
-
     def blocks(self) -> gr.Blocks:
-        """Lay out the page."""
-        settings = self.workbench.dataset.run.settings
-        self.style = ["image", "small"] if max(settings.height, settings.width) < SMALL else ["image"]
-        name = self.workbench.out.resolve().name
+        """Lay out the page, and name the function of each part."""
+        settings, name = self.workbench.dataset.run.settings, self.workbench.out.resolve().name
+        style = ["image", "small"] if max(settings.height, settings.width) < SMALL else ["image"]
         with gr.Blocks(title=f"nti-batch: {name}", analytics_enabled=False, fill_width=True) as page:
-            self.visit = gr.State(Visit())
-            with gr.Row():
-                with gr.Column(scale=1, min_width=300):
-                    self._lay_out_run(name)
-                with gr.Column(scale=3, min_width=600):
-                    self._lay_out_source()
-                    self._lay_out_form()
-                    self._lay_out_result()
-                    self._lay_out_list()
-            self._connect(page)
+            self._connect(page, Layout(name, style, self.edits.path.name, self.command, self.uploads is not None))
         return page
-
-    def _lay_out_run(self, name: str) -> None:
-        if self.uploads:
-            with gr.Group():
-                self.file = gr.File(label="Image to invert", file_types=[f".{e}" for e in IMAGE_EXTENSIONS], height=120)
-                self.caption = gr.Textbox(label="Its caption", placeholder="what the image shows", elem_id="caption")
-                self.invert_button = gr.Button("Invert", variant="primary", elem_id="invert")
-        self.search_text = gr.Textbox(label=f"Search {name}", placeholder="part of a key or caption", elem_id="search")
-        self.found = gr.Gallery(
-            label="Images", columns=3, height=560, allow_preview=False, object_fit="contain", elem_id="gallery",
-            elem_classes=self.style, buttons=[],
-        )  # fmt: skip
-        self.found_text = gr.Markdown()
-
-    def _lay_out_source(self) -> None:
-        self.prompt_of_source = gr.Textbox(
-            label="Caption", interactive=False, placeholder="choose an image", elem_id="source-prompt"
-        )
-        with gr.Row():
-            self.images = [self._image(label) for label in ("Input", "VAE bound", "Reconstruction")]
-
-    def _image(self, label: str, elem_id: str | None = None) -> gr.Image:
-        return gr.Image(
-            label=label, format="png", interactive=False, height=250, min_width=150, buttons=["download", "fullscreen"],
-            elem_id=elem_id, elem_classes=self.style,
-        )  # fmt: skip
-
-    def _lay_out_form(self) -> None:
-        with gr.Group():
-            prompt = gr.Textbox(label="Prompt of the edit", elem_id="prompt", max_lines=3)
-            with gr.Row():
-                attention = gr.Dropdown(list(get_args(AttentionMethod)), value=DEFAULTS.attention, label="Method")
-                kind = gr.Radio(list(get_args(Kind)), value=DEFAULTS.kind, label="Kind of edit")
-                cross = gr.Textbox(
-                    label="cross_replace_steps", placeholder=f"{DEFAULTS.cross_replace_steps}, or default_=0.4;word=1"
-                )
-                steps = gr.Textbox(label="self_replace_steps", placeholder=f"{DEFAULTS.self_replace_steps}, or 0.1;0.5")
-            with gr.Row():
-                source_words = gr.Textbox(label="Blend words of the caption", placeholder="word;other word")
-                edit_words = gr.Textbox(label="Blend words of the edit", placeholder="word;other word")
-                equalizer = gr.Textbox(label="Equalizer", placeholder="word=2;other=0.5", elem_id="equalizer")
-            with gr.Accordion("Further settings", open=False):
-                further = gr.Textbox(
-                    label="One a line: name = value",
-                    info=", ".join(FURTHER),
-                    lines=3,
-                    placeholder="blend_threshold = 0.3",
-                )
-            self.edit_button = gr.Button("Edit", variant="primary", elem_id="edit")
-        self.prompt = prompt
-        self.fields = [prompt, attention, kind, cross, steps, source_words, edit_words, equalizer, further]
-
-    def _lay_out_result(self) -> None:
-        with gr.Row():
-            self.source_image = self._image("Source")
-            self.edit_image = self._image("Edit", "edit-image")
-            self.mask_image = self._image("Where local blend let it change")
-            self.heat_image = self._image("Attention", "heat-image")
-        with gr.Row(equal_height=True):
-            self.row = gr.Radio(list(ROWS), value=ROWS[0], label="Attention in the prompt of the")
-            self.word = gr.Dropdown(
-                [], label="Word", allow_custom_value=True, info="or several in a row", elem_id="word"
-            )
-            self.heat_button = gr.Button("Show attention", elem_id="attention")
-        self.kept = gr.Gallery(
-            label="Last edits: choose one to show it again", columns=visit.MAX_KEPT, height=170, format="png",
-            allow_preview=False, object_fit="contain", elem_id="kept", elem_classes=self.style, buttons=[],
-        )  # fmt: skip
-        self.scores = gr.Dataframe(
-            headers=list(SCORES), datatype="str", interactive=False, wrap=True, elem_id="scores",
-            label="Scores against the input: of all pixels, or with blend words of the part that could not change",
-        )  # fmt: skip
-
-    def _lay_out_list(self) -> None:
-        with gr.Group():
-            with gr.Row(equal_height=True):
-                self.name = gr.Textbox(label="Name of the edit", placeholder="its number", elem_id="name")
-                self.with_mask = gr.Checkbox(label="With the mask, so that the job scores the part outside")
-                self.add_button = gr.Button(f"Add to {self.edits.path.name}", elem_id="add")
-            self.line = gr.Textbox(label="Line", interactive=False, lines=2, elem_id="line")
-            gr.Textbox(label="The job that makes these edits", interactive=False, value=self.command, elem_id="command")
 
     @property
     def command(self) -> str:
         """Command of the job that takes the list."""
-        return (
-            f"nti-batch edit --data.inversions={self.workbench.out} --data.edits={self.edits.path} --output.dir=edits"
-        )
+        flags = (f"--data.inversions={self.workbench.out}", f"--data.edits={self.edits.path}", "--output.dir=edits")
+        return shlex.join(["nti-batch", "edit", *flags])
 
-    def _connect(self, page: gr.Blocks) -> None:
+    def _connect(self, page: gr.Blocks, parts: Layout) -> None:
         """Name the function of each part."""
-        of_search = [self.visit, self.found, self.found_text]
-        of_source = [self.visit, self.prompt_of_source, *self.images, self.prompt, self.word]
-        of_edit = [self.visit, self.source_image, self.edit_image, self.mask_image, self.word, self.kept, self.scores]
-        of_search_text = [self.visit, self.search_text]
-        gr.on([page.load, self.search_text.submit], reported(self.search), of_search_text, of_search)
-        self.found.select(reported(self.choose), self.visit, of_source, **DEVICE)
+        state = gr.State(Visit())
+        of_search = [state, parts.found, parts.found_text]
+        of_source = [state, parts.prompt_of_source, *parts.images, parts.prompt, parts.word, *parts.results]
+        of_edit = [state, *parts.results[:3], parts.word, parts.kept, parts.scores]
+        of_search_text = [state, parts.search_text]
+        gr.on([page.load, parts.search_text.submit], reported(self.search), of_search_text, of_search)
+        parts.found.select(reported(self.choose), state, of_source, show_progress_on=parts.images, **DEVICE)
         gr.on(
-            [self.edit_button.click, self.prompt.submit],
+            [parts.edit_button.click, parts.prompt.submit],
             reported(self.edit),
-            [self.visit, *self.fields],
+            [state, *parts.fields],
             of_edit,
+            show_progress_on=parts.results[1],
             **DEVICE,
         )
-        self.kept.select(reported(self.show_again), self.visit, of_edit)
-        of_heat = [self.visit, self.row, self.word]
-        self.heat_button.click(reported(self.show_attention), of_heat, [self.visit, self.heat_image], **DEVICE)
-        self.row.change(reported(self.choose_row), [self.visit, self.row], self.word)
-        self.add_button.click(
-            reported(self.add), [self.visit, self.name, self.with_mask], self.line, concurrency_limit=1
+        parts.kept.select(reported(self.show_again), state, of_edit)
+        of_heat = [state, parts.row, parts.word]
+        parts.heat_button.click(reported(self.show_attention), of_heat, [state, parts.results[3]], **DEVICE)
+        parts.row.change(reported(self.choose_row), [state, parts.row], parts.word)
+        parts.add_button.click(
+            reported(self.add), [state, parts.name, parts.with_mask], parts.line, concurrency_limit=1
         )
         if self.uploads:
-            inverted = self.invert_button.click(
-                reported(self.invert), [self.visit, self.file, self.caption], of_source, **DEVICE
+            inverted = parts.invert_button.click(
+                reported(self.invert),
+                [state, parts.file, parts.caption],
+                of_source,
+                show_progress_on=parts.images[0],
+                **DEVICE,
             )
             inverted.success(reported(self.search), of_search_text, of_search)
-
-    # --- functions of the parts ---------------------------------------------------------------------
 
     def search(self, state: Visit, text: str) -> list[Any]:
         """Show the images that fit a text."""
@@ -226,7 +143,7 @@ class Page:
         source = self.workbench.source(*id)
         state.start(source)
         if source.unread:
-            gr.Warning(f"the input is not shown: {source.unread}")
+            _warn(f"the input is not shown: {source.unread}")
         prompt = source.stored.prompt
         shown = zip((source.input, source.vae, source.reconstruction), visit.describe(source), strict=True)
         images = [gr.Image(value=None if pixels is None else to_image(pixels), label=label) for pixels, label in shown]
@@ -236,6 +153,7 @@ class Page:
             *images,
             prompt,
             self._words(prompt),
+            *[None] * 4,
         ]
 
     def _words(self, prompt: str) -> gr.Dropdown:
@@ -249,7 +167,7 @@ class Page:
             raise ValueError("no image is chosen: drop one into the field")
         content = read_bounded(Path(path), MAX_IMAGE_BYTES)
         if self.workbench.networks.truncates(caption):
-            gr.Warning("the text encoder reads only the beginning of the caption")
+            _warn("the text encoder reads only the beginning of the caption")
         upload = Upload(Path(path).name, content, caption)
         known = self.workbench.dataset.ids
         id = self.uploads.invert(
@@ -263,7 +181,7 @@ class Page:
         form = EditForm(*(field or "" for field in fields))
         edit = self.workbench.edit(state.current_source(), form, lambda share: progress(share, desc="Editing"))
         if edit.is_truncated:
-            gr.Warning("the text encoder reads only the beginning of the prompt")
+            _warn("the text encoder reads only the beginning of the prompt")
         state.keep(edit)
         return self._shown(state, edit)
 
@@ -295,7 +213,7 @@ class Page:
         image = state.shown.pixels if number and state.shown else source.reconstruction
         return [
             state,
-            gr.Image(value=to_image(heat_map(image, attention)), label=f"Attention of {word!r} in the {row}"),
+            gr.Image(value=to_image(heat_map(image, attention)), label=f"{word} in the {row}"),
         ]
 
     def add(self, state: Visit, name: str, with_mask: bool) -> str:

@@ -28,7 +28,12 @@ POLICY = (
 
 STYLE = """
 .image.small img { image-rendering: pixelated; }
-.image img { width: 100%; height: 100%; object-fit: contain; }
+.image .image-frame img, .image .image-container img { width: 100%; height: 100%; object-fit: contain; }
+.block.image { padding-top: 26px !important; }
+.image .caption-label { position: static; max-width: 100%; white-space: normal; font-size: 12px; line-height: 1.3;
+  display: -webkit-box; -webkit-line-clamp: 3; -webkit-box-orient: vertical; overflow: hidden; }
+.image .thumbnail-item { height: auto; aspect-ratio: auto; overflow: visible; flex-direction: column; }
+.image .thumbnail-item img { width: 100%; aspect-ratio: 1; }
 footer { display: none !important; }
 """
 

@@ -9,8 +9,8 @@ from nti_batch.app.workbench import Attention, Edit, Source
 MAX_KEPT = 8
 """Edits of a visitor that stay for comparison."""
 
-SCORES = ("edit", "image", "prompt", "PSNR, dB", "SSIM", "PSNR of the edited part, dB", "seconds")
-"""Columns of the table of scores."""
+SCORES = {"edit": 60, "image": 110, "prompt": 300, "PSNR": 80, "SSIM": 80, "PSNR inside": 110, "seconds": 90}
+"""Columns of the table of scores, with their widths in pixels."""
 
 
 @dataclass(slots=True, eq=False)
