@@ -122,7 +122,7 @@ class Layout:
             label="Last edits: choose one to show it again",
             columns=MAX_KEPT,
             fit_columns=False,
-            height=170,
+            height=230,
             format="png",
             allow_preview=False,
             object_fit="contain",

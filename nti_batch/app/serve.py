@@ -1,6 +1,7 @@
 """Serves the page on this machine. Nothing here or in the browser asks another machine for anything."""
 
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ STYLE = """
 .image .image-frame img, .image .image-container img { width: 100%; height: 100%; object-fit: contain; }
 .block.image { padding-top: 26px !important; }
 .image .caption-label { position: static; max-width: 100%; white-space: normal; font-size: 12px; line-height: 1.3;
+  padding: 4px 6px 0; margin-bottom: 4px;
   display: -webkit-box; -webkit-line-clamp: 3; -webkit-box-orient: vertical; overflow: hidden; }
 .image .thumbnail-item { height: auto; aspect-ratio: auto; overflow: visible; flex-direction: column; }
 .image .thumbnail-item img { width: 100%; aspect-ratio: 1; }
@@ -61,6 +63,12 @@ def theme() -> gr.Theme:
     return gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 
 
+def _free_port(host: str) -> int:
+    with socket.create_server((host, 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
 @contextmanager
 def served(page: Page, host: str, port: int) -> Iterator[tuple[gr.Blocks, str]]:
     """Serve a page within a `with` block; yield it with its address.
@@ -80,7 +88,7 @@ def served(page: Page, host: str, port: int) -> Iterator[tuple[gr.Blocks, str]]:
         try:
             _, address, _ = blocks.launch(
                 server_name=host,
-                server_port=port,
+                server_port=port or _free_port(host),
                 share=False,
                 quiet=True,
                 prevent_thread_lock=True,

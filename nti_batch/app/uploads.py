@@ -76,9 +76,12 @@ class Uploads:
             OutputError: If the run cannot be written.
         """
         image = self._decoded(upload, self._free_key(upload.name, {key for _, key in known}))
-        inversion = self._inverted(networks, image, on_progress)
-        self._commit(networks, upload, inversion)
-        return inversion.unit.shard, inversion.key
+        self.run.claim(image.unit)
+        try:
+            self._commit(networks, upload, self._inverted(networks, image, on_progress))
+        finally:
+            self.run.release(image.unit)
+        return image.unit.shard, image.key
 
     def _decoded(self, upload: Upload, key: str) -> CaptionedImage:
         settings, caption = self.run.settings, upload.caption.strip()
@@ -121,10 +124,6 @@ class Uploads:
                 stem.with_name(f"{stem.name}.{extension if extension in IMAGE_EXTENSIONS else 'png'}"), upload.content
             )
             atomic_write(stem.with_name(f"{stem.name}.txt"), inversion.prompt)
-        self.run.claim(inversion.unit)
-        try:
-            part = self.run.new_part(inversion.unit, origin_of(networks.device))
-            part.add(inversion)
-            part.commit()
-        finally:
-            self.run.release(inversion.unit)
+        part = self.run.new_part(inversion.unit, origin_of(networks.device))
+        part.add(inversion)
+        part.commit()
