@@ -44,7 +44,9 @@ class Layout:
 
     def _lay_out_upload(self) -> None:
         with gr.Group():
-            self.file = gr.File(label="Image to invert", file_types=[f".{e}" for e in IMAGE_EXTENSIONS], height=120)
+            self.file = gr.File(
+                label="Image to invert", file_types=[f".{e}" for e in IMAGE_EXTENSIONS], height=120, elem_id="file"
+            )
             self.caption = gr.Textbox(label="Its caption", placeholder="what the image shows", elem_id="caption")
             self.invert_button = gr.Button("Invert", variant="primary", elem_id="invert")
 

@@ -63,10 +63,20 @@ def theme() -> gr.Theme:
     return gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 
 
-def _free_port(host: str) -> int:
-    with socket.create_server((host, 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
+def _usable_port(host: str, port: int) -> int:
+    """The port, or a free one for 0.
+
+    Raises:
+        ValueError: If the page cannot be served there.
+    """
+    try:
+        with socket.create_server((host, port)) as server:
+            usable: int = server.getsockname()[1]
+            return usable
+    except OSError as error:
+        raise ValueError(
+            f"the page cannot be served at {host} on port {port} ({error.strerror}): give another --port or --host"
+        ) from error
 
 
 @contextmanager
@@ -81,30 +91,26 @@ def served(page: Page, host: str, port: int) -> Iterator[tuple[gr.Blocks, str]]:
     Raises:
         ValueError: If the address or the port cannot be used.
     """
+    usable = _usable_port(host, port)
     with tempfile.TemporaryDirectory(prefix="nti-batch-app-") as folder:
         # Gradio keeps the images that it shows and uploads there
         os.environ["GRADIO_TEMP_DIR"] = folder
         blocks = page.blocks().queue(max_size=MAX_WAITING, default_concurrency_limit=4)
-        try:
-            _, address, _ = blocks.launch(
-                server_name=host,
-                server_port=port or _free_port(host),
-                share=False,
-                quiet=True,
-                prevent_thread_lock=True,
-                ssr_mode=False,
-                enable_monitoring=False,
-                footer_links=[],
-                max_file_size=MAX_IMAGE_BYTES,
-                state_session_capacity=MAX_VISITS,
-                theme=theme(),
-                css=STYLE,
-                app_kwargs={"middleware": [Middleware(OwnFilesOnly)]},
-            )
-        except OSError as error:
-            raise ValueError(
-                f"the page cannot be served at {host} on port {port}: {error}; give another --port"
-            ) from error
+        _, address, _ = blocks.launch(
+            server_name=host,
+            server_port=usable,
+            share=False,
+            quiet=True,
+            prevent_thread_lock=True,
+            ssr_mode=False,
+            enable_monitoring=False,
+            footer_links=[],
+            max_file_size=MAX_IMAGE_BYTES,
+            state_session_capacity=MAX_VISITS,
+            theme=theme(),
+            css=STYLE,
+            app_kwargs={"middleware": [Middleware(OwnFilesOnly)]},
+        )
         try:
             yield blocks, address
         finally:

@@ -52,4 +52,4 @@ def test_a_port_that_is_taken_is_named(app_run: Path, capsys: pytest.CaptureFixt
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         assert main(["app", str(app_run), f"--port={port}"]) == 2
-    assert f"the page cannot be served at 127.0.0.1 on port {port}: " in last_line(capsys)
+    assert f"the page cannot be served at 127.0.0.1 on port {port} (Address already in use" in last_line(capsys)

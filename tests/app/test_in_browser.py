@@ -60,6 +60,7 @@ class Visitor:
     """A visitor's page, and what it asked for."""
 
     def __init__(self, browser: Any, address: str) -> None:
+        """Open the page."""
         self.page = browser.new_context(viewport={"width": 1400, "height": 1500}).new_page()
         self.page.set_default_timeout(TIMEOUT_MS)
         self.requests: list[str] = []
@@ -147,7 +148,7 @@ def test_an_upload_is_inverted_and_mistakes_become_messages(tmp_path: Path, chro
         page.reload()
         for name, outcome in (("page.png", "is not a whole JPEG"), ("cup.png", "")):
             page.reload()
-            page.locator("input[type=file]").set_input_files(tmp_path / name)
+            page.locator("#file input[type=file]").set_input_files(tmp_path / name)
             page.get_by_text(name[:4]).first.wait_for()
             page.locator("#caption textarea, #caption input").fill("a small red circle")
             page.locator("#invert").click()

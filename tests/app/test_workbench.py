@@ -138,7 +138,7 @@ def test_the_last_edits_stay_and_any_of_them_can_be_added(made: tuple[Workbench,
     _, source, shown = made
     visit = Visit()
     for wrong in (visit.current_source, lambda: visit.current_edit("", False)):
-        with pytest.raises(ValueError, match="no image is chosen|no edit is shown"):
+        with pytest.raises(ValueError, match=r"no image is chosen|no edit is shown"):
             wrong()
     visit.start(source)
     for number in range(MAX_KEPT + 2):
