@@ -2,3 +2,8 @@
 
 `page` lays it out with Gradio; the other files know nothing of it.
 """
+
+import os
+
+# Gradio reads it
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"

@@ -89,12 +89,8 @@ class Layout:
             with gr.Row():
                 attention = gr.Dropdown(list(get_args(AttentionMethod)), value=_DEFAULTS.attention, label="Method")
                 kind = gr.Radio(list(get_args(Kind)), value=_DEFAULTS.kind, label="Kind of edit")
-                cross = gr.Textbox(
-                    label="cross_replace_steps", placeholder=f"{_DEFAULTS.cross_replace_steps}, or default_=0.4;word=1"
-                )
-                steps = gr.Textbox(
-                    label="self_replace_steps", placeholder=f"{_DEFAULTS.self_replace_steps}, or 0.1;0.5"
-                )
+                cross = gr.Textbox(label="cross_replace_steps", placeholder=str(_DEFAULTS.cross_replace_steps))
+                steps = gr.Textbox(label="self_replace_steps", placeholder=str(_DEFAULTS.self_replace_steps))
             with gr.Row():
                 source_words = gr.Textbox(label="Blend words of the caption", placeholder="word;other word")
                 edit_words = gr.Textbox(label="Blend words of the edit", placeholder="word;other word")

@@ -125,7 +125,7 @@ class Page:
         state.found = [(entry.shard, entry.key) for entry in found]
         return [
             state,
-            [self._thumbnail(entry) for entry in found],
+            gr.Gallery(value=[self._thumbnail(entry) for entry in found], selected_index=None),
             gallery.describe(found, len(self.workbench.dataset)),
         ]
 
