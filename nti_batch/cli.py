@@ -33,6 +33,7 @@ COMMANDS = {
     "pack": Command("pack a folder or a table of images into shards", "pack"),
     "invert": Command("invert the images of WebDataset shards, or of a folder", "invert", parses_itself=True),
     "edit": Command("edit inverted images, or reconstruct them", "edit", parses_itself=True),
+    "app": Command("look at a run and try edits on a local web page", "app"),
     "status": Command("print how far a run is", "status"),
     "report": Command("write a page about a run: numbers, charts, failures, images", "report"),
     "bench": Command("compare the job with the reference loop", "bench", parses_itself=True),

@@ -20,6 +20,8 @@ from helpers.tiny_scores import torchmetrics_lpips, write_clip, write_dino, writ
 from PIL import Image
 
 from nti_batch.cli import main
+from nti_batch.commands.app import app
+from nti_batch.commands.parser import function_parser
 from nti_batch.diffusion.edit_settings import EditSettings
 from nti_batch.editing.requests import read_requests
 
@@ -143,6 +145,8 @@ def run(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         case ["nti-batch", "bench", "--full-size", *arguments]:
             known = help_text(["bench", "--full-size"], capsys)
             assert all(flag in known for flag in re.findall(r"--[a-z_]+", " ".join(arguments))), words
+        case ["nti-batch", "app", *arguments]:  # serves a page until Ctrl-C
+            assert function_parser(app, "nti-batch app").parse_args(arguments)
         case ["nti-batch", command, *arguments]:
             loggers = [logger for logger in LOGGERS if f"--trainer.logger={logger}" in arguments]
             if any(find_spec(LOGGERS[logger]) is None for logger in loggers):

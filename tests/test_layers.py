@@ -32,6 +32,7 @@ PACKAGES = [
     "jobs",
     "benchmarks",
     "health",
+    "app",
     "commands",
     "cli",
     "__main__",
@@ -117,6 +118,7 @@ def test_the_method_imports_torch_and_nothing_else(name: str):
 @pytest.mark.parametrize(
     ("foreign", "files"),
     [
+        ("gradio", {"app.layout", "app.page", "app.serve"}),
         ("diffusers", {"models.loras", "models.weights", "benchmarks.full_size"}),
         (
             "transformers",

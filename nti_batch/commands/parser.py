@@ -5,7 +5,7 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 from docstring_parser import parse
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
@@ -16,6 +16,9 @@ from nti_batch.jobs.consent import check_consent
 from nti_batch.jobs.flag_parser import FlagParser
 from nti_batch.lock import UnitInUseError
 from nti_batch.terminal import own_lines, print_error, usage_error
+
+OptionalPath = Annotated[Path | None, "positional"]
+"""Type of a positional argument that may be left out."""
 
 
 class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
@@ -50,6 +53,7 @@ def function_parser(
     own: dict[str, Any] = {p.name: {"action": "store_true"} for p in parameters if p.annotation is bool}
     own |= {p.name: {"type": p.annotation, "required": True} for p in parameters if _is_required_flag(p)}
     own |= {p.name: {"nargs": "+"} for p in parameters if p.annotation == list[str] | None}
+    optional = [p.name for p in parameters if p.annotation == OptionalPath]
     groups = {p.name: p.annotation for p in parameters if is_dataclass(p.annotation)}
     parser = CommandParser(
         prog=prog,
@@ -58,8 +62,12 @@ def function_parser(
         formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_function_arguments(function, as_group=False, as_positional=as_positional, skip={*own, *groups})
+    parser.add_function_arguments(
+        function, as_group=False, as_positional=as_positional, skip={*own, *optional, *groups}
+    )
     described = {param.arg_name: " ".join((param.description or "").split()) for param in doc.params}
+    for name in optional:
+        parser.add_argument(name, nargs="?", type=Path | None, help=described[name])
     for name, how in own.items():
         parser.add_argument(f"--{name}", help=described[name], **how)
     for name, flags in groups.items():

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from nti_batch.diffusion.attention_trace import AttentionTrace
 from nti_batch.diffusion.ddim import all_at, ddim_step, predict_at
 from nti_batch.diffusion.ddpm import add_noise_maps, ddpm_mean
 from nti_batch.diffusion.edit_guidance import EditGuidance
@@ -29,6 +30,7 @@ def edit_sample(
     control: AttentionControl,
     pivot: Sequence[Tensor] | None = None,
     shares_noise_maps: bool = False,
+    trace: AttentionTrace | None = None,
 ) -> Tensor:
     """Sample sources and their edits from z_T down to z_0, [rows, channels, height, width].
 
@@ -48,6 +50,7 @@ def edit_sample(
         pivot: z*_{T-1} ... z*_0 of direct or edit-friendly DDPM inversion, each [images, channels, height, width],
             which replace the latents of the sources after each step.
         shares_noise_maps: Whether the pivot is of edit-friendly DDPM inversion, whose edits take over the noise maps.
+        trace: Receives the attention of the rows.
     """
     rows, num_steps, blend = control.rows, schedule.num_steps, LocalBlend(control)
     # where a pivot gives the sources, no network is needed before the first edit leaves its source
@@ -55,7 +58,7 @@ def edit_sample(
     latents = (pivot[first - 1] if pivot and first else noise_latents)[rows.image_of]
     for step in range(first, num_steps):
         t = num_steps - step
-        of_prompts = control.at(t, blend)
+        of_prompts = control.at(t, blend, trace)
         with controlled(of_prompts):
             prediction = predict_at(predict, schedule, latents, t, prompt_embeddings)
         shares = None
@@ -77,4 +80,6 @@ def edit_sample(
             latents = torch.where(skips[:, None, None, None], sources, latents)
             blend.restart(skips)
         latents = blend(latents, t)
+    if trace:
+        trace.mask = blend.mask
     return latents

@@ -127,6 +127,12 @@ class InversionState:
         return bool(self.error) or len(self.losses) == self.num_steps
 
     @property
+    def progress(self) -> float:
+        """Share of the steps up and down that are taken, from 0 to 1."""
+        up = self.t if self.inverting else self.num_steps
+        return (up + len(self.losses)) / (2 * self.num_steps)
+
+    @property
     def solving(self) -> bool:
         """Whether the next evaluation is of the null embedding; otherwise it is of the prompt."""
         return self.current.has_cond

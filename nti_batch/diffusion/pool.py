@@ -101,6 +101,10 @@ class InversionPool(Generic[K]):
         """Number of images in flight that keeps every call full."""
         return (1 + self.most_calls) * self.batch_size - 1
 
+    def progress(self, key: K) -> float:
+        """Share of the steps of an image in flight that are taken, from 0 to 1."""
+        return self._states[key].progress
+
     def run(self, images: Iterable[tuple[K, Tensor, Tensor, int]]) -> Iterator[tuple[K, InvertedImage]]:
         """Invert images, given as the arguments of `admit`; yield each as it finishes."""
         for image in images:

@@ -33,6 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nti_batch.diffusion.attention_trace import AttentionTrace
 from nti_batch.diffusion.edit_control import EditControl
 from nti_batch.diffusion.foreground import ForegroundControl, ForegroundMasks, sum_of_words
 from nti_batch.diffusion.rows import Rows
@@ -144,8 +145,8 @@ class AttentionControl:
         """Whether any row has local blend."""
         return bool((self.blend_steps < self.num_steps).any())
 
-    def at(self, t: int, blend: "LocalBlend | None" = None) -> "StepControl":
-        """Control of the evaluation of the prompts at timestep t, whose maps `blend` collects."""
+    def at(self, t: int, blend: "LocalBlend | None" = None, trace: AttentionTrace | None = None) -> "StepControl":
+        """Control of the evaluation of the prompts at timestep t, whose maps `blend` and `trace` collect."""
         step = self.num_steps - t
         cross = (self.cross_steps[:, 0] <= step) & (step < self.cross_steps[:, 1])
         foreground = ForegroundMasks(self.foreground) if self.foreground else None
@@ -155,6 +156,7 @@ class AttentionControl:
             self_attention=self.self_attention.at(step),
             foreground=foreground,
             collectors=tuple(filter(None, (blend if self.blends else None, foreground))),
+            trace=trace,
         )
 
 
@@ -170,6 +172,9 @@ class StepControl:
     foreground: ForegroundMasks | None
     collectors: "tuple[LocalBlend | ForegroundMasks, ...]"
     """What collects cross-attention maps, if any row needs them."""
+
+    trace: AttentionTrace | None = None
+    """What shows the maps; they are not computed otherwise than without it."""
 
     def of_null(self) -> "StepControl | None":
         """Control of the evaluation of the null embeddings after that of the prompts; None if it changes nothing."""
@@ -195,7 +200,17 @@ class StepControl:
         replaced = self._replace(maps)
         for collector in self.collectors if self._collects(maps.shape[2]) else ():
             collector.collect(replaced)
+        self.show(replaced)
         return replaced
+
+    def shows(self, pixels: int) -> bool:
+        """Whether the trace takes the maps of a cross-attention layer with so many pixels."""
+        return self.trace is not None and pixels == math.prod(self.batch.map_size)
+
+    def show(self, maps: Tensor) -> None:
+        """Add maps to the trace, [rows, heads, pixels, tokens]."""
+        if self.trace and self.shows(maps.shape[2]):
+            self.trace.collect(maps, self.batch.map_size)
 
     def _collects(self, pixels: int) -> bool:
         return bool(self.collectors) and pixels == math.prod(self.batch.map_size)
@@ -221,6 +236,9 @@ class LocalBlend:
         self.subtracted: Tensor | None = None
         """Attention of the words of k; None if no row has them."""
 
+        self.mask: Tensor | None = None
+        """The mask of the last step with local blend, bool [rows, height, width]."""
+
     def collect(self, maps: Tensor) -> None:
         """Add the maps of one layer, [rows, heads, pixels, tokens]."""
         control = self.control
@@ -243,8 +261,8 @@ class LocalBlend:
         blending = control.num_steps - t >= control.blend_steps
         if self.maps is None or not blending.any():
             return latents
-        mask = self._mask(latents.shape[-2:]) | ~blending.to(latents.device)[:, None, None]
-        return torch.where(mask[:, None], latents, latents[control.rows.source_of])
+        self.mask = self._mask(latents.shape[-2:]) | ~blending.to(latents.device)[:, None, None]
+        return torch.where(self.mask[:, None], latents, latents[control.rows.source_of])
 
     def _mask(self, size: torch.Size) -> Tensor:
         """Where the image may change, m (1 - k), [rows, height, width]."""

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from nti_batch.data.images import to_bytes, to_image
+from nti_batch.diffusion.attention_trace import AttentionTrace
 from nti_batch.diffusion.edit_control import EditControl
 from nti_batch.diffusion.edit_guidance import EditGuidance
 from nti_batch.diffusion.edit_sample import edit_sample
@@ -62,6 +63,7 @@ def edit_images(
     images: Sequence[tuple[StoredInversion, Sequence[ControlledEdit]]],
     inversion: InversionSettings,
     stop_requested: Callable[[], bool] = lambda: False,
+    trace: AttentionTrace | None = None,
 ) -> list[Tensor]:
     """Reconstruct images and edit them in one batch.
 
@@ -70,6 +72,7 @@ def edit_images(
         images: Inversions of one run, each with its edits, if any.
         inversion: Settings of the inversions.
         stop_requested: Function that returns whether a stop is requested; called before each UNet call.
+        trace: Receives the attention of the rows.
 
     Returns:
         For each image the reconstructed source and its edits, [1 + edits, 3, height, width] in [0, 1], on the CPU.
@@ -83,7 +86,7 @@ def edit_images(
             raise StopRequestedError
         return networks.predict(latents, timesteps, embeddings)
 
-    latents = _sample(networks, predict, images, inversion)
+    latents = _sample(networks, predict, images, inversion, trace)
     # one image in a call: at the size of Stable Diffusion the VAE needs more memory for an image than the UNet
     decoded = torch.cat([networks.decode_latents(row[None]).cpu() for row in latents])
     return list(decoded.split([1 + len(edits) for _, edits in images]))
@@ -94,6 +97,7 @@ def _sample(
     predict: Predictor,
     images: Sequence[tuple[StoredInversion, Sequence[ControlledEdit]]],
     inversion: InversionSettings,
+    trace: AttentionTrace | None,
 ) -> Tensor:
     """Sample the latents of sources and edits, [rows, channels, height, width]."""
     stored = [inversion for inversion, _ in images]
@@ -122,6 +126,7 @@ def _sample(
         control,
         list(torch.stack(pivots, 1).to(networks.device)) if pivots else None,
         inversion.method == "ddpm",
+        trace,
     )
 
 

@@ -5,7 +5,7 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -92,8 +92,7 @@ def invert_image(
         is_folder=True,
         storage="float32",
     )
-    with torch.inference_mode(False), torch.enable_grad():
-        result = _invert(networks, captioned, run)
+    result = invert_alone(networks, captioned, run)
     if isinstance(result, Failure):
         raise ValueError(f"the image {key!r} cannot be inverted: {result.error}")
     payload, metadata = encode_inversion(result, run)
@@ -121,18 +120,35 @@ def _captioned_image(data: bytes, key: str, prompt: str, size: tuple[int, int], 
     return CaptionedImage(WorkUnit(_SHARD, "", 0, 1), key, read_caption(caption), pixels, checksum, original)
 
 
-def _invert(networks: StableDiffusion, image: CaptionedImage, run: InversionRunSettings) -> Inversion | Failure:
-    started = time.monotonic()
-    schedule = networks.schedule(run.num_steps)
-    pool: InversionPool[str] = InversionPool(
-        partial(networks.predict, optimize_pooled=run.optimize_pooled),
-        schedule,
-        run.inversion,
-        networks.embed_prompts([""])[0],
-        batch_size=1,
-    )
-    latents, prompt = networks.encode_images(image.pixels[None])[0], networks.embed_prompts([image.prompt])[0]
-    ((_, inverted),) = pool.run([(image.key, latents, prompt, image_seed(run.inversion.noise_seed, image.pixels))])
+def invert_alone(
+    networks: StableDiffusion,
+    image: CaptionedImage,
+    run: InversionRunSettings,
+    on_progress: Callable[[float], None] = lambda share: None,
+) -> Inversion | Failure:
+    """Invert one image, as a job does with a batch size of 1.
+
+    Args:
+        networks: The model.
+        image: The image, of the run's size.
+        run: Settings of the run.
+        on_progress: Called between UNet calls with the share of the work that is done, from 0 to 1.
+    """
+    started, schedule = time.monotonic(), networks.schedule(run.num_steps)
+    with torch.inference_mode(False), torch.enable_grad():
+        pool: InversionPool[str] = InversionPool(
+            partial(networks.predict, optimize_pooled=run.optimize_pooled),
+            schedule,
+            run.inversion,
+            networks.embed_prompts([""])[0],
+            batch_size=1,
+            storage=run.storage,
+        )
+        latents, prompt = networks.encode_images(image.pixels[None])[0], networks.embed_prompts([image.prompt])[0]
+        pool.admit(image.key, latents, prompt, image_seed(run.inversion.noise_seed, image.pixels))
+        while not (finished := pool.advance()):
+            on_progress(pool.progress(image.key))
+    ((_, inverted),) = finished
     seconds = time.monotonic() - started
     if inverted.error:
         return failure(image, "inversion", inverted.error)

@@ -21,6 +21,7 @@ from nti_batch.data.tables import Cells, csv_lines, json_lines
 from nti_batch.diffusion.edit_settings import EditSettings
 from nti_batch.editing.columns import REQUEST_COLUMNS, SETTINGS_COLUMNS, read_cells
 from nti_batch.editing.masks import check_pairs
+from nti_batch.json_object import Json
 from nti_batch.output.manifest_rows import member_name
 from nti_batch.output.serialization import StoredInversion
 from nti_batch.phrases import and_more
@@ -94,6 +95,14 @@ def read_settings(cells: Cells, defaults: EditSettings) -> EditSettings:
     """
     given = read_cells(cells, SETTINGS_COLUMNS)
     return dataclasses.replace(defaults, **given) if given else defaults
+
+
+def request_cells(request: EditRequest) -> dict[str, Json]:
+    """The line of an edit in a list, without what it leaves to the defaults; `read_requests` reads it back."""
+    mask = request.mask and {"mask": list(request.mask.runs), "mask_size": [request.mask.height, request.mask.width]}
+    names = {name: getattr(request, name) for name in ("shard", "key", "name", "prompt", "edit_prompt")}
+    cells = {**names, **request.settings.to_json(), **(mask or {})}
+    return {name: value for name, value in cells.items() if value is not None}
 
 
 def _request(cells: Cells, shards: list[str], defaults: EditSettings, counts: Counter[tuple[str, str]]) -> EditRequest:

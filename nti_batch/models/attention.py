@@ -47,13 +47,13 @@ class ControlledAttention:
                 return _self_attention(attn, hidden_states, rows)
         elif self.control.needs_maps(pixels):
             return self._cross_attention(attn, hidden_states, encoder_hidden_states)
+        elif self.control.shows(pixels):
+            self.control.show(_maps(attn, hidden_states, encoder_hidden_states))
         return self.original(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
 
     def _cross_attention(self, attn: "Attention", hidden_states: Tensor, encoder_hidden_states: Tensor) -> Tensor:
-        query = _heads(attn, attn.to_q(hidden_states))
-        key, value = (_heads(attn, layer(encoder_hidden_states)) for layer in (attn.to_k, attn.to_v))
-        # float32 as in the fused kernels, so that a source has the latents that it has without control
-        maps = self.control.cross_attention((query.float() @ key.float().mT * attn.scale).softmax(-1))
+        value = _heads(attn, attn.to_v(encoder_hidden_states))
+        maps = self.control.cross_attention(_maps(attn, hidden_states, encoder_hidden_states))
         return _project(attn, (maps @ value.float()).to(value.dtype))
 
 
@@ -85,6 +85,16 @@ def features_from(unet: "UNet2DConditionModel", rows: Tensor | None) -> Iterator
         yield
     finally:
         hook.remove()
+
+
+def _maps(attn: "Attention", hidden_states: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+    """Cross-attention maps of a layer, [rows, heads, pixels, tokens].
+
+    They are float32 as in the fused kernels, so that a source has the latents that it has without control.
+    """
+    query, key = _heads(attn, attn.to_q(hidden_states)), _heads(attn, attn.to_k(encoder_hidden_states))
+    maps: Tensor = (query.float() @ key.float().mT * attn.scale).softmax(-1)
+    return maps
 
 
 def _self_attention(attn: "Attention", hidden_states: Tensor, rows: SourceRows) -> Tensor:

@@ -16,7 +16,7 @@ from nti_batch.data.images import decode_image
 from nti_batch.data.shards import expand_shards, name_shards, public_address
 from nti_batch.data.tar import MemberPlace, locate_members
 from nti_batch.output.inversions import INVERT, open_inversions
-from nti_batch.output.manifest_rows import InversionRow
+from nti_batch.output.manifest_rows import InversionRow, Metadata
 from nti_batch.output.serialization import StoredInversion, decode_inversion
 from nti_batch.output.stored_part import StoredPart
 from nti_batch.phrases import hide_credentials
@@ -160,6 +160,24 @@ class InversionDataset(Dataset[StoredInversion]):
             KeyError: If the run has no such id.
             IndexError: If the number is out of range.
         """
+        stored = self.inversion(index)
+        return (
+            stored if self._urls is None else dataclasses.replace(stored, pixels=self.pixels(stored.shard, stored.key))
+        )
+
+    def inversion(self, index: int | _Id) -> StoredInversion:
+        """Read an inversion without its input image; arguments and errors as for an item."""
+        tar, (payload, metadata) = self._place(index)
+        return decode_inversion(payload.read(tar), json.loads(metadata.read(tar)))
+
+    def metadata(self, index: int | _Id) -> Metadata:
+        """Read the `.json` of an inversion, without its tensors; arguments and errors as for an item."""
+        tar, (_, metadata) = self._place(index)
+        read: Metadata = json.loads(metadata.read(tar))
+        return read
+
+    def _place(self, index: int | _Id) -> tuple[Path, _RecordPlace]:
+        """Tar and place of an inversion."""
         if not isinstance(index, tuple):
             index = range(len(self))[index]
         elif index in self._index:
@@ -167,11 +185,8 @@ class InversionDataset(Dataset[StoredInversion]):
         else:
             shard, key = index
             raise KeyError(f"{str(self.run.out)!r} has no inversion of the key {key!r} in shard {shard!r}")
-        part, (shard, key) = self._of_index[bisect.bisect(self._ends, index)], self.ids[index]
-        tar, places = self._places(part)
-        payload, metadata = places[shard, key]
-        stored = decode_inversion(payload.read(tar), json.loads(metadata.read(tar)))
-        return stored if self._urls is None else dataclasses.replace(stored, pixels=self._pixels(shard, key))
+        tar, places = self._places(self._of_index[bisect.bisect(self._ends, index)])
+        return tar, places[self.ids[index]]
 
     def _places(self, part: StoredPart[InversionRow]) -> tuple[Path, dict[_Id, _RecordPlace]]:
         """Tar of a part, and the places of its inversions."""
@@ -181,8 +196,12 @@ class InversionDataset(Dataset[StoredInversion]):
             self._parts[part.path] = _locate_records(part)
         return self._parts[part.path]
 
-    def _pixels(self, shard: str, key: str) -> Tensor:
-        """Read the input image of an inversion, uint8 [3, height, width]."""
+    def pixels(self, shard: str, key: str) -> Tensor:
+        """Read the input image of an inversion alone, uint8 [3, height, width]; the dataset has `pixels=True`.
+
+        Raises:
+            ValueError: If it cannot be read; the text names the shard.
+        """
         assert self._urls is not None
         if shard not in self._urls:
             raise ValueError(f"the input shard {shard!r} is not among {', '.join(self._urls)}: give shards=... with it")
