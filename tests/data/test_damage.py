@@ -74,7 +74,7 @@ def test_a_run_over_damaged_shards_is_complete_and_passes_verify(
     for out in (texts, jsons):
         run = open_inversions(out)
         assert main(["verify", str(out)]) == 0
-        assert capsys.readouterr().out == "no findings: the run is intact\n"
+        assert capsys.readouterr().out.endswith("no findings: the run is intact\n")
         assert plan_of(run).status(units_of(run)).missing == 0
 
 
