@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nti_batch.app.form import EditForm
 from nti_batch.app.gallery import Gallery
+from nti_batch.data.fit import without_padding
 from nti_batch.data.images import to_bytes
 from nti_batch.diffusion.attention_trace import AttentionTrace
 from nti_batch.editing.editor import ControlledEdit, edit_images
@@ -68,7 +69,7 @@ class Edit:
     source: Tensor
     pixels: Tensor
     mask: Mask | None
-    """Where local blend let the image change; None without blend words."""
+    """Where local blend let the image change, without padding, as a list of edits has it; None without blend words."""
 
     inside: Tensor | None
     """The mask's pixels of the image, bool [height, width]."""
@@ -139,8 +140,10 @@ class Workbench:
         if not edited.isfinite().all():
             raise ValueError(f"the edited image of {stored.key!r} is not finite")
         pixels = to_bytes(edited)
-        mask = None if trace.mask is None else encode_runs(trace.mask[1].cpu())
-        inside = None if mask is None else mask_pixels(mask, *pixels.shape[1:])
+        grid = None if trace.mask is None else encode_runs(trace.mask[1].cpu())
+        inside = None if grid is None else mask_pixels(grid, *pixels.shape[1:])
+        mask = None if inside is None else encode_runs(_shown(inside, stored))
+        reference = source.reconstruction if source.input is None else source.input
         return Edit(
             request=EditRequest(
                 shard=stored.shard, key=stored.key, name="", prompt=None, edit_prompt=prompt, settings=settings
@@ -150,7 +153,12 @@ class Workbench:
             mask=mask,
             inside=inside,
             attention=_attention(trace, stored.prompt, prompt),
-            scores=_scores(pixels, source.reconstruction if source.input is None else source.input, inside, prompt),
+            scores=_scores(
+                _shown(pixels, stored),
+                _shown(reference, stored),
+                None if inside is None else _shown(inside, stored),
+                prompt,
+            ),
             seconds=seconds,
             is_truncated=self.networks.truncates(prompt),
         )
@@ -207,6 +215,11 @@ def check_prompt(prompt: str) -> None:
         raise ValueError("the prompt is empty: write what the image shows")
     if len(prompt) > MAX_PROMPT:
         raise ValueError(f"the prompt has {len(prompt):,} characters, allowed: {MAX_PROMPT:,}")
+
+
+def _shown(pixels: Tensor, stored: StoredInversion) -> Tensor:
+    """The part of an image, [..., height, width], that is no padding."""
+    return pixels if stored.original is None else without_padding(pixels, stored.original)
 
 
 def _attention(trace: AttentionTrace, *prompts: str) -> Attention:

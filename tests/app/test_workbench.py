@@ -14,6 +14,10 @@ from nti_batch.app.visit import MAX_KEPT, Visit
 from nti_batch.app.workbench import Edit, Source, Workbench
 from nti_batch.cli import main
 from nti_batch.editing.masks import decode_runs
+from nti_batch.jobs.flags import SAMPLES
+from nti_batch.models.stable_diffusion import StableDiffusion
+
+SCENES = SAMPLES / "scenes-000000.tar"
 
 
 def first_source(workbench: Workbench) -> Source:
@@ -34,12 +38,16 @@ def form(source: Source) -> EditForm:
     return EditForm(prompt, source_blend_words=words[place], edit_blend_words=words[place], equalizer="small=1.5")
 
 
+def blended(source: Source) -> EditForm:
+    """An edit with local blend in every step."""
+    return replace(form(source), equalizer="", further="blend_start = 0")
+
+
 @pytest.fixture(scope="module")
 def made(app_run: Path, demo_networks: object) -> tuple[Workbench, Source, Edit]:
     workbench = Workbench(app_run, demo_networks)  # type: ignore[arg-type]
     source = first_source(workbench)
-    blended = replace(form(source), equalizer="", further="blend_start = 0")
-    return workbench, source, workbench.edit(source, blended, lambda share: None)
+    return workbench, source, workbench.edit(source, blended(source), lambda share: None)
 
 
 def test_an_image_stands_beside_its_vae_bound_and_its_reconstruction(workbench: Workbench, app_run: Path):
@@ -65,6 +73,23 @@ def test_the_line_makes_the_image_of_the_page_and_its_scores(
     made: tuple[Workbench, Source, Edit], app_run: Path, tmp_path: Path
 ):
     workbench, _, shown = made
+    check_line(workbench, shown, app_run, tmp_path)
+
+
+def test_padding_is_no_part_of_the_mask_and_of_the_scores(demo_networks: StableDiffusion, tmp_path: Path):
+    out = tmp_path / "padded"
+    few = ["--model.num_steps=2", "--model.num_inner_steps=1", "--data.limit=1", "--trainer.accelerator=cpu"]
+    wide = ["--data.fit=pad", "--data.height=64", "--data.width=128"]
+    assert main(["invert", f"--data.shards={SCENES}", f"--output.dir={out}", *few, *wide]) == 0
+    workbench = Workbench(out, demo_networks)
+    source = first_source(workbench)
+    shown = workbench.edit(source, blended(source), lambda share: None)
+    assert shown.mask is not None and (shown.mask.height, shown.mask.width) == (64, 64)
+    check_line(workbench, shown, out, tmp_path)
+
+
+def check_line(workbench: Workbench, shown: Edit, app_run: Path, tmp_path: Path) -> None:
+    """Compare an edit with that of the job by its line in a list."""
     edits = EditList(tmp_path / "edits.jsonl", list(workbench.dataset.run.shards))
     edits.add(replace(shown.request, name="mine", mask=shown.mask))
     assert main(edit(app_run, tmp_path / "out", f"--data.edits={edits.path}")) == 0
