@@ -214,8 +214,11 @@ def encode_at_true_size(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, and print a table or JSON."""
-    parser = argparse.ArgumentParser(description="Share of a job's time outside the UNet, on a virtual device.")
-    parser.add_argument("--images", type=int, default=64)
+    parser = argparse.ArgumentParser(
+        description="Share of a job's time outside the UNet, on a virtual device.",
+        epilog="It also takes the flags of nti-batch invert, such as --config FILE.",
+    )
+    parser.add_argument("--images", type=int, default=64, help="number of images")
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     arguments, flags = parser.parse_known_args(argv)
     silence_warnings()
