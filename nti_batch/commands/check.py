@@ -14,7 +14,7 @@ from nti_batch.health.images import load_photographs, load_scenes
 from nti_batch.health.measure import Measured, measure
 from nti_batch.jobs.parser import silence_warnings
 from nti_batch.models.fingerprint import model_fingerprint
-from nti_batch.models.source import ModelSource, Precision
+from nti_batch.models.source import Lora, ModelSource, Precision
 from nti_batch.models.stable_diffusion import StableDiffusion
 from nti_batch.models.supported import ModelDescription
 from nti_batch.models.weight_files import is_half
@@ -31,6 +31,8 @@ def check(
     revision: str | None = None,
     variant: str | None = None,
     config: str | None = None,
+    vae: str | None = None,
+    loras: list[str] | None = None,
     height: int | None = None,
     width: int | None = None,
     num_steps: int = 50,
@@ -47,12 +49,14 @@ def check(
         revision: Branch, tag or commit on the hub.
         variant: Variant of the weights, such as 'fp16'.
         config: Folder or hub id with the JSON files and tokenizers that a single .safetensors file lacks.
+        vae: Another VAE than the model's own, as --model.vae of invert.
+        loras: LoRAs that are merged into the model, each PATH or PATH=WEIGHT, as --model.loras of invert.
         height: Height of the images in pixels; left out, it is the model's own.
         width: Width of the images in pixels.
         num_steps: Number of DDIM steps; the limits are for 50.
     """
     silence_warnings()
-    source = ModelSource(model, revision, variant, config)
+    source = ModelSource(model, revision, variant, config, vae, Lora.parse_all(loras or []))
     description = ModelDescription.of(source)
     check_model(source, description)
     family, size = family_of(description), description.image_size(height, width)
@@ -99,9 +103,11 @@ def describe(
     assert isinstance(devices, list)
     place = str(found["processor"]) if devices == ["CPU alone"] else ", ".join(devices)
     versions = ", ".join(f"{name} {found[name]}" for name in ("nti-batch", "torch", "diffusers", "transformers"))
+    changes = [f"VAE {source.vae}"] if source.vae else []
+    changes += [f"LoRA {lora.name}={lora.weight}" for lora in source.loras]
     rate = f"{measured.replays.images_per_hour:.0f} images an hour" if measured.replays else "no inversions"
     return [
-        f"model: {source.name}, fingerprint {model_fingerprint(source) or 'unknown'}",
+        f"model: {', '.join((source.name, *changes))}, fingerprint {model_fingerprint(source) or 'unknown'}",
         f"family: {family.name}; UNet in {precision}, images of {size[0]} x {size[1]}, {num_steps} steps",
         f"machine: {place}; {versions}",
         f"cost: {rate} by null-text inversion, {measured.peak_bytes / 2**30:.2f} GiB of memory",

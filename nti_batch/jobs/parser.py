@@ -2,7 +2,6 @@
 
 import argparse
 import inspect
-import json
 import logging
 import os
 import warnings
@@ -25,6 +24,7 @@ from nti_batch.jobs.configs import config_path
 from nti_batch.jobs.consent import check_consent
 from nti_batch.jobs.flag_parser import FlagParser
 from nti_batch.jobs.help import HelpText, missing_flags, short_help
+from nti_batch.terminal import print_lines
 
 TRAINER_DEFAULTS: Mapping[str, object] = {
     "logger": False,
@@ -76,9 +76,6 @@ REFUSED: Mapping[str, str] = {
 }
 """Trainer flags that do nothing in a prediction job or break it, and what to do instead."""
 
-LISTS = ("--data.redo", "--model.loras")
-"""Flags that take several words."""
-
 
 class ConfigFile(ActionConfigFile):
     """A flag for a YAML file, which may be a ready configuration by its name; errors name the file."""
@@ -121,7 +118,7 @@ class _AllHelp(argparse.Action):
 
     def __call__(self, parser: Any, *_: object) -> None:
         """Print it, and exit."""
-        print(parser.format_all_help())
+        print_lines(parser.format_all_help().rstrip().splitlines())
         parser.exit()
 
 
@@ -203,31 +200,13 @@ def parse_flags(command: JobCommand, argv: Sequence[str]) -> Namespace:
         ArgumentError: Likewise, from the parser.
     """
     parser = job_parser(command)
-    parsed = parser.parse_args(_with_lists(argv))
+    parsed = parser.parse_args(argv)
     if missing := missing_flags(command.help, vars(parsed.as_flat())):
         raise ValueError(missing)
     check_consent(argv, parsed)
     flags: Namespace = parser.instantiate(parsed)
     _refuse_useless(flags.trainer)
     return flags
-
-
-def _with_lists(argv: Sequence[str]) -> list[str]:
-    """The arguments, with the words behind a flag of `LISTS` as one list in JSON, which jsonargparse reads."""
-    arguments: list[str] = []
-    words: list[str] | None = None
-    for argument in argv:
-        flag, equals, first = argument.partition("=")
-        if words is not None and not argument.startswith("-"):
-            words.append(argument)
-            arguments[-1] = f"{arguments[-1].partition('=')[0]}={json.dumps(words)}"
-        elif flag in LISTS and equals and not first.startswith("["):
-            words = [first]
-            arguments.append(f"{flag}={json.dumps(words)}")
-        else:
-            words = [] if argument in LISTS else None
-            arguments.append(argument)
-    return arguments
 
 
 def build_trainer(arguments: Namespace) -> Trainer:

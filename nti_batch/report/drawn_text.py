@@ -5,13 +5,14 @@ The font is DejaVu Sans, which comes with matplotlib and has the letters of Euro
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from functools import cache
 from pathlib import Path
 
 import matplotlib
 from matplotlib.ft2font import FT2Font
 from PIL import ImageDraw, ImageFont
+
+from nti_batch.report.changed_words import mark_changes
 
 FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 INK, MARK = "black", "#b4372f"
@@ -24,17 +25,16 @@ MAX_CAPTION = 2_000
 
 
 @dataclass(frozen=True, slots=True)
-class Word:
-    """A word of a caption."""
+class DrawnWord:
+    """A word as it is drawn."""
 
     text: str
-    is_changed: bool = False
-    """Whether the source's caption lacks it."""
+    is_bold: bool = False
 
     @property
     def font(self) -> ImageFont.FreeTypeFont:
         """The font in which it is drawn."""
-        return font(12, self.is_changed)
+        return font(12, self.is_bold)
 
     @property
     def width(self) -> float:
@@ -60,25 +60,15 @@ def drawable(text: str) -> str:
     return "".join(c if c.isprintable() and ord(c) in _glyphs() else c.encode("unicode_escape").decode() for c in text)
 
 
-def words_of(caption: str, source: str | None = None) -> list[Word]:
-    """The words of a caption as they are drawn.
-
-    Args:
-        caption: The caption.
-        source: Caption of the source; the words that it lacks are marked, unless none is in both.
-    """
-    words = caption[:MAX_CAPTION].split()
-    changed = set[int]()
-    if source is not None:
-        codes = SequenceMatcher(None, source[:MAX_CAPTION].split(), words, autojunk=False).get_opcodes()
-        if any(code == "equal" for code, *_ in codes):
-            changed = {place for code, _, _, first, end in codes if code != "equal" for place in range(first, end)}
-    return [Word(drawable(word), place in changed) for place, word in enumerate(words)]
+def words_of(caption: str, source: str | None = None) -> list[DrawnWord]:
+    """The words of a caption as they are drawn; those that the caption of the source lacks are bold."""
+    words = mark_changes(caption[:MAX_CAPTION], None if source is None else source[:MAX_CAPTION])
+    return [DrawnWord(drawable(word.text), word.is_changed) for word in words]
 
 
-def wrap(words: Sequence[Word], width: float) -> list[list[Word]]:
+def wrap(words: Sequence[DrawnWord], width: float) -> list[list[DrawnWord]]:
     """Divide words into at most `MAX_LINES` lines of a width in pixels; an ellipsis stands for what is cut off."""
-    space, lines = font(12).getlength(" "), list[list[Word]]([[]])
+    space, lines = font(12).getlength(" "), list[list[DrawnWord]]([[]])
     for word in (piece for each in words for piece in _pieces(each, width)):
         if lines[-1] and sum(w.width + space for w in lines[-1]) + word.width > width:
             lines.append([])
@@ -87,26 +77,26 @@ def wrap(words: Sequence[Word], width: float) -> list[list[Word]]:
             last = lines[MAX_LINES - 1]
             while last and sum(w.width + space for w in last) + font(12).getlength("...") > width:
                 last.pop()
-            return [*lines[: MAX_LINES - 1], [*last, Word("...")]]
+            return [*lines[: MAX_LINES - 1], [*last, DrawnWord("...")]]
     return lines
 
 
-def _pieces(word: Word, width: float) -> Iterator[Word]:
+def _pieces(word: DrawnWord, width: float) -> Iterator[DrawnWord]:
     """A word in pieces that are no wider than a line."""
     text = word.text
     while text:
         count = len(text)
         while count > 1 and word.font.getlength(text[:count]) > width:
             count = max(1, min(count - 1, int(count * width / word.font.getlength(text[:count]))))
-        yield Word(text[:count], word.is_changed)
+        yield DrawnWord(text[:count], word.is_bold)
         text = text[count:]
 
 
-def draw_line(pen: ImageDraw.ImageDraw, place: tuple[float, float], words: Sequence[Word]) -> None:
+def draw_line(pen: ImageDraw.ImageDraw, place: tuple[float, float], words: Sequence[DrawnWord]) -> None:
     """Draw a line of words; changed ones are bold and coloured."""
     left, top = place
     for word in words:
-        pen.text((left, top), word.text, MARK if word.is_changed else INK, word.font)
+        pen.text((left, top), word.text, MARK if word.is_bold else INK, word.font)
         left += word.width + font(12).getlength(" ")
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from nti_batch.data.images import to_bytes, to_image
 from nti_batch.data.shards import public_address
 from nti_batch.output.run_folder import OutputRun
+from nti_batch.report.changed_words import Word
 from nti_batch.report.charts import Chart
 from nti_batch.report.statistics import Reason
 from nti_batch.settings import flatten
@@ -49,7 +50,7 @@ class PageExample:
     """A record beside its source."""
 
     name: str
-    captions: Sequence[str]
+    captions: Sequence[Sequence[Word]]
     numbers: str
     images: Sequence[EmbeddedImage]
 

@@ -17,7 +17,7 @@ from nti_batch.output.stored_part import Located
 from nti_batch.plans.missing_edits import EditPlan
 from nti_batch.plans.missing_images import ImagePlan
 from nti_batch.records import WorkUnit
-from nti_batch.report.drawn_text import INK, Word, draw_line, fitting, font, words_of, wrap
+from nti_batch.report.drawn_text import INK, DrawnWord, draw_line, fitting, font, words_of, wrap
 from nti_batch.report.examples import Example, examples_of
 from nti_batch.scores.metrics import psnr
 
@@ -100,7 +100,7 @@ def draw_rows(rows: Sequence[tuple[Sequence[str], Tensor, Sequence[str]]]) -> Im
     return sheet
 
 
-def _wrapped(captions: Sequence[str], width: int) -> list[list[Word]]:
+def _wrapped(captions: Sequence[str], width: int) -> list[list[DrawnWord]]:
     """The lines of captions; in those behind the first, which is the source's, the changed words are marked."""
     first, *others = captions
     words = [words_of(first), *(words_of(caption, first) for caption in others)]

@@ -148,6 +148,7 @@ def test_an_image_that_cannot_be_read_is_counted_and_the_others_are_scored(
         (["--model.method=ddim"], "model.method"),
         (["--model.num_steps=0"], "model.num_steps is 0"),
         (["--weights=nowhere"], "'nowhere' is no folder"),
+        (["--model.loras", "one.safetensors", "two.safetensors"], "LoRA 'one.safetensors' is no file"),
     ],
 )
 def test_wrong_settings_are_refused_before_anything_is_written(

@@ -175,7 +175,7 @@ def test_a_folder_and_shards_exclude_each_other(tiny_model: Path, tmp_path: Path
     job = invert(tiny_model, tmp_path / "source", tmp_path / "out")
     for command, text in (
         ([*job, "--data.shards=x.tar"], one_of_them),
-        ([argument for argument in job if "source" not in argument], one_of_them),
+        ([argument for argument in job if "source" not in argument], "--data.images or --data.shards must be given"),
         (invert(tiny_model, tmp_path / "nowhere", tmp_path / "out"), "nowhere' is no folder"),
         (arguments(tiny_model, tmp_path / "source", tmp_path / "out"), "or a folder of images with --data.images"),
         (["verify", str(tmp_path / "out"), "--data.shards=x.tar", "--data.images=x"], one_of_them),

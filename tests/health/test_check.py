@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.loras import needs_peft, write_lora
 from helpers.models import edit_json
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -79,6 +80,20 @@ def test_two_faults_that_are_independent_are_both_named(tmp_path: Path, capsys: 
     assert main(["check", str(tmp_path / "model"), f"--output={tmp_path / 'check'}", "--num_steps=1"]) == 1
     found = [line for line in capsys.readouterr().out.splitlines() if line.startswith("likely cause: ")]
     assert [line.split()[2] for line in found] == ["scaling_factor", "prediction_type"]
+
+
+@needs_peft
+def test_another_vae_and_loras_are_checked_with_the_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    shutil.copytree(EMBEDDED_MODEL, tmp_path / "other")
+    change_weights(tmp_path / "other", "vae", noise=0.1)
+    # the layer and the text encoder are both 64 channels wide
+    layer = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    one, two = (write_lora(tmp_path / f"{seed}.safetensors", seed, 64, layer) for seed in (0, 1))
+    check = ["check", "demo", f"--output={tmp_path / 'check'}", "--num_steps=1", f"--vae={tmp_path / 'other'}"]
+    assert main([*check, "--loras", f"{one}=0.001", f"{two}=0"]) == 1
+    out = capsys.readouterr().out
+    assert f"model: demo, VAE {tmp_path / 'other'}, LoRA {one}=0.001, LoRA {two}=0.0, fingerprint" in out
+    assert "likely cause: the VAE's weights are damaged" in out and "lora=sha256:" in out
 
 
 def test_the_embedded_model_is_healthy(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -1,14 +1,13 @@
 """LoRAs that are merged into a model."""
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.edits import edit, edited_images
 from helpers.jobs import arguments, expect_one_sentence
-from helpers.loras import KEY, QUERY, RANK, lora_pair, write_kohya_lora, write_lora
+from helpers.loras import KEY, QUERY, RANK, lora_pair, needs_peft, write_kohya_lora, write_lora
 from helpers.tiny import captioned, write_shard
 from safetensors.torch import load_file, save_file
 
@@ -16,8 +15,6 @@ from nti_batch import read_inversions
 from nti_batch.cli import main
 from nti_batch.models.source import Lora, ModelSource
 from nti_batch.models.stable_diffusion import StableDiffusion
-
-needs_peft = pytest.mark.skipif(find_spec("peft") is None, reason="the extra `lora` is not installed")
 
 
 @pytest.fixture(scope="module")

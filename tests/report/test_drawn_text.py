@@ -19,8 +19,8 @@ def test_a_chart_draws_any_label_without_a_warning_about_its_font():
 
 def test_the_words_that_the_source_lacks_are_marked():
     words = words_of("a tiger on a red sofa", "s/tom: a cat on a sofa")
-    assert [word.text for word in words if word.is_changed] == ["tiger", "red"]
-    assert not any(word.is_changed for word in words_of("reconstruction", "a cat"))
+    assert [word.text for word in words if word.is_bold] == ["tiger", "red"]
+    assert not any(word.is_bold for word in words_of("reconstruction", "a cat"))
 
 
 def test_a_long_prompt_is_wrapped_and_no_line_is_wider_than_its_place():

@@ -64,6 +64,8 @@ def test_the_page_of_a_run_of_edits_shows_its_numbers_and_images(edited: Path, c
         assert (images(article)[name] == by_name[name]).all()
         assert article.all("p")[0].text == prompts[article.all("h4")[0].text]
     assert HOSTILE in [p.text for p in page.all("p")]
+    marked = {article.all("h4")[0].text: [mark.text for mark in article.all("mark")] for article in page.all("article")}
+    assert marked["a/001"] == ["large"]
     assert page.all("script") == []
 
 
