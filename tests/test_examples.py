@@ -46,7 +46,7 @@ def test_the_notebook_inverts_a_folder_and_its_edits_have_the_colours_of_their_p
     pytest.importorskip("ipykernel")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    notebook = nbformat.read(EXAMPLES / "photographs_to_edits.ipynb", as_version=4)
+    notebook = nbformat.read(EXAMPLES / "edits.ipynb", as_version=4)
     nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     images = [output.data["image/png"] for output in outputs if "image/png" in output.get("data", {})]
