@@ -83,6 +83,13 @@ def open_regular(path: Path) -> io.BufferedReader:
     return file
 
 
+def store_address(path: Path | str) -> str | None:
+    """The address in an object store that a path or text names, such as 's3://bucket/run'; None for a local path."""
+    # a Path has joined the two slashes behind the scheme
+    found = re.fullmatch(r"(s3|gs|az):/+([^/].*)", str(path))
+    return f"{found[1]}://{found[2].rstrip('/')}" if found else None
+
+
 def refuse_url(flag: str, path: Path | str) -> None:
     """Check that a path does not name a place on the network.
 

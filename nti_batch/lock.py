@@ -46,7 +46,7 @@ class UnitLock:
         self._file = _open_current(path, resource)
         self._file.seek(0)
         self._file.truncate()
-        json.dump(_whoami(), self._file)
+        json.dump(whoami(), self._file)
         self._file.flush()
 
     def release(self) -> None:
@@ -117,7 +117,8 @@ def _open_current(path: Path, resource: str) -> IO[str]:
         file.close()
 
 
-def _whoami() -> dict[str, str | int]:
+def whoami() -> dict[str, str | int]:
+    """This process, as the file of a lock names it."""
     owner: dict[str, str | int] = {"host": socket.gethostname(), "process": os.getpid()}
     if job := os.environ.get("SLURM_JOB_ID"):
         owner["Slurm job"] = job
@@ -139,14 +140,18 @@ def _is_earlier_start(content: str) -> bool:
         return False
 
 
-def _in_use(path: Path, content: str, resource: str) -> str:
+def describe_owner(content: str) -> str:
+    """What `whoami` gave, as a message shows it."""
     try:
-        owner = ", ".join(f"{name} {value}" for name, value in json.loads(content).items())
-    except ValueError:
-        owner = "its lock file does not name it"
+        return ", ".join(f"{name} {value}" for name, value in json.loads(content).items())
+    except (ValueError, AttributeError):
+        return "its lock file does not name it"
+
+
+def _in_use(path: Path, content: str, resource: str) -> str:
     name = resource or f"{path.stem!r} in {str(path.parent.parent)!r}"
     advice = "" if resource else "; jobs that share a folder take a part each, with --data.part"
-    return f"{name} is in use by another job ({owner}): wait until that job ends, or end it{advice}"
+    return f"{name} is in use by another job ({describe_owner(content)}): wait until that job ends, or end it{advice}"
 
 
 def _no_locks(path: Path, error: OSError) -> OutputError:

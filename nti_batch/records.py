@@ -206,6 +206,11 @@ class EndOfUnit:
 
 
 @dataclass(frozen=True, slots=True)
+class Pause:
+    """Pause of the input: what is in flight is finished before the next record."""
+
+
+@dataclass(frozen=True, slots=True)
 class Mask:
     """Part of an image that an edit may change, on a grid of its own over the whole image."""
 

@@ -92,11 +92,12 @@ def build_edit_job(argv: Sequence[str], stop: StopSignals) -> Job:
     )
     requests = read_edit_list(settings, inversions)
     check_pipes(requests or (), inversions, data.allow_pipe)
-    run = OutputRun.create(EDIT, Path(flags.output.dir), settings, inversions.shards, flags.dry_run)
+    output: OutputFlags = flags.output
+    run = OutputRun.create(EDIT, output.dir, settings, inversions.shards, flags.dry_run, output.spool)
     plan = EditPlan(run, inversions, requests, data.redone, data.reading)
     plan.check_redo()
     inverted = inversions.settings
-    writer = record_writer(run, data, flags.output)
+    writer = record_writer(run, data, output)
     module = EditModule(source, inverted.precision, inverted.inversion, model.batch_size, stop, writer.put)
     job = build_job(flags, plan, module, writer, stop, lambda: draw_preview(plan, module.networks))
     rank, ranks = job.trainer.global_rank, job.trainer.world_size

@@ -1,7 +1,6 @@
 """`nti-batch invert`: the main job."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from nti_batch.data.samples import caption_source
 from nti_batch.data.shards import refuse_pipes, work_units
@@ -56,7 +55,7 @@ def build_invert_job(argv: Sequence[str], stop: StopSignals) -> Job:
     model.acceleration.check()
     settings = run_settings(model, data, output, description)
     units = work_units(shards, data.units_per_shard)
-    run = OutputRun.create(INVERT, Path(output.dir), settings, shards, flags.dry_run)
+    run = OutputRun.create(INVERT, output.dir, settings, shards, flags.dry_run, output.spool)
     if not data.allow_pipe:
         # the job counts the images of all shards that the run was ever given
         refuse_pipes(run.shards.values())

@@ -1,7 +1,5 @@
 """`nti-batch status`."""
 
-from pathlib import Path
-
 from nti_batch.commands.flags import PipeFlags
 from nti_batch.exit_codes import DONE, SOME_FAILED, STOPPED
 from nti_batch.plans.open_plan import open_plan
@@ -9,12 +7,12 @@ from nti_batch.terminal import print_json, print_lines
 
 
 def status(
-    out: Path, json: bool = False, exit_code: bool = False, failures: bool = False, data: PipeFlags = PipeFlags()
+    out: str, json: bool = False, exit_code: bool = False, failures: bool = False, data: PipeFlags = PipeFlags()
 ) -> int:
     """Print how far a run is.
 
     Args:
-        out: Output folder of the run.
+        out: Output folder of the run, or its address in an object store.
         json: Print one JSON object.
         exit_code: Exit with 75 if records are missing, with 3 if some have failed.
         failures: List failed records with their reasons, the first 20, and say where the others are.

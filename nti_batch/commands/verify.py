@@ -1,7 +1,6 @@
 """`nti-batch verify`."""
 
 from dataclasses import asdict
-from pathlib import Path
 
 from nti_batch.commands.flags import InputFlags
 from nti_batch.exit_codes import DONE, ERROR
@@ -11,13 +10,13 @@ from nti_batch.report.integrity import Checked, verify_run
 from nti_batch.terminal import print_json, print_line
 
 
-def verify(out: Path, json: bool = False, recompute: int = 0, data: InputFlags = InputFlags()) -> int:
+def verify(out: str, json: bool = False, recompute: int = 0, data: InputFlags = InputFlags()) -> int:
     """Check a run: checksums, shapes, one commit for each record, nothing missing.
 
     Prints a line for each finding with what mends it, then what was checked. The exit code is 1 if there is a finding.
 
     Args:
-        out: Output folder of the run.
+        out: Output folder of the run, or its address in an object store.
         json: Print one JSON list.
         recompute: Number of inversions to reconstruct and compare with their recorded PSNR.
         data: Present place of the input.

@@ -58,7 +58,7 @@ class _MissingRecords(IterableDataset[object]):
         self._ahead: Generator[object, None, None] | None = None
 
     def __iter__(self) -> Iterator[object]:
-        claimed = claim_units(self.plan, self.units)
+        claimed = claim_units(self.plan, self.units, self._is_stopped)
         self._ahead = read_ahead(read_units(self.plan, claimed, self._is_stopped), ITEMS_AHEAD)
         return takewhile(lambda item: not self._is_stopped(), self._ahead)
 

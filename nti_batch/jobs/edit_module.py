@@ -18,7 +18,7 @@ from nti_batch.jobs.networks import load_networks
 from nti_batch.jobs.signals import StopSignals
 from nti_batch.models.source import ModelSource, Precision
 from nti_batch.models.stable_diffusion import StableDiffusion
-from nti_batch.records import EditedImage, EditRequest, EndOfUnit, Failure, Outcome
+from nti_batch.records import EditedImage, EditRequest, EndOfUnit, Failure, Outcome, Pause
 from nti_batch.scores.metrics import mse, psnr, ssim
 
 
@@ -80,7 +80,7 @@ class EditModule(LightningModule):
         if not hasattr(self, "networks"):
             self.networks = load_networks(self.source, self.precision)
 
-    def predict_step(self, batch: ImageEdits | Failure | EndOfUnit, batch_idx: int) -> int:
+    def predict_step(self, batch: ImageEdits | Failure | EndOfUnit | Pause, batch_idx: int) -> int:
         """Add an image to the batch, after editing the previous batch if the image does not fit into it.
 
         The last call edits all.
@@ -93,10 +93,10 @@ class EditModule(LightningModule):
                 if self._rows_waiting + 1 + len(group.edited) > self.batch_size:
                     self._edit_waiting()
                 self._waiting.append(group)
-        else:
+        elif not isinstance(batch, Pause):
             self.emit(batch)
         is_last: bool = self.trainer.predict_loop.batch_progress.is_last_batch  # type: ignore[attr-defined]
-        if is_last:
+        if is_last or isinstance(batch, Pause):
             self._edit_waiting()
         return self._rows_waiting
 

@@ -15,7 +15,7 @@ from nti_batch.data.samples import Reading
 from nti_batch.data.shards import input_shards
 from nti_batch.diffusion.rounding import Storage
 from nti_batch.diffusion.settings import InversionSettings
-from nti_batch.files import refuse_url
+from nti_batch.files import refuse_url, store_address
 from nti_batch.models.acceleration import Acceleration
 from nti_batch.models.source import Lora, ModelSource, Precision
 from nti_batch.plans.plan import Redo
@@ -230,7 +230,8 @@ class OutputFlags:
     """Output of a job."""
 
     dir: str = ""
-    """Output folder of the run; the same folder again resumes the run."""
+    """Output folder of the run, or its address in an object store, such as 's3://bucket/run'; the same again resumes
+    the run."""
 
     part_images: int = 64
     """Maximum number of records in one output tar."""
@@ -241,9 +242,16 @@ class OutputFlags:
     stop_after: float | None = None
     """Time, in minutes, after which the job commits its finished records and ends with exit code 75."""
 
+    spool: str | None = None
+    """Local folder for what is finished and not committed yet, if the run is in an object store. By default it is in
+    the user's cache."""
+
     def __post_init__(self) -> None:
         """Raise a ValueError for a value out of range."""
-        refuse_url("output.dir", self.dir)
+        if store_address(self.dir) is None:
+            refuse_url("output.dir", self.dir)
+            if self.spool is not None:
+                raise ValueError(f"output.spool is {self.spool!r}, allowed: only with an --output.dir in a store")
         if self.part_images < 1:
             raise ValueError(f"output.part_images is {self.part_images}, allowed: at least 1")
         if self.part_minutes < 0:

@@ -24,7 +24,7 @@ from nti_batch.jobs.prompt_cache import PromptCache
 from nti_batch.jobs.signals import StopSignals
 from nti_batch.models.acceleration import Acceleration
 from nti_batch.models.stable_diffusion import StableDiffusion
-from nti_batch.records import CaptionedImage, EndOfUnit, Failure, Outcome
+from nti_batch.records import CaptionedImage, EndOfUnit, Failure, Outcome, Pause
 from nti_batch.settings import InversionRunSettings
 
 logger = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ class InversionModule(LightningModule):
         """The network as the pool calls it."""
         return self.acceleration.predictor(self.networks, lambda: self.pool.batch_size, self.settings.optimize_pooled)
 
-    def predict_step(self, batch: CaptionedImage | Failure | EndOfUnit, batch_idx: int) -> int:
+    def predict_step(self, batch: CaptionedImage | Failure | EndOfUnit | Pause, batch_idx: int) -> int:
         """Take in one image, and advance the pool until there is room for the next one, or to the end of all.
 
         Returns:
@@ -144,19 +144,22 @@ class InversionModule(LightningModule):
         """
         if isinstance(batch, CaptionedImage):
             self._arrived.append(batch)
-        else:
+        elif not isinstance(batch, Pause):
             self.emit(batch)
         is_last: bool = self.trainer.predict_loop.batch_progress.is_last_batch  # type: ignore[attr-defined]
+        is_last = is_last or isinstance(batch, Pause)
         if len(self._arrived) >= self._vae_batch_size or (is_last and self._arrived):
             self._encode()
         self._admit()
         while (len(self.pool) >= self.pool.capacity or (is_last and len(self.pool))) and not self.stop.requested:
             self._advance()
             self._admit()
+        if isinstance(batch, Pause):
+            self.on_predict_epoch_end()
         return len(self.pool)
 
     def on_predict_epoch_end(self) -> None:
-        """Decode and emit what is finished, at the end of the input or after a request to stop."""
+        """Decode and emit what is finished, at a pause, at the end of the input or after a request to stop."""
         self._decode()
         while self._compared:
             self._emit_compared()

@@ -1,6 +1,8 @@
 """One rank among several: its work units, and the processes that it has started."""
 
+import logging
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,9 +10,14 @@ from typing import Self
 
 from lightning.pytorch import Trainer
 
+from nti_batch.lock import UnitInUseError
 from nti_batch.output.manifest_rows import Row
 from nti_batch.plans.plan import AnyPlan
-from nti_batch.records import WorkUnit
+from nti_batch.records import Pause, WorkUnit
+
+logger = logging.getLogger(__name__)
+WAIT_SECONDS = 20.0
+"""Time between two looks at the work units of other jobs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,30 +51,66 @@ class JobPart:
         return out / "log" / f"{job}rank-{rank}{suffix}"
 
 
-def claim_units(plan: AnyPlan, units: Sequence[WorkUnit]) -> Iterator[tuple[WorkUnit, list[Row]]]:
+def claim_units(
+    plan: AnyPlan, units: Sequence[WorkUnit], stop_requested: Callable[[], bool]
+) -> Iterator[tuple[WorkUnit, list[Row]] | Pause]:
     """Claim one work unit after the other.
+
+    In an object store, jobs share the work units: those of other jobs are passed over, and looked at again once all
+    others are finished, until they are complete or nobody renews their claim.
 
     Args:
         plan: The work of the run.
         units: Work units of this rank.
+        stop_requested: Whether waiting should end early.
 
     Returns:
         Units with missing records, each with its rows that count; `RecordWriter` releases a unit when it is finished.
+        A pause, before this rank waits for others.
 
     Raises:
-        UnitInUseError: If another process holds a unit.
+        UnitInUseError: If another process holds a unit, and jobs do not share them.
     """
-    for unit in units:
-        if plan.is_waiting(unit):
-            yield unit, plan.run.claim(unit)
+    left, is_first = list(units), True
+    while left and not stop_requested():
+        passed = []
+        for unit in left:
+            if plan.is_waiting(unit):
+                try:
+                    rows = plan.run.claim(unit)
+                except UnitInUseError as error:
+                    if not plan.run.files.is_shared:
+                        raise
+                    logger.info("%s", error)
+                    passed.append(unit)
+                else:
+                    yield unit, rows
+        if passed and is_first:
+            logger.warning("%d work units are in use by other jobs; this one waits for them", len(passed))
+            yield Pause()
+        if passed == left:
+            _wait(WAIT_SECONDS, stop_requested)
+        left, is_first = passed, False
+
+
+def _wait(seconds: float, stop_requested: Callable[[], bool]) -> None:
+    """Wait, or until a stop is requested."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not stop_requested():
+        time.sleep(min(1.0, seconds))
 
 
 def read_units(
-    plan: AnyPlan, claimed: Iterator[tuple[WorkUnit, list[Row]]], stop_requested: Callable[[], bool]
+    plan: AnyPlan,
+    claimed: Iterator[tuple[WorkUnit, list[Row]] | Pause],
+    stop_requested: Callable[[], bool],
 ) -> Iterator[object]:
     """Read the missing records of claimed work units, until the end or until a stop is requested."""
-    for unit, rows in claimed:
-        for item in plan.read(unit, rows, stop_requested):
+    for each in claimed:
+        if isinstance(each, Pause):
+            yield each
+            continue
+        for item in plan.read(*each, stop_requested):
             if stop_requested():
                 return
             yield item

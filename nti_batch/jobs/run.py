@@ -110,10 +110,11 @@ def build_job(
 
 def _meter(plan: AnyPlan, part: JobPart, trainer: Trainer, writer: RecordWriter, dry_run: bool) -> JobMeter:
     rank, ranks = trainer.global_rank, trainer.world_size
-    total = None
-    if rank == 0 and not dry_run:
-        total = plan.estimate([unit for unit in part.units(plan.units, 0, 1) if plan.is_waiting(unit)])
-    earlier = plan.throughput(part.units(plan.units, 0, 1)) if rank == 0 and not dry_run else Throughput()
+    total, earlier = None, Throughput()
+    # in an object store, reading all manifests takes long, and other jobs share the work
+    if rank == 0 and not dry_run and not plan.run.files.is_shared:
+        units = part.units(plan.units, 0, 1)
+        total, earlier = plan.estimate([unit for unit in units if plan.is_waiting(unit)]), plan.throughput(units)
     tallies = RankTallies([part.file(plan.run.out, each, ".json") for each in range(ranks)])
     return JobMeter(writer, tallies, rank, total, earlier)
 
@@ -204,7 +205,7 @@ def finish(job: Job) -> int:
     rank, ranks = trainer.global_rank, trainer.world_size
     is_whole_job = ranks == 1 + len(started_ranks(trainer))
     if job.stop.requested:
-        logger.warning("stopped early; run the same command again to resume %s", plan.run.out)
+        logger.warning("stopped early; run the same command again to resume %s", plan.run.files.address)
         return STOPPED if is_whole_job else DONE
     is_whole_run = is_whole_job and job.part.count == 1
     units = job.part.units(plan.units, *((0, 1) if is_whole_job else (rank, ranks)))

@@ -73,7 +73,7 @@ def open_edits(out: str | Path) -> EditRun:
     Raises:
         ValueError: If the folder is no such run.
     """
-    return OutputRun.open(EDIT, Path(out))
+    return OutputRun.open(EDIT, out)
 
 
 def read_edited_images(run: EditRun, unit: WorkUnit, only: Collection[str]) -> Iterator[tuple[EditRow, Tensor]]:
@@ -93,8 +93,9 @@ def read_edited_images(run: EditRun, unit: WorkUnit, only: Collection[str]) -> I
     for part in run.parts(unit):
         manifest = part.read()
         rows = {row.id: row for row in manifest.rows if row.id in only and row.status == "done"}
-        if rows:
-            tar = manifest.check_tar()
+        if not rows:
+            continue
+        with part.tar(manifest) as tar:
             for payload, metadata in read_members(tar):
                 if row := rows.get(EditRow.of_metadata(metadata, "").id):
                     try:

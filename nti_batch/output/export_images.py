@@ -123,7 +123,8 @@ class ImageExport:
         if not rows:
             return
         try:
-            self._write_images(part.read().check_tar(), rows)
+            with part.tar(part.read()) as tar:
+                self._write_images(tar, rows)
         except (ValueError, KeyError, RecursionError) as error:
             damage = str(error) if isinstance(error, ValueError) else f"{part.path} is damaged: {error!r}"
             self._damage.append(damage)

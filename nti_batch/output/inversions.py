@@ -34,7 +34,7 @@ def open_inversions(out: str | Path) -> InversionRun:
     Raises:
         ValueError: If the folder is no such run.
     """
-    return OutputRun.open(INVERT, Path(out))
+    return OutputRun.open(INVERT, out)
 
 
 def read_inversions(out: str | Path, only: Collection[tuple[str, str]] | None = None) -> Iterator[StoredInversion]:
@@ -47,7 +47,9 @@ def read_inversions(out: str | Path, only: Collection[tuple[str, str]] | None = 
     Raises:
         ValueError: If the folder is no run, or a part is not the one that its manifest names; the text names the file.
     """
-    for part in open_inversions(out).all_parts():
+    run = open_inversions(out)
+    run.files.snapshot()
+    for part in run.all_parts():
         yield from read_part(part, only)
 
 
@@ -61,6 +63,7 @@ def read_part(
     if not wanted:
         return
     # the whole part, before any of it is returned
-    for payload, metadata in read_members(manifest.check_tar()):
-        if (metadata["shard"], metadata["key"]) in wanted:
-            yield decode_inversion(payload, metadata)
+    with part.tar(manifest) as tar:
+        for payload, metadata in read_members(tar):
+            if (metadata["shard"], metadata["key"]) in wanted:
+                yield decode_inversion(payload, metadata)

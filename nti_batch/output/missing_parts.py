@@ -14,20 +14,20 @@ def missing_parts(run: AnyRun, units: Iterable[WorkUnit]) -> list[str]:
 
     A manifest without its tar is found, and a manifest that is missing before a later one.
     """
-    present, names = {path.name for path in run.folder.iterdir()}, {unit.name for unit in units}
+    present, names = run.files.names(run.kind.folder), {unit.name for unit in units}
     missing = set[str]()
     for manifest in present:
         part = re.fullmatch(r"(.+)\.(\d{5,})\.jsonl", manifest)
         if part and part[1] in names:
             missing |= {f"{part[1]}.{number:05d}.jsonl" for number in range(int(part[2]))} - present
-            tar = manifest.replace(".jsonl", ".tar")
-            if tar not in present and _names_tar(run, manifest):
-                missing.add(tar)
+            if manifest.replace(".jsonl", ".tar") not in present:
+                missing |= {tar for tar in _named_tar(run, manifest) if tar not in present}
     return sorted(missing)
 
 
-def _names_tar(run: AnyRun, manifest: str) -> bool:
-    """Whether a manifest has finished records, which are in a tar."""
+def _named_tar(run: AnyRun, manifest: str) -> list[str]:
+    """Name of the tar that a manifest names; none if it has no finished records."""
     with suppress(ValueError):  # damage is reported where its rows are read
-        return Manifest.read(run.folder / manifest, run.kind.row_type).tar is not None
-    return False
+        tar = Manifest.read(run.folder / manifest, run.kind.row_type).tar
+        return [] if tar is None else [tar.name]
+    return []

@@ -6,13 +6,13 @@ import json
 import os
 import tarfile
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Generic
 
 from nti_batch.data.tar import Header
-from nti_batch.files import atomic_write, open_regular, sync_folder, translate_os_errors
+from nti_batch.files import open_regular, sync_folder, translate_os_errors
 from nti_batch.output.manifest import MAX_MANIFEST_BYTES, Manifest
 from nti_batch.output.manifest_rows import AnyRow, Metadata, member_name
 from nti_batch.output.origin import Origin
@@ -36,6 +36,7 @@ class PartWriter(Generic[AnyRecord, AnyRow, AnySettings]):
         part: Path,
         origin: Origin,
         generations: Mapping[str, int],
+        commit: Callable[[Manifest[AnyRow]], None],
     ) -> None:
         """Write nothing yet: the first record makes the file.
 
@@ -45,12 +46,13 @@ class PartWriter(Generic[AnyRecord, AnyRow, AnySettings]):
             part: Path of the finished tar.
             origin: What makes the part.
             generations: Generation of the next row of each record that has rows; 0 for others.
+            commit: Commits the manifest of the finished tar.
         """
         self.kind, self.part, self.origin = kind, part, origin
         self.started = time.monotonic()
         self.rows: list[AnyRow] = []
         self._row_bytes = 0
-        self._settings, self._generations = settings, generations
+        self._settings, self._generations, self._commit = settings, generations, commit
         self._checksum = hashlib.sha256()
         self._unfinished = part.with_name(part.name + ".tmp")
         self._file: io.FileIO | None = None
@@ -84,6 +86,11 @@ class PartWriter(Generic[AnyRecord, AnyRow, AnySettings]):
         """Append the row of a damaged shard that has now been read whole."""
         self._add_row(self.kind.row_type.of_recovery(unit))
 
+    def add_rows(self, rows: Iterable[AnyRow]) -> None:
+        """Append rows without members, as they are."""
+        for row in rows:
+            self._append(row)
+
     def _add_row(self, row: AnyRow) -> None:
         self._append(replace(row, generation=self._generations.get(row.id, 0)))
 
@@ -113,7 +120,7 @@ class PartWriter(Generic[AnyRecord, AnyRow, AnySettings]):
                 os.replace(self._unfinished, self.part)
                 sync_folder(self.part.parent)
             tar, checksum = (self.part, self._checksum.hexdigest()) if self._file else (None, "")
-            atomic_write(self.part.with_suffix(".jsonl"), Manifest(self.rows, tar, checksum, self.origin).text())
+            self._commit(Manifest(self.rows, tar, checksum, self.origin))
 
     def close(self) -> None:
         """Leave the part uncommitted: a later job salvages it."""

@@ -1,39 +1,39 @@
 """The file `run.json` of an output folder, as it is read."""
 
 import json
-from pathlib import Path
 
 from nti_batch.json_object import Json, JsonObject
 from nti_batch.output.format_version import check_format_version
+from nti_batch.output.run_files import RUN_FILE as RUN_FILE
+from nti_batch.output.run_files import RunFiles
 from nti_batch.settings import flatten
 
-RUN_FILE = "run.json"
 MAX_RUN_BYTES = 1 << 26
 """Largest `run.json` that is read: the addresses of more than half a million shards."""
 
 
-def read_run_file(out: Path, command: str = "invert") -> JsonObject:
+def read_run_file(files: RunFiles, command: str = "invert") -> JsonObject:
     """Content of `run.json`, checked for its version.
 
     Args:
-        out: The output folder.
+        files: Files of the run.
         command: Command whose run is expected, for the error message.
 
     Raises:
         ValueError: If the folder has no `run.json`, or it is damaged or of a newer version.
     """
-    path = out / RUN_FILE
     try:
-        content = JsonObject.read(path, MAX_RUN_BYTES)
+        content = JsonObject.read(files.path(RUN_FILE), MAX_RUN_BYTES)
     except FileNotFoundError as error:
         raise ValueError(
-            f"{str(out)!r} is no run of `nti-batch {command}`: it has no {RUN_FILE!r}; give the --output.dir of one"
+            f"{files.address!r} is no run of `nti-batch {command}`: it has no {RUN_FILE!r}; give the --output.dir of "
+            "one"
         ) from error
     check_format_version(content)
     return content
 
 
-def refuse_other_settings(out: Path, known: dict[str, Json], asked: dict[str, Json]) -> None:
+def refuse_other_settings(address: str, known: dict[str, Json], asked: dict[str, Json]) -> None:
     """Compare the settings that a run has with those that a job asks for.
 
     Raises:
@@ -47,6 +47,18 @@ def refuse_other_settings(out: Path, known: dict[str, Json], asked: dict[str, Js
     ]
     if differences:
         raise ValueError(
-            f"{str(out)!r} holds a run with other settings ({'; '.join(differences)}): "
+            f"{address!r} holds a run with other settings ({'; '.join(differences)}): "
             "ask for the same settings, or give another --output.dir"
         )
+
+
+def read_shards(files: RunFiles, content: JsonObject) -> dict[str, str]:
+    """Addresses of the shards of a run by name: those in its `run.json`, then those that were added to it.
+
+    Raises:
+        ValueError: If an entry is damaged.
+    """
+    shards = content.section("shards").all_texts()
+    for entry in files.added_shards():
+        shards |= JsonObject.read(entry, MAX_RUN_BYTES).section("shards").all_texts()
+    return shards

@@ -1,4 +1,4 @@
-"""An output folder: its `run.json`, and which records of each work unit are committed.
+"""A run: its `run.json`, and which records of each work unit are committed.
 
     OUT/run.json                                settings that change results, and the address of each input shard
     OUT/<folder>/<shard>.<k>of<n>.<part>.tar    two members for each record: <name>.<suffix> and <name>.json
@@ -9,6 +9,9 @@
 
 A record is committed when a manifest names it. No committed part is ever rewritten: a record that is computed again has
 another row, of a higher generation, in a later part.
+
+In an object store, OUT is an address, and commits rest on puts if absent (docs/protocol.md). `RunFiles` hides which of
+the two it is.
 
 A part grows as `.tar.tmp`. Its commit syncs and renames the tar, then writes the manifest beside it in the same way: a
 manifest never names what is not on disk. A later job salvages what a killed job left behind record by record, since
@@ -24,15 +27,17 @@ from pathlib import Path
 from typing import Any, Generic, Self
 
 from nti_batch.data.shards import Shards, stored_address
-from nti_batch.files import atomic_write, check_writable, translate_os_errors
+from nti_batch.files import refuse_url, store_address, translate_os_errors
 from nti_batch.json_object import Json, JsonObject
-from nti_batch.lock import UnitLock, exclusive
+from nti_batch.output.bucket_files import BucketFiles
 from nti_batch.output.complete_mark import MAX_MARK_BYTES, CompleteMark
 from nti_batch.output.format_version import format_versions
+from nti_batch.output.manifest import Manifest
 from nti_batch.output.manifest_rows import AnyRow
 from nti_batch.output.origin import Origin
 from nti_batch.output.part import PartWriter, read_members
-from nti_batch.output.run_file import MAX_RUN_BYTES, RUN_FILE, read_run_file, refuse_other_settings
+from nti_batch.output.run_file import MAX_RUN_BYTES, read_run_file, read_shards, refuse_other_settings
+from nti_batch.output.run_files import RUN_FILE, FolderFiles, RunFiles
 from nti_batch.output.run_kind import AnyRecord, AnySettings, RunKind
 from nti_batch.output.stored_part import Located, StoredPart, stored_parts
 from nti_batch.records import WorkUnit
@@ -40,13 +45,30 @@ from nti_batch.records import WorkUnit
 logger = logging.getLogger(__name__)
 
 
+def run_files(out: Path | str, spool: str | None = None) -> RunFiles:
+    """The files of a run in a local folder or in an object store.
+
+    Args:
+        out: Local folder, or address in a store.
+        spool: Local folder for what is read from a store, and for what is not committed there yet.
+
+    Raises:
+        ValueError: If it is another address, or the store cannot be used.
+        OutputError: If the store does not answer.
+    """
+    if address := store_address(out):
+        return BucketFiles(address, spool)
+    refuse_url("the run", out)
+    return FolderFiles(Path(out))
+
+
 class OutputRun(Generic[AnyRecord, AnyRow, AnySettings]):
-    """An output folder with its settings."""
+    """A run with its settings."""
 
     def __init__(
         self,
         kind: RunKind[AnyRecord, AnyRow, AnySettings],
-        out: Path,
+        files: RunFiles,
         settings: AnySettings,
         shards: Shards,
     ) -> None:
@@ -54,13 +76,15 @@ class OutputRun(Generic[AnyRecord, AnyRow, AnySettings]):
 
         Args:
             kind: Kind of the run.
-            out: The output folder.
+            files: Its files.
             settings: Settings that change results.
             shards: Last known addresses of all input shards that the run was given, without passwords and tokens.
         """
-        self.kind, self.out, self.settings, self.shards = kind, out, settings, dict(shards)
-        self.folder = out / kind.folder
-        self._locks: dict[WorkUnit, UnitLock] = {}
+        self.kind, self.files, self.settings, self.shards = kind, files, settings, dict(shards)
+        self.out = files.root
+        """The output folder, or the local copy of a run in an object store."""
+
+        self.folder = self.out / kind.folder
         self._generations: dict[WorkUnit, dict[str, int]] = {}
         """Generation of the next row of each record with rows, for the claimed work units."""
 
@@ -68,107 +92,122 @@ class OutputRun(Generic[AnyRecord, AnyRow, AnySettings]):
     def create(
         cls,
         kind: RunKind[AnyRecord, AnyRow, AnySettings],
-        out: Path,
+        out: Path | str,
         settings: AnySettings,
         shards: Shards,
         dry_run: bool = False,
+        spool: str | None = None,
     ) -> Self:
         """Start a run, or resume it with the same settings; shards may be added, or have moved.
 
         Args:
             kind: Kind of the run.
-            out: The output folder.
+            out: The output folder, or an address in an object store.
             settings: Settings that change results.
             shards: Present addresses of the input shards.
             dry_run: Write nothing, and raise what a real start would raise.
+            spool: Local folder of a run in an object store; None for that of the user.
 
         Raises:
             ValueError: If the folder cannot be written, or holds a run with other settings.
         """
-        given = {name: stored_address(url) for name, url in shards.items()}
+        given, files = {name: stored_address(url) for name, url in shards.items()}, run_files(out, spool)
         try:
             if dry_run:
-                check_writable(out / kind.folder)
-                return cls._merged(kind, out, settings, given)
-            out.mkdir(parents=True, exist_ok=True)
-            with exclusive(out / f"{RUN_FILE}.lock"):
-                run = cls._merged(kind, out, settings, given)
-                run._write()
+                files.check_writable(kind.folder)
+                return cls._merged(kind, files, settings, given)[0]
+            with files.creating():
+                while True:
+                    run, known = cls._merged(kind, files, settings, given)
+                    if run._write(known):
+                        # the first start has made the place of an object store's copy
+                        return cls(kind, files, settings, run.shards)
         except OSError as error:
             raise ValueError(
-                f"output folder {str(out)!r} cannot be written: {error.strerror}; give another --output.dir"
+                f"output folder {files.address!r} cannot be written: {error.strerror}; give another --output.dir"
             ) from error
-        return run
 
     @classmethod
     def _merged(
-        cls, kind: RunKind[AnyRecord, AnyRow, AnySettings], out: Path, settings: AnySettings, shards: Shards
-    ) -> Self:
-        """The run with the shards that it knows and those that are given."""
-        if not (out / RUN_FILE).exists():
-            return cls(kind, out, settings, shards)
-        known = cls.open(kind, out)
-        refuse_other_settings(out, known.settings.to_json(), settings.to_json())
-        return cls(kind, out, settings, {**known.shards, **shards})
+        cls, kind: RunKind[AnyRecord, AnyRow, AnySettings], files: RunFiles, settings: AnySettings, shards: Shards
+    ) -> tuple[Self, Shards | None]:
+        """The run with the shards that it knows and those that are given, and the former; None for a new run."""
+        if not files.path(RUN_FILE).exists():
+            return cls(kind, files, settings, shards), None
+        known = cls._read(kind, files)
+        refuse_other_settings(files.address, known.settings.to_json(), settings.to_json())
+        return cls(kind, files, settings, {**known.shards, **shards}), known.shards
 
     @classmethod
-    def open(cls, kind: RunKind[AnyRecord, AnyRow, AnySettings], out: Path) -> Self:
+    def open(cls, kind: RunKind[AnyRecord, AnyRow, AnySettings], out: Path | str) -> Self:
         """Read an existing run.
 
         Raises:
             ValueError: If the folder is no run of this kind, or `run.json` is damaged or of a newer version.
         """
-        content = read_run_file(out, kind.command)
+        return cls._read(kind, run_files(out))
+
+    @classmethod
+    def _read(cls, kind: RunKind[AnyRecord, AnyRow, AnySettings], files: RunFiles) -> Self:
+        content = read_run_file(files, kind.command)
         command = content.choice("command", ("invert", "edit"))
-        settings, shards = content.section("settings"), content.section("shards").all_texts()
+        settings, shards = content.section("settings"), read_shards(files, content)
         if command != kind.command:
             raise ValueError(
-                f"{str(out)!r} is a run of `nti-batch {command}`: give the --output.dir of `nti-batch {kind.command}`"
+                f"{files.address!r} is a run of `nti-batch {command}`: give the --output.dir of `nti-batch "
+                f"{kind.command}`"
             )
         content.expect_all_read()
-        if not (out / kind.folder).exists():
+        if not files.is_shared and not (files.root / kind.folder).exists():
             raise ValueError(
-                f"{str(out)!r} is no run of `nti-batch {kind.command}`: it has no folder {kind.folder!r}; "
+                f"{files.address!r} is no run of `nti-batch {kind.command}`: it has no folder {kind.folder!r}; "
                 "give the --output.dir of one"
             )
-        return cls(kind, out, kind.read_settings(settings), shards)
+        return cls(kind, files, kind.read_settings(settings), shards)
 
-    def _write(self) -> None:
-        """Write `run.json`, unless it already says the same."""
-        self.folder.mkdir(exist_ok=True)
+    def _write(self, known: Shards | None) -> bool:
+        """Write `run.json`, unless it already says the same; return False if another start was first.
+
+        Args:
+            known: Shards that the run had; None for a new run.
+        """
+        if known is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        added = {name: url for name, url in self.shards.items() if known is None or known.get(name) != url}
+        if known is not None and not added:
+            return True
         content: dict[str, Json] = {
             "command": self.kind.command,
             "settings": self.settings.to_json(),
             "shards": dict(self.shards),
         }
-        path = self.out / RUN_FILE
-        known = json.loads(path.read_bytes()) if path.exists() else {}
-        if any(known.get(key) != value for key, value in content.items()):
-            text = json.dumps({**format_versions(), **content}, indent=2) + "\n"
-            if len(text) > MAX_RUN_BYTES:
-                raise ValueError(
-                    f"{path} would have {len(text):,} bytes for {len(self.shards):,} shards, allowed: "
-                    f"{MAX_RUN_BYTES:,}: give each of several output folders a part of the shards"
-                )
-            atomic_write(path, text)
+        text = json.dumps({**format_versions(), **content}, indent=2) + "\n"
+        if len(text) > MAX_RUN_BYTES:
+            raise ValueError(
+                f"{self.files.address}/{RUN_FILE} would have {len(text):,} bytes for {len(self.shards):,} shards, "
+                f"allowed: {MAX_RUN_BYTES:,}: give each of several output folders a part of the shards"
+            )
+        return self.files.put_run(text, added)
 
     def _part(self, unit: WorkUnit, number: int) -> Path:
         return self.folder / f"{unit.name}.{number:05d}.tar"
 
+    def _stem(self, unit: WorkUnit) -> str:
+        return f"{self.kind.folder}/{unit.name}"
+
     def manifests(self, unit: WorkUnit) -> list[Path]:
-        """Manifests of a work unit. Their numbers have no gap: listing a folder of millions of files takes long."""
-        numbered = (self._part(unit, number).with_suffix(".jsonl") for number in itertools.count())
-        return list(itertools.takewhile(Path.exists, numbered))
+        """Manifests of a work unit by their numbers, which have no gap."""
+        return self.files.manifests(self._stem(unit))
 
     def parts(self, unit: WorkUnit) -> list[StoredPart[AnyRow]]:
         """Committed parts of a work unit."""
-        return stored_parts(self.manifests(unit), self.kind.row_type)
+        return stored_parts(self.files, self.manifests(unit), self.kind.row_type)
 
     def all_parts(self) -> Iterator[StoredPart[AnyRow]]:
         """Committed parts of the run, in the order of their names."""
-        manifests = sorted(self.folder.glob("*.jsonl"))
+        manifests = sorted(self.files.all_manifests(self.kind.folder))
         for _, of_unit in itertools.groupby(manifests, key=lambda path: path.stem.rpartition(".")[0]):
-            yield from stored_parts(of_unit, self.kind.row_type)
+            yield from stored_parts(self.files, of_unit, self.kind.row_type)
 
     def located_rows(self, unit: WorkUnit) -> Iterator[Located[AnyRow]]:
         """Rows of a work unit that count, each with its part; one manifest at a time is in memory."""
@@ -186,8 +225,28 @@ class OutputRun(Generic[AnyRecord, AnyRow, AnySettings]):
             unit: The work unit.
             origin: What makes the part.
         """
-        part = self._part(unit, len(self.manifests(unit)))
-        return PartWriter(self.kind, self.settings, part, origin, self._generations.get(unit, {}))
+        part = self.files.next_part(self._stem(unit))
+
+        def commit(manifest: Manifest[AnyRow]) -> None:
+            if not self.files.commit(self._stem(unit), part, manifest):
+                self._commit_rest(unit, part, manifest)
+
+        return PartWriter(self.kind, self.settings, part, origin, self._generations.get(unit, {}), commit)
+
+    def _commit_rest(self, unit: WorkUnit, part: Path, manifest: Manifest[AnyRow]) -> None:
+        """Commit the records of a part that other jobs have not committed meanwhile."""
+        rescued = part.with_suffix(".tar.salvage")
+        failed = [row for row in manifest.rows if row.status != "done"]
+        if manifest.tar is not None:
+            os.replace(part, rescued)
+            self._commit_members(rescued, unit)
+            rescued.unlink()
+        committed = {row.id: row.generation for row in self.rows(unit)}
+        left = [row for row in failed if row.generation > committed.get(row.id, -1)]
+        if left:
+            writer = self.new_part(unit, manifest.origin)
+            writer.add_rows(left)
+            writer.commit()
 
     def claim(self, unit: WorkUnit) -> list[AnyRow]:
         """Claim a work unit until `release` or the end of this process, and commit what a killed job finished in it.
@@ -198,9 +257,8 @@ class OutputRun(Generic[AnyRecord, AnyRow, AnySettings]):
         Raises:
             UnitInUseError: If another process holds it.
         """
-        path = self.folder / f"{unit.name}.lock"
-        with translate_os_errors(path):
-            self._locks[unit] = UnitLock(path)
+        self.files.claim(self._stem(unit))
+        self._generations[unit] = {}
         self.salvage(unit)
         rows = self.rows(unit)
         self._generations[unit] = {row.id: row.generation + 1 for row in rows}
@@ -208,18 +266,17 @@ class OutputRun(Generic[AnyRecord, AnyRow, AnySettings]):
 
     def release(self, unit: WorkUnit) -> None:
         """Release a claimed work unit, whose open part must be committed."""
-        self._generations.pop(unit, None)
-        self._locks.pop(unit).release()
+        del self._generations[unit]
+        self.files.release(self._stem(unit))
 
     def release_all(self) -> None:
         """Release all claimed work units."""
-        for unit in list(self._locks):
+        for unit in list(self._generations):
             self.release(unit)
 
     def salvage(self, unit: WorkUnit) -> int:
         """Commit what a killed job finished but did not commit; return the number of records."""
-        number = len(self.manifests(unit))
-        part = self._part(unit, number)
+        number, part = len(self.manifests(unit)), self.files.next_part(self._stem(unit))
         unfinished, rescued = part.with_suffix(".tar.tmp"), part.with_suffix(".tar.salvage")
         saved = 0
         with translate_os_errors(part):
@@ -253,9 +310,7 @@ class OutputRun(Generic[AnyRecord, AnyRow, AnySettings]):
 
     def mark_complete(self, unit: WorkUnit, mark: CompleteMark) -> None:
         """Mark a work unit as complete, so that its input need not be read again in this state."""
-        path = self._complete(unit)
-        with translate_os_errors(path):
-            atomic_write(path, json.dumps(mark.to_json()) + "\n")
+        self.files.put(self._complete(unit), json.dumps(mark.to_json()) + "\n")
 
     def complete_mark(self, unit: WorkUnit) -> CompleteMark | None:
         """The mark of a complete work unit; None if nothing marks it.
@@ -263,7 +318,7 @@ class OutputRun(Generic[AnyRecord, AnyRow, AnySettings]):
         Raises:
             ValueError: If the mark is damaged.
         """
-        path = self._complete(unit)
+        path = self.files.path(self._complete(unit))
         try:
             return CompleteMark.from_json(JsonObject.read(path, MAX_MARK_BYTES))
         except FileNotFoundError:
@@ -271,8 +326,8 @@ class OutputRun(Generic[AnyRecord, AnyRow, AnySettings]):
         except ValueError as error:
             raise ValueError(f"{error}; remove it, and run the job again") from error
 
-    def _complete(self, unit: WorkUnit) -> Path:
-        return self.folder / f"{unit.name}.complete"
+    def _complete(self, unit: WorkUnit) -> str:
+        return f"{self._stem(unit)}.complete"
 
 
 AnyRun = OutputRun[Any, Any, Any]

@@ -4,13 +4,15 @@ A record that is computed again has a row in a later part, with the next generat
 of the highest generation counts; nothing is rewritten.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Generic
 
 from nti_batch.output.manifest import Manifest, read_generation
 from nti_batch.output.manifest_rows import AnyRow
+from nti_batch.output.run_files import RunFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,9 @@ class StoredPart(Generic[AnyRow]):
     newest: Mapping[str, int] = field(compare=False)
     """Generation of the row that counts, for each record of the work unit with several rows."""
 
+    files: RunFiles = field(compare=False, repr=False)
+    """Files of the run."""
+
     def read(self) -> Manifest[AnyRow]:
         """Read the manifest, with the rows that count.
 
@@ -36,8 +41,19 @@ class StoredPart(Generic[AnyRow]):
         counting = [row for row in manifest.rows if row.generation == self.newest.get(row.id, row.generation)]
         return replace(manifest, rows=counting)
 
+    @contextmanager
+    def tar(self, manifest: Manifest[AnyRow]) -> Iterator[Path]:
+        """Have the tar on the local disk, with the checksum that its manifest names.
 
-def stored_parts(manifests: Iterable[Path], row_type: type[AnyRow]) -> list[StoredPart[AnyRow]]:
+        Raises:
+            ValueError: If it has another one; the text names the tar.
+        """
+        assert manifest.tar is not None
+        with self.files.tar(manifest.tar) as tar:
+            yield replace(manifest, tar=tar).check_tar()
+
+
+def stored_parts(files: RunFiles, manifests: Iterable[Path], row_type: type[AnyRow]) -> list[StoredPart[AnyRow]]:
     """The parts of one work unit, in the order of their manifests.
 
     Raises:
@@ -49,7 +65,7 @@ def stored_parts(manifests: Iterable[Path], row_type: type[AnyRow]) -> list[Stor
             for row in Manifest.read(path, row_type).rows:
                 if row.generation > 0:
                     newest[row.id] = max(row.generation, newest.get(row.id, 0))
-    return [StoredPart(path, row_type, newest) for path in paths]
+    return [StoredPart(path, row_type, newest, files) for path in paths]
 
 
 Located = tuple[StoredPart[AnyRow], AnyRow]

@@ -6,11 +6,12 @@ from nti_batch.data.shards import Shards
 from nti_batch.output.edits import open_edits
 from nti_batch.output.inversions import open_inversions
 from nti_batch.output.run_file import read_run_file
+from nti_batch.output.run_folder import run_files
 from nti_batch.plans.missing_edits import EditPlan
 from nti_batch.plans.missing_images import ImagePlan
 
 
-def open_plan(out: Path, shards: Shards | None = None, allow_pipe: bool = False) -> ImagePlan | EditPlan:
+def open_plan(out: Path | str, shards: Shards | None = None, allow_pipe: bool = False) -> ImagePlan | EditPlan:
     """The plan of a run, from its recorded settings.
 
     Args:
@@ -21,7 +22,7 @@ def open_plan(out: Path, shards: Shards | None = None, allow_pipe: bool = False)
     Raises:
         ValueError: If the folder is no run, or what it was made from is gone.
     """
-    if read_run_file(out).choice("command", ("invert", "edit")) == "invert":
+    if read_run_file(run_files(out)).choice("command", ("invert", "edit")) == "invert":
         return ImagePlan.of_run(open_inversions(out), shards, allow_pipe)
     if shards is not None:
         raise ValueError(

@@ -159,6 +159,7 @@ class Plan(ABC, Generic[AnyRecord, AnyRow, AnySettings]):
             ValueError: If a manifest is damaged, or an unfinished shard cannot be read.
         """
         counts, missing = RowCounts(), 0
+        self.run.files.snapshot()
         for _, of_shard in groupby(units, key=lambda unit: unit.shard):
             committed: dict[WorkUnit, set[str]] = {}
             for unit in of_shard:

@@ -2,8 +2,8 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from math import nan
 from pathlib import Path
@@ -37,6 +37,11 @@ AGAIN = "run the job again with the same command"
 ELSEWHERE = "give the present place of the input with --data.shards or --data.images"
 STRANGE = "move it away, unless --data.shards has left its shard out"
 
+_FILE_NAME = re.compile(
+    r"(.+?)(?:\.\d{5,}\.(tar|jsonl)|\.[0-9a-f]{16}\.tar)?(?:\.(complete|lock|claim|salvage))?(\.tmp)?", re.DOTALL
+)
+"""A file of a work unit; a part has a number, and in an object store the beginning of its checksum."""
+
 CheckRecord = Callable[[bytes, Metadata], Iterator[str]]
 """Yields what is wrong with a record, given its two members."""
 
@@ -65,6 +70,8 @@ class Checked:
     """Keys of the input, or requested edits, that were looked for."""
 
     reconstructed: int = 0
+    tars: set[str] = field(default_factory=set)
+    """Names of the tars that manifests name."""
 
     def line(self, plan: AnyPlan) -> str:
         """The counts as text."""
@@ -90,9 +97,10 @@ def verify_run(plan: ImagePlan | EditPlan, recompute: int, checked: Checked | No
     if recompute and isinstance(plan, EditPlan):
         raise ValueError(f"{str(plan.run.out)!r} has edits, and --recompute checks inversions: leave it out")
     checked = checked or Checked()
+    plan.run.files.snapshot()
     for _, of_shard in groupby(plan.units, key=lambda unit: unit.shard):
         yield from _check_shard(plan, list(of_shard), checked)
-    yield from unexpected_files(plan)
+    yield from unexpected_files(plan, checked.tars)
     if recompute and isinstance(plan, ImagePlan):
         yield from _compare_reconstructions(plan, recompute, checked)
 
@@ -100,7 +108,8 @@ def verify_run(plan: ImagePlan | EditPlan, recompute: int, checked: Checked | No
 def _with_mend(findings: Iterable[Finding], plan: AnyPlan, units: Sequence[WorkUnit]) -> Iterator[Finding]:
     """Findings about the files of work units, which a job computes again once all of a unit are gone."""
     names = units[0].name if len(units) == 1 else f"{units[0].shard}.*of{units[0].count}"
-    mend = f"restore the file, or remove all files {plan.run.folder}/{names}.* and run the job again"
+    folder = f"{plan.run.files.address}/{plan.run.kind.folder}"
+    mend = f"restore the file, or remove all files {folder}/{names}.* and run the job again"
     return (replace(finding, mend=mend) for finding in findings)
 
 
@@ -110,7 +119,7 @@ def _check_shard(plan: ImagePlan | EditPlan, units: Sequence[WorkUnit], checked:
     for unit in units:
         committed[unit] = []
         for path in plan.run.manifests(unit):
-            yield from _with_mend(_check_manifest(plan, unit, path, committed[unit]), plan, [unit])
+            yield from _with_mend(_check_manifest(plan, unit, path, committed[unit], checked), plan, [unit])
             checked.parts += 1
         checked.units += 1
         checked.done += sum(row.status == "done" for row in committed[unit])
@@ -125,15 +134,16 @@ def _check_shard(plan: ImagePlan | EditPlan, units: Sequence[WorkUnit], checked:
         yield from _check_requests(plan, committed)
 
 
-def _check_manifest(plan: AnyPlan, unit: WorkUnit, path: Path, rows: list[Row]) -> Iterator[Finding]:
-    """Check a manifest and its part; append its rows."""
+def _check_manifest(plan: AnyPlan, unit: WorkUnit, path: Path, rows: list[Row], checked: Checked) -> Iterator[Finding]:
+    """Check a manifest and its part; append its rows, and count it."""
     try:
         manifest = Manifest.read(path, plan.run.kind.row_type)
     except ValueError as error:
         yield Finding(str(path), str(error))
         return
     rows += manifest.rows
-    yield from _check_part(manifest, _record_check(plan))
+    checked.tars |= {manifest.tar.name} if manifest.tar else set()
+    yield from _check_part(plan, manifest)
     for row in manifest.rows:
         if row.shard != unit.shard:
             yield Finding(f"{row.shard}/{row.id}", f"is in a manifest of shard {unit.shard!r}")
@@ -141,20 +151,37 @@ def _check_manifest(plan: AnyPlan, unit: WorkUnit, path: Path, rows: list[Row]) 
             yield Finding(f"{row.shard}/{row.id}", f"does not belong to the work unit {unit.name!r}")
 
 
-def _check_part(manifest: Manifest[Any], check: CheckRecord) -> Iterator[Finding]:
-    done, part = {row.id: row for row in manifest.rows if row.status == "done"}, manifest.tar
-    if part is None:
+def _check_part(plan: AnyPlan, manifest: Manifest[Any]) -> Iterator[Finding]:
+    done = {row.id: row for row in manifest.rows if row.status == "done"}
+    if manifest.tar is None:
         yield from (Finding(f"{row.shard}/{row.id}", "is done, and its manifest names no tar") for row in done.values())
         return
+    try:
+        with plan.run.files.tar(manifest.tar) as tar:
+            yield from _check_tar(replace(manifest, tar=tar), manifest.tar, done, _record_check(plan))
+    except ValueError as error:
+        yield Finding(str(manifest.tar), str(error))
+
+
+def _check_tar(manifest: Manifest[Any], part: Path, done: dict[str, Row], check: CheckRecord) -> Iterator[Finding]:
+    """Check the tar of a manifest against its rows.
+
+    Args:
+        manifest: The manifest, with the tar on the local disk.
+        part: The tar in the run.
+        done: Rows of the manifest that are done, by their ids.
+        check: Check of a record.
+    """
+    assert manifest.tar is not None
     try:
         manifest.check_tar()
     except ValueError as error:
         yield Finding(str(part), str(error))
-        if not part.exists():
+        if not manifest.tar.exists():
             return
     row_type = type(manifest.rows[0])
     try:
-        for payload, metadata in read_members(part):
+        for payload, metadata in read_members(manifest.tar):
             stored = row_type.of_metadata(metadata, "")
             row = done.pop(stored.id, None)
             if row is None or replace(stored, json_sha256=row.json_sha256) != row:
@@ -250,19 +277,23 @@ def _check_png(payload: bytes, height: int, width: int) -> Iterator[str]:
             yield f"is an image of the height and width {found}, not {height, width}"
 
 
-def unexpected_files(plan: AnyPlan) -> Iterator[Finding]:
-    """Files that belong to no work unit, and files that a killed job has left behind."""
-    names = {unit.name for unit in plan.units}
-    for path in sorted(plan.run.folder.iterdir()):
-        found = re.fullmatch(r"(.+?)(?:\.\d{5,}\.(tar|jsonl))?(?:\.(complete|lock|salvage))?(\.tmp)?", path.name)
+def unexpected_files(plan: AnyPlan, tars: Collection[str]) -> Iterator[Finding]:
+    """Files that belong to no work unit, and files that a killed job has left behind.
+
+    Args:
+        plan: Work of the run.
+        tars: Names of the tars that manifests name.
+    """
+    names, folder = {unit.name for unit in plan.units}, f"{plan.run.files.address}/{plan.run.kind.folder}"
+    present = plan.run.files.names(plan.run.kind.folder)
+    for name in sorted(present):
+        found = _FILE_NAME.fullmatch(name)
+        is_left = name.endswith(".tar") and name not in tars and name.replace(".tar", ".jsonl") not in present
         if found is None or found[1] not in names:
-            yield Finding(str(path), "belongs to no work unit of these shards", STRANGE)
-        elif path.suffix == ".salvage" or path.name.endswith(".tar.tmp") or _is_uncommitted(path):
-            yield Finding(str(path), "is not committed: a job writes it, or was killed; run the job again", AGAIN)
-
-
-def _is_uncommitted(path: Path) -> bool:
-    return path.suffix == ".tar" and not path.with_suffix(".jsonl").exists()
+            yield Finding(f"{folder}/{name}", "belongs to no work unit of these shards", STRANGE)
+        elif is_left or name.endswith((".salvage", ".tar.tmp")):
+            what = "is not committed: a job writes it, or was killed; run the job again"
+            yield Finding(f"{folder}/{name}", what, AGAIN)
 
 
 def _compare_reconstructions(plan: ImagePlan, count: int, checked: Checked) -> Iterator[Finding]:
@@ -277,7 +308,7 @@ def _compare_reconstructions(plan: ImagePlan, count: int, checked: Checked) -> I
     )
     for shard, key in sorted(set(ids) - set(inputs)):
         yield Finding(f"{shard}/{key}", "is committed, and its input cannot be read", ELSEWHERE)
-    for stored in read_inversions(plan.run.out, inputs):
+    for stored in read_inversions(plan.run.files.address, inputs):
         checked.reconstructed += 1
         image = reconstruct(networks, [stored], guided=True).cpu()
         reached = psnr(image, inputs[stored.shard, stored.key].pixels[None] / 255).item()

@@ -16,6 +16,8 @@ from typing import Literal, NamedTuple
 
 WORKERS = 2
 
+Step = Literal["read", "compute", "put tar", "put manifest", "clear spool", "end"]
+
 Fault = Literal[
     "",
     "does not read the manifest that won",
@@ -46,7 +48,7 @@ NOTHING: Rows = frozenset()
 class Worker(NamedTuple):
     """A worker. All but `spool` is lost when it dies."""
 
-    step: Literal["read", "compute", "put tar", "put manifest", "clear spool", "end"] = "read"
+    step: Step = "read"
     number: int = 0
     """Manifests that it has read: the number of the one that it reads or puts next."""
 
@@ -215,7 +217,7 @@ class Search:
         if self.fault == "keeps images that others have committed":
             part = finished
         if part and (worker.part or not self._to_compute(worker, part)):
-            first = "put manifest" if self.fault == "puts the manifest before the tar" else "put tar"
+            first: Step = "put manifest" if self.fault == "puts the manifest before the tar" else "put tar"
             return worker._replace(step=first, part=part)
         if self._to_compute(worker, part):
             return worker._replace(step="compute", spool=_done(part), failed=part - _done(part), part=NOTHING)

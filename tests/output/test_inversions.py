@@ -16,7 +16,7 @@ from helpers.tars import forge
 
 from nti_batch import read_inversions
 from nti_batch.files import OutputError
-from nti_batch.output import part as parts
+from nti_batch.output import run_files
 from nti_batch.output.inversions import InversionRun, open_inversions
 from nti_batch.output.manifest import Manifest
 from nti_batch.output.manifest_rows import InversionRow
@@ -140,7 +140,7 @@ def test_a_disk_that_fills_up_is_named_and_leaves_a_whole_part(run: InversionRun
 def test_a_failed_salvage_is_salvaged(run: InversionRun, monkeypatch: pytest.MonkeyPatch):
     write(run, ["a", "bb"], commit=False)
     with monkeypatch.context() as patch, pytest.raises(OutputError, match="cannot be written: gone"):
-        patch.setattr(parts, "atomic_write", lambda *_: (_ for _ in ()).throw(OSError(5, "gone")))
+        patch.setattr(run_files, "atomic_write", lambda *_: (_ for _ in ()).throw(OSError(5, "gone")))
         run.salvage(UNIT)
     run.salvage(UNIT)
     assert sorted(row.key for row in run.rows(UNIT)) == ["a", "bb"]

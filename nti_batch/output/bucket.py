@@ -1,0 +1,185 @@
+"""Objects below an address in a store: put if absent, put, read, list, remove. One class speaks to all stores.
+
+The library repeats what a server answers with 5xx, and reading. What remains is repeated here: a put whose answer is
+lost may have succeeded, so the same bytes are put again, and found there.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from nti_batch.files import OutputError, atomic_open
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
+
+RETRY_DELAYS = (1.0, 5.0, 20.0)
+"""Seconds between the tries of an operation, each of which the library has tried several times itself."""
+
+PROBE = "probe"
+_T = TypeVar("_T")
+
+
+class Bucket:
+    """The objects of one run. Every method raises an OutputError that names the object if the store does not answer."""
+
+    def __init__(self, address: str) -> None:
+        """Send nothing yet.
+
+        Args:
+            address: Address of the run, such as 's3://bucket/run'; credentials and endpoints are those of the store's
+                own environment variables and files.
+
+        Raises:
+            ValueError: If obstore is not installed, or does not understand the address.
+        """
+        self.address = address.rstrip("/")
+        self._store = _open(self.address)
+
+    def put_if_absent(self, name: str, content: bytes) -> bool:
+        """Write an object unless there is one of this name; return whether there was none.
+
+        A put that is repeated may find its own bytes: False says no more than that the name is taken.
+        """
+        import obstore
+        from obstore.exceptions import AlreadyExistsError, PreconditionError
+
+        def put() -> bool:
+            try:
+                obstore.put(self._store, name, content, mode="create")
+            except (AlreadyExistsError, PreconditionError):
+                return False
+            return True
+
+        return self._repeat(name, "written", put)
+
+    def put(self, name: str, content: bytes | Path) -> None:
+        """Write an object, over another one of this name; of a large file, a few pieces at a time are in memory."""
+        import obstore
+
+        self._repeat(name, "written", lambda: obstore.put(self._store, name, content))
+
+    def read(self, name: str) -> bytes | None:
+        """Read a small object; None if there is none."""
+        import obstore
+
+        try:
+            return self._repeat(name, "read", lambda: obstore.get(self._store, name).bytes().to_bytes())
+        except FileNotFoundError:
+            return None
+
+    def download(self, name: str, path: Path) -> None:
+        """Copy an object to a file.
+
+        Raises:
+            FileNotFoundError: If there is none.
+        """
+        import obstore
+
+        def copy() -> None:
+            with atomic_open(path) as file:
+                for piece in obstore.get(self._store, name).stream():
+                    file.write(piece)
+
+        self._repeat(name, "read", copy)
+
+    def put_time(self, name: str) -> datetime | None:
+        """When an object was put, by the clock of the store; None if there is none."""
+        import obstore
+
+        try:
+            return self._repeat(name, "read", lambda: obstore.head(self._store, name)["last_modified"])
+        except FileNotFoundError:
+            return None
+
+    def list(self, folder: str) -> Iterator[str]:
+        """Names of the objects of a folder, without its name; one request gives a thousand."""
+        import obstore
+
+        prefix = f"{folder}/"
+        with _translated(f"{self.address}/{prefix}", "listed"):
+            for found in obstore.list(self._store, prefix):
+                yield from (each["path"].removeprefix(prefix) for each in found)
+
+    def remove(self, name: str) -> None:
+        """Remove an object, if there is one."""
+        import obstore
+
+        self._repeat(name, "removed", lambda: obstore.delete(self._store, name))
+
+    def check_condition(self) -> None:
+        """Check that the store observes the condition of `put_if_absent`.
+
+        Raises:
+            ValueError: If it writes over an object all the same.
+        """
+        name = f"{PROBE}-{time.time_ns():x}"
+        try:
+            self.put_if_absent(name, b"first")
+            is_written = self.put_if_absent(name, b"second")
+        finally:
+            self.remove(name)
+        if is_written:
+            raise ValueError(
+                f"{self.address!r} is in a store that ignores the condition 'If-None-Match: *', so that it cannot keep "
+                "two jobs apart: write to a local folder and copy it there, or update the store"
+            )
+
+    def _repeat(self, name: str, done: str, operation: Callable[[], _T]) -> _T:
+        for delay in (*RETRY_DELAYS, None):
+            try:
+                with _translated(f"{self.address}/{name}", done):
+                    return operation()
+            except OutputError:
+                if delay is None:
+                    raise
+                time.sleep(delay)
+        raise AssertionError
+
+
+@contextmanager
+def _translated(address: str, done: str) -> Iterator[None]:
+    """Turn errors of the store into one that names the object; a missing object stays a FileNotFoundError.
+
+    Raises:
+        OutputError: In place of the library's own errors.
+        ValueError: If access is refused, which no repetition mends.
+    """
+    from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
+
+    try:
+        yield
+    except (PermissionDeniedError, UnauthenticatedError) as error:
+        raise ValueError(
+            f"{address} cannot be {done}: {_first_line(error)}; give credentials as the store's own tools take them"
+        ) from error
+    except FileNotFoundError as error:
+        if done != "written":
+            raise
+        raise ValueError(f"{address} cannot be written, since there is no such bucket: create it") from error
+    except BaseError as error:
+        raise OutputError(
+            f"{address} cannot be {done}: {_first_line(error)}; what is committed stays readable: run the same command "
+            "again"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:300]
+
+
+def _open(address: str) -> "ObjectStore":
+    try:
+        from obstore.store import from_url
+    except ImportError as error:
+        extra = {"gs": "gcs", "az": "azure"}.get(address.partition(":")[0], "s3")
+        raise ValueError(
+            f"{address!r} is in an object store, which needs obstore: pip install 'nti-batch[{extra}]'"
+        ) from error
+    try:
+        return from_url(address, client_options={"allow_http": True})
+    except Exception as error:  # the library's errors have no common class here
+        raise ValueError(f"{address!r} cannot be opened: {_first_line(error)}") from error
