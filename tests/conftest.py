@@ -1,6 +1,8 @@
 """Fixtures for tiny models with random weights, and the settings of hypothesis."""
 
 import os
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ from hypothesis import HealthCheck, settings
 
 # the networks are tiny: more threads make them slower, above all on a busy machine
 os.environ["OMP_NUM_THREADS"] = "1"
+from helpers.object_store import make_bucket, s3_server, use_endpoint
 from helpers.tiny import ZERO_SNR, write_model, write_xl_model
 
 for _name, _examples in {"suite": 200, "long": 5_000}.items():
@@ -45,3 +48,22 @@ def tiny_zero_snr_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_xl_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a Stable Diffusion XL model for images of 16 x 16 pixels."""
     return write_xl_model(tmp_path_factory.mktemp("models") / "tiny-xl")
+
+
+@pytest.fixture(scope="session")
+def s3_port() -> Iterator[int]:
+    """Port of a local S3."""
+    pytest.importorskip("obstore")
+    pytest.importorskip("moto")
+    with s3_server() as port:
+        yield port
+
+
+@pytest.fixture
+def bucket(s3_port: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """Address of an empty bucket, with the copies of runs in the test's own folder."""
+    name = f"bucket-{uuid.uuid4().hex[:12]}"
+    make_bucket(s3_port, name)
+    use_endpoint(monkeypatch, s3_port)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return f"s3://{name}"
