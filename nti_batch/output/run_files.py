@@ -145,8 +145,10 @@ class FolderFiles:
         check_writable(self.root / folder)
 
     def put_run(self, text: str, shards: Mapping[str, str]) -> bool:
-        """Write `run.json`."""
+        """Write `run.json`, which then has all shards."""
         atomic_write(self.root / RUN_FILE, text)
+        for entry in self.added_shards():
+            entry.unlink()
         return True
 
     def added_shards(self) -> list[Path]:

@@ -1,0 +1,108 @@
+"""A job whose output folder is in an object store, through the front door."""
+
+import json
+import random
+import sys
+import time
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+from helpers.forks import FORKS
+from helpers.jobs import arguments, expect_one_sentence
+from helpers.tiny import captioned, write_shard
+
+from nti_batch import read_inversions
+from nti_batch.cli import main
+from nti_batch.jobs import ranks
+from nti_batch.output import claims
+from nti_batch.output.bucket import Bucket
+
+
+def shards(folder: Path, images: int) -> str:
+    """Write two shards with the same keys."""
+    for name in "ab":
+        write_shard(folder / f"{name}.tar", captioned(images))
+    return str(folder / "*.tar")
+
+
+def ids(out: str) -> list[tuple[str, str]]:
+    return sorted((stored.shard, stored.key) for stored in read_inversions(out))
+
+
+def test_a_job_writes_to_a_store(tiny_model: Path, bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = f"{bucket}/some/run"
+    job = arguments(tiny_model, shards(tmp_path, 3), Path("out"), f"--output.dir={out}", "--output.part_images=2")
+    assert main([*job, "--data.limit=3"]) == 0
+    assert len(ids(out)) == 3
+    assert main(job) == 0
+    assert len(set(ids(out))) == len(ids(out)) == 6
+    before = set(Bucket(out).list("inversions"))
+    assert not [name for name in before if name.endswith((".claim", ".lock", ".tmp"))]
+    assert main(job) == 0
+    assert set(Bucket(out).list("inversions")) == before
+    capsys.readouterr()
+    assert main(["status", out, "--json", "--exit_code"]) == 0
+    assert json.loads(capsys.readouterr().out)["done"] == 6
+    assert main(["verify", out]) == 0, capsys.readouterr().out
+    name = next(name for name in before if name.endswith(".tar"))
+    Bucket(out).put(f"inversions/{name}", b"other bytes")
+    assert main(["verify", out]) == 1
+    assert f"{out}/inversions/{name} is damaged" in capsys.readouterr().out
+
+
+def test_a_bucket_that_is_not_there_is_an_error_in_words(
+    tiny_model: Path, bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    job = arguments(tiny_model, shards(tmp_path, 1), Path("out"), "--output.dir=s3://nowhere/run")
+    assert main(job) == 2
+    expect_one_sentence("s3://nowhere/run", "no such bucket", capsys=capsys)
+    assert main(["status", f"{bucket}/nothing"]) == 2
+    expect_one_sentence(f"'{bucket}/nothing' is no run", capsys=capsys)
+
+
+def run_worker(argv: list[str], claim_seconds: float) -> None:
+    """Run a job; claims count for that time."""
+    claims.CLAIM_SECONDS, claims.RENEWED_EVERY, ranks.WAIT_SECONDS = claim_seconds, 0.5, 0.5
+    sys.exit(main(argv))
+
+
+def start(argv: list[str], out: str, disk: Path, claim_seconds: float) -> BaseProcess:
+    process = FORKS.Process(
+        target=run_worker, args=([*argv, f"--output.dir={out}", f"--output.spool={disk}"], claim_seconds)
+    )
+    process.start()
+    return process
+
+
+def test_jobs_that_are_started_at_once_share_the_work(tiny_model: Path, bucket: str, tmp_path: Path):
+    out = f"{bucket}/run"
+    job = arguments(tiny_model, shards(tmp_path, 6), Path("out"), "--data.units_per_shard=3")
+    workers = [start(job, out, tmp_path / f"disk-{number}", 60) for number in range(2)]
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    assert len(set(ids(out))) == len(ids(out)) == 12
+    assert main(["verify", out]) == 0
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.long)])
+def test_workers_on_the_same_units_that_are_killed_commit_each_image_once(
+    tiny_model: Path, bucket: str, tmp_path: Path, kills: int
+):
+    """No claim counts, so that all workers do the same work."""
+    out, dice = f"{bucket}/run", random.Random(kills)
+    job = arguments(tiny_model, shards(tmp_path, 4 + kills), Path("out"), "--output.part_images=2")
+    workers: list[BaseProcess] = []
+    for kill in range(kills):
+        while len(workers) < 1 + kill % (2 if kills < 50 else 4):
+            workers.append(start(job, out, tmp_path / f"disk-{len(workers)}", -1))
+        time.sleep(dice.uniform(2, 6))
+        workers[0].kill()
+        workers.pop(0).join()
+    for worker in workers:
+        worker.kill()
+        worker.join()
+    assert main([*job, f"--output.dir={out}", f"--output.spool={tmp_path / 'disk-0'}"]) == 0
+    assert len(set(ids(out))) == len(ids(out)) == 2 * (4 + kills)
+    assert main(["verify", out]) == 0
