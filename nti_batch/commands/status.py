@@ -23,7 +23,7 @@ def status(
     if json:
         print_json(found.to_json())
     else:
-        print_lines([*found.lines(), *(found.failure_lines(plan.run.folder) if failures else ())])
+        print_lines([*found.lines(), *(found.failure_lines(plan.run.folder_address) if failures else ())])
     if exit_code and found.missing:
         return STOPPED
     return SOME_FAILED if exit_code and found.has_failures else DONE

@@ -215,7 +215,7 @@ def finish(job: Job) -> int:
         logger.error("the outcome cannot be read: %s", error)
         return ERROR
     if is_whole_job:
-        print_outcome([*status.lines(), *status.failure_lines(plan.run.folder), *_limit_line(plan)])
+        print_outcome([*status.lines(), *status.failure_lines(plan.run.folder_address), *_limit_line(plan)])
     if trainer.is_global_zero and job.writer.tally.done and not job.stop.requested:
         _preview(job)
     if status.missing:
@@ -232,4 +232,6 @@ def _limit_line(plan: AnyPlan) -> list[str]:
 def _preview(job: Job) -> None:
     with courtesy("the preview", PREVIEW_SECONDS):
         if path := job.draw_preview():
-            print_outcome([f"preview: {path}"])
+            files = job.plan.run.files
+            files.publish(path)
+            print_outcome([f"preview: {files.shown(str(path))}"])

@@ -6,7 +6,7 @@ lost may have succeeded, so the same bytes are put again, and found there.
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -108,7 +108,8 @@ class Bucket:
         """Remove an object, if there is one."""
         import obstore
 
-        self._repeat(name, "removed", lambda: obstore.delete(self._store, name))
+        with suppress(FileNotFoundError):
+            self._repeat(name, "removed", lambda: obstore.delete(self._store, name))
 
     def check_condition(self) -> None:
         """Check that the store observes the condition of `put_if_absent`.

@@ -69,6 +69,14 @@ class BucketFiles:
         checksum = hashlib.sha256(f"{self.address} {created and created.isoformat()}".encode()).hexdigest()
         return self._spool / f"{re.sub('[^A-Za-z0-9]+', '-', self.address)[-60:]}-{checksum[:16]}"
 
+    def shown(self, text: str) -> str:
+        """The text with addresses in place of the paths of copies."""
+        return text.replace(f".{os.getpid()}.tmp", "").replace(str(self.root), self.address)
+
+    def publish(self, path: Path) -> None:
+        """Put a file under its name in the copy."""
+        self.bucket.put(path.relative_to(self.root).as_posix(), path)
+
     def snapshot(self) -> None:
         """List all files, and copy the manifests that are new."""
         self._listed = {}
@@ -95,11 +103,13 @@ class BucketFiles:
         self.bucket.put(name, text.encode())
 
     @contextmanager
-    def creating(self) -> Iterator[None]:
-        """Check that the store can hold a run."""
+    def creating(self, folder: str) -> Iterator[None]:
+        """Check that the store can hold a run, and make the folders of the copy."""
         if self.bucket.put_time(RUN_FILE) is None:
             self.bucket.check_condition()
         yield
+        with translate_os_errors(self.root):
+            (self.root / folder).mkdir(parents=True, exist_ok=True)
 
     def check_writable(self, folder: str) -> None:
         """Check that the copy can be written."""
@@ -210,6 +220,8 @@ class BucketFiles:
             raise ValueError(f"{self.address}/{path.relative_to(self.root)} is missing") from error
         try:
             yield copy
+        except ValueError as error:
+            raise ValueError(self.shown(str(error))) from error
         finally:
             copy.unlink(missing_ok=True)
 

@@ -29,6 +29,12 @@ class RunFiles(Protocol):
     is_shared: bool
     """Whether a job passes over the work units of other jobs; otherwise they end it."""
 
+    def shown(self, text: str) -> str:
+        """A text with the addresses of files in place of their local paths."""
+
+    def publish(self, path: Path) -> None:
+        """Copy a local file, such as a preview, to its place in the run, over another one."""
+
     def snapshot(self) -> None:
         """Learn of all files that there are now. Without it, each is looked for when it is needed."""
 
@@ -38,12 +44,15 @@ class RunFiles(Protocol):
     def put(self, name: str, text: str) -> None:
         """Write a small file, over another one."""
 
-    def creating(self) -> AbstractContextManager[None]:
-        """Hold what keeps two starts of a job apart, and make the folder.
+    def creating(self, folder: str) -> AbstractContextManager[None]:
+        """Hold what keeps two starts of a job apart, and make the local folders.
+
+        Args:
+            folder: Folder of the parts.
 
         Raises:
             ValueError: If the store cannot hold a run.
-            OSError: If the folder cannot be made.
+            OSError: If a folder cannot be made.
         """
 
     def check_writable(self, folder: str) -> None:
@@ -120,6 +129,13 @@ class FolderFiles:
         self.root, self.address = root, str(root)
         self._locks: dict[str, UnitLock] = {}
 
+    def shown(self, text: str) -> str:
+        """The text itself."""
+        return text
+
+    def publish(self, path: Path) -> None:
+        """Do nothing: the file is in its place."""
+
     def snapshot(self) -> None:
         """Do nothing: looking for a file is quick."""
 
@@ -134,10 +150,12 @@ class FolderFiles:
             atomic_write(path, text)
 
     @contextmanager
-    def creating(self) -> Iterator[None]:
+    def creating(self, folder: str) -> Iterator[None]:
         """Hold the lock of `run.json`."""
         self.root.mkdir(parents=True, exist_ok=True)
         with exclusive(self.root / f"{RUN_FILE}.lock"):
+            if not (self.root / RUN_FILE).exists():
+                (self.root / folder).mkdir(exist_ok=True)
             yield
 
     def check_writable(self, folder: str) -> None:

@@ -85,6 +85,9 @@ class OutputRun(Generic[AnyRecord, AnyRow, AnySettings]):
         """The output folder, or the local copy of a run in an object store."""
 
         self.folder = self.out / kind.folder
+        self.folder_address = f"{files.address}/{kind.folder}"
+        """The folder, as messages show it."""
+
         self._generations: dict[WorkUnit, dict[str, int]] = {}
         """Generation of the next row of each record with rows, for the claimed work units."""
 
@@ -116,7 +119,7 @@ class OutputRun(Generic[AnyRecord, AnyRow, AnySettings]):
             if dry_run:
                 files.check_writable(kind.folder)
                 return cls._merged(kind, files, settings, given)[0]
-            with files.creating():
+            with files.creating(kind.folder):
                 while True:
                     run, known = cls._merged(kind, files, settings, given)
                     if run._write(known):
@@ -171,8 +174,6 @@ class OutputRun(Generic[AnyRecord, AnyRow, AnySettings]):
         Args:
             known: Shards that the run had; None for a new run.
         """
-        if known is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
         added = {name: url for name, url in self.shards.items() if known is None or known.get(name) != url}
         if known is not None and not added:
             return True

@@ -3,7 +3,6 @@
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from nti_batch.json_object import Json
@@ -103,7 +102,7 @@ class RunStatus:
             lines.append(f"{len(self.missing_parts)} files of parts are missing: {parts}; `nti-batch verify` says more")
         return lines
 
-    def failure_lines(self, folder: Path) -> list[str]:
+    def failure_lines(self, folder: str) -> list[str]:
         """The failed records with their reasons as text.
 
         Args:

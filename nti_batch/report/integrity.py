@@ -95,9 +95,13 @@ def verify_run(plan: ImagePlan | EditPlan, recompute: int, checked: Checked | No
         ValueError: If `recompute` needs something that is not there.
     """
     if recompute and isinstance(plan, EditPlan):
-        raise ValueError(f"{str(plan.run.out)!r} has edits, and --recompute checks inversions: leave it out")
-    checked = checked or Checked()
+        raise ValueError(f"{plan.run.files.address!r} has edits, and --recompute checks inversions: leave it out")
     plan.run.files.snapshot()
+    for finding in _findings(plan, recompute, checked or Checked()):
+        yield replace(finding, where=plan.run.files.shown(finding.where), what=plan.run.files.shown(finding.what))
+
+
+def _findings(plan: ImagePlan | EditPlan, recompute: int, checked: Checked) -> Iterator[Finding]:
     for _, of_shard in groupby(plan.units, key=lambda unit: unit.shard):
         yield from _check_shard(plan, list(of_shard), checked)
     yield from unexpected_files(plan, checked.tars)
@@ -108,8 +112,7 @@ def verify_run(plan: ImagePlan | EditPlan, recompute: int, checked: Checked | No
 def _with_mend(findings: Iterable[Finding], plan: AnyPlan, units: Sequence[WorkUnit]) -> Iterator[Finding]:
     """Findings about the files of work units, which a job computes again once all of a unit are gone."""
     names = units[0].name if len(units) == 1 else f"{units[0].shard}.*of{units[0].count}"
-    folder = f"{plan.run.files.address}/{plan.run.kind.folder}"
-    mend = f"restore the file, or remove all files {folder}/{names}.* and run the job again"
+    mend = f"restore the file, or remove all files {plan.run.folder_address}/{names}.* and run the job again"
     return (replace(finding, mend=mend) for finding in findings)
 
 
@@ -284,7 +287,7 @@ def unexpected_files(plan: AnyPlan, tars: Collection[str]) -> Iterator[Finding]:
         plan: Work of the run.
         tars: Names of the tars that manifests name.
     """
-    names, folder = {unit.name for unit in plan.units}, f"{plan.run.files.address}/{plan.run.kind.folder}"
+    names, folder = {unit.name for unit in plan.units}, plan.run.folder_address
     present = plan.run.files.names(plan.run.kind.folder)
     for name in sorted(present):
         found = _FILE_NAME.fullmatch(name)

@@ -1,6 +1,7 @@
 """A job whose output folder is in an object store, through the front door."""
 
 import json
+import os
 import random
 import sys
 import time
@@ -61,15 +62,17 @@ def test_a_bucket_that_is_not_there_is_an_error_in_words(
     expect_one_sentence(f"'{bucket}/nothing' is no run", capsys=capsys)
 
 
-def run_worker(argv: list[str], claim_seconds: float) -> None:
+def run_worker(argv: list[str], claim_seconds: float, environment: dict[str, str]) -> None:
     """Run a job; claims count for that time."""
+    os.environ.update(environment)
     claims.CLAIM_SECONDS, claims.RENEWED_EVERY, ranks.WAIT_SECONDS = claim_seconds, 0.5, 0.5
     sys.exit(main(argv))
 
 
 def start(argv: list[str], out: str, disk: Path, claim_seconds: float) -> BaseProcess:
     process = FORKS.Process(
-        target=run_worker, args=([*argv, f"--output.dir={out}", f"--output.spool={disk}"], claim_seconds)
+        target=run_worker,
+        args=([*argv, f"--output.dir={out}", f"--output.spool={disk}"], claim_seconds, dict(os.environ)),
     )
     process.start()
     return process
