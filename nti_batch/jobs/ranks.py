@@ -66,7 +66,7 @@ def claim_units(
 
     Returns:
         Units with missing records, each with its rows that count; `RecordWriter` releases a unit when it is finished.
-        A pause, before this rank waits for others.
+        Pauses, before this rank waits for others, which may wait for what it has in flight.
 
     Raises:
         UnitInUseError: If another process holds a unit, and jobs do not share them.
@@ -85,10 +85,11 @@ def claim_units(
                     passed.append(unit)
                 else:
                     yield unit, rows
-        if passed and is_first:
-            logger.warning("%d work units are in use by other jobs; this one waits for them", len(passed))
-            yield Pause()
-        if passed == left:
+        if passed:
+            if is_first:
+                logger.warning("%d work units are in use by other jobs; this one waits for them", len(passed))
+            # Lightning asks for an item before it passes on the one before it
+            yield from (Pause(), Pause())
             _wait(WAIT_SECONDS, stop_requested)
         left, is_first = passed, False
 
