@@ -13,7 +13,7 @@ from nti_batch.data.shards import work_units
 from nti_batch.diffusion.edit_settings import EditSettings
 from nti_batch.editing.editor import edit_image
 from nti_batch.exit_codes import DONE
-from nti_batch.files import atomic_open, check_new_file, translate_os_errors
+from nti_batch.files import atomic_open, check_new_file, store_address, translate_os_errors
 from nti_batch.jobs.edit_flags import EditDataFlags, EditModelFlags
 from nti_batch.jobs.edit_module import EditModule
 from nti_batch.jobs.flags import OutputFlags
@@ -84,7 +84,7 @@ def build_edit_job(argv: Sequence[str], stop: StopSignals) -> Job:
         model_config=model.config,
         model_vae=model.vae,
         model_loras=Lora.parse_all(model.loras),
-        inversions=os.path.realpath(inversions.out),
+        inversions=store_address(data.inversions) or os.path.realpath(inversions.out),
         edits=data.edit_list,
         edit_prompt=data.edit_prompt,
         units_per_shard=data.units_per_shard,

@@ -67,9 +67,10 @@ class Bucket:
         import obstore
 
         try:
-            return self._repeat(name, "read", lambda: obstore.get(self._store, name).bytes().to_bytes())
+            content: bytes = self._repeat(name, "read", lambda: obstore.get(self._store, name).bytes().to_bytes())
         except FileNotFoundError:
             return None
+        return content
 
     def download(self, name: str, path: Path) -> None:
         """Copy an object to a file.
@@ -91,9 +92,10 @@ class Bucket:
         import obstore
 
         try:
-            return self._repeat(name, "read", lambda: obstore.head(self._store, name)["last_modified"])
+            put: datetime = self._repeat(name, "read", lambda: obstore.head(self._store, name)["last_modified"])
         except FileNotFoundError:
             return None
+        return put
 
     def list(self, folder: str) -> Iterator[str]:
         """Names of the objects of a folder, without its name; one request gives a thousand."""

@@ -115,14 +115,14 @@ class BucketFiles:
         """Check that the copy can be written."""
         check_writable(self.root)
 
-    def put_run(self, text: str, shards: Mapping[str, str]) -> bool:
+    def put_run(self, text: str, shards: Mapping[str, str], is_new: bool) -> bool:
         """Put `run.json`, or an entry with the shards that are new to it."""
-        if self.bucket.put_time(RUN_FILE) is None:
+        if is_new:
             is_first = self.bucket.put_if_absent(RUN_FILE, text.encode())
             self.root = self._copy()
             return is_first
         entry = _shard_entry(len(self.added_shards()))
-        return not shards or self.bucket.put_if_absent(entry, json.dumps({"shards": dict(shards)}).encode())
+        return self.bucket.put_if_absent(entry, json.dumps({"shards": dict(shards)}).encode())
 
     def added_shards(self) -> list[Path]:
         """Entries with the shards that were added."""

@@ -99,6 +99,11 @@ class InversionDataset(Dataset[StoredInversion]):
             ValueError: If the folder is no run, a manifest is damaged, or no shard is found.
         """
         self.run = open_inversions(out)
+        if self.run.files.is_shared:
+            raise ValueError(
+                f"{self.run.files.address!r} is in an object store: copy the run to a folder, or read it in order with "
+                "`nti_batch.read_inversions`"
+            )
         self._urls: dict[str, str] | None = None
         if pixels:
             self._urls = self.run.shards if shards is None else name_shards(expand_shards(shards))

@@ -3,7 +3,7 @@
 import json
 
 from nti_batch.json_object import Json, JsonObject
-from nti_batch.output.format_version import check_format_version
+from nti_batch.output.format_version import check_format_version, format_versions
 from nti_batch.output.run_files import RUN_FILE as RUN_FILE
 from nti_batch.output.run_files import RunFiles
 from nti_batch.settings import flatten
@@ -62,3 +62,20 @@ def read_shards(files: RunFiles, content: JsonObject) -> dict[str, str]:
     for entry in files.added_shards():
         shards |= JsonObject.read(entry, MAX_RUN_BYTES).section("shards").all_texts()
     return shards
+
+
+def run_text(address: str, command: str, settings: dict[str, Json], shards: dict[str, str]) -> str:
+    """Content of `run.json`.
+
+    Raises:
+        ValueError: If it is larger than a reader allows.
+    """
+    addresses: dict[str, Json] = dict(shards)
+    content = {**format_versions(), "command": command, "settings": settings, "shards": addresses}
+    text = json.dumps(content, indent=2) + "\n"
+    if len(text) > MAX_RUN_BYTES:
+        raise ValueError(
+            f"{address}/{RUN_FILE} would have {len(text):,} bytes for {len(shards):,} shards, allowed: "
+            f"{MAX_RUN_BYTES:,}: give each of several output folders a part of the shards"
+        )
+    return text

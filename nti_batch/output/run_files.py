@@ -62,12 +62,13 @@ class RunFiles(Protocol):
             OSError: If it cannot.
         """
 
-    def put_run(self, text: str, shards: Mapping[str, str]) -> bool:
+    def put_run(self, text: str, shards: Mapping[str, str], is_new: bool) -> bool:
         """Write `run.json`, or the shards that are new to it; return False if another start was first.
 
         Args:
             text: Content of `run.json`.
             shards: Addresses of the shards that are new, or have moved.
+            is_new: Whether there was no `run.json`.
         """
 
     def added_shards(self) -> list[Path]:
@@ -162,7 +163,7 @@ class FolderFiles:
         """Check that the folder can be written."""
         check_writable(self.root / folder)
 
-    def put_run(self, text: str, shards: Mapping[str, str]) -> bool:
+    def put_run(self, text: str, shards: Mapping[str, str], is_new: bool) -> bool:
         """Write `run.json`, which then has all shards."""
         atomic_write(self.root / RUN_FILE, text)
         for entry in self.added_shards():

@@ -27,39 +27,21 @@ from pathlib import Path
 from typing import Any, Generic, Self
 
 from nti_batch.data.shards import Shards, stored_address
-from nti_batch.files import refuse_url, store_address, translate_os_errors
-from nti_batch.json_object import Json, JsonObject
-from nti_batch.output.bucket_files import BucketFiles
+from nti_batch.files import translate_os_errors
+from nti_batch.json_object import JsonObject
 from nti_batch.output.complete_mark import MAX_MARK_BYTES, CompleteMark
-from nti_batch.output.format_version import format_versions
 from nti_batch.output.manifest import Manifest
 from nti_batch.output.manifest_rows import AnyRow
 from nti_batch.output.origin import Origin
 from nti_batch.output.part import PartWriter, read_members
-from nti_batch.output.run_file import MAX_RUN_BYTES, read_run_file, read_shards, refuse_other_settings
-from nti_batch.output.run_files import RUN_FILE, FolderFiles, RunFiles
+from nti_batch.output.places import run_files
+from nti_batch.output.run_file import read_run_file, read_shards, refuse_other_settings, run_text
+from nti_batch.output.run_files import RUN_FILE, RunFiles
 from nti_batch.output.run_kind import AnyRecord, AnySettings, RunKind
 from nti_batch.output.stored_part import Located, StoredPart, stored_parts
 from nti_batch.records import WorkUnit
 
 logger = logging.getLogger(__name__)
-
-
-def run_files(out: Path | str, spool: str | None = None) -> RunFiles:
-    """The files of a run in a local folder or in an object store.
-
-    Args:
-        out: Local folder, or address in a store.
-        spool: Local folder for what is read from a store, and for what is not committed there yet.
-
-    Raises:
-        ValueError: If it is another address, or the store cannot be used.
-        OutputError: If the store does not answer.
-    """
-    if address := store_address(out):
-        return BucketFiles(address, spool)
-    refuse_url("the run", out)
-    return FolderFiles(Path(out))
 
 
 class OutputRun(Generic[AnyRecord, AnyRow, AnySettings]):
@@ -84,10 +66,7 @@ class OutputRun(Generic[AnyRecord, AnyRow, AnySettings]):
         self.out = files.root
         """The output folder, or the local copy of a run in an object store."""
 
-        self.folder = self.out / kind.folder
-        self.folder_address = f"{files.address}/{kind.folder}"
-        """The folder, as messages show it."""
-
+        self.folder, self.folder_address = self.out / kind.folder, f"{files.address}/{kind.folder}"
         self._generations: dict[WorkUnit, dict[str, int]] = {}
         """Generation of the next row of each record with rows, for the claimed work units."""
 
@@ -156,10 +135,8 @@ class OutputRun(Generic[AnyRecord, AnyRow, AnySettings]):
         command = content.choice("command", ("invert", "edit"))
         settings, shards = content.section("settings"), read_shards(files, content)
         if command != kind.command:
-            raise ValueError(
-                f"{files.address!r} is a run of `nti-batch {command}`: give the --output.dir of `nti-batch "
-                f"{kind.command}`"
-            )
+            other = f"{files.address!r} is a run of `nti-batch {command}`"
+            raise ValueError(f"{other}: give the --output.dir of `nti-batch {kind.command}`")
         content.expect_all_read()
         if not files.is_shared and not (files.root / kind.folder).exists():
             raise ValueError(
@@ -169,26 +146,12 @@ class OutputRun(Generic[AnyRecord, AnyRow, AnySettings]):
         return cls(kind, files, kind.read_settings(settings), shards)
 
     def _write(self, known: Shards | None) -> bool:
-        """Write `run.json`, unless it already says the same; return False if another start was first.
-
-        Args:
-            known: Shards that the run had; None for a new run.
-        """
+        """Write `run.json`, if shards are new to those that are known; return False if another start was first."""
         added = {name: url for name, url in self.shards.items() if known is None or known.get(name) != url}
         if known is not None and not added:
             return True
-        content: dict[str, Json] = {
-            "command": self.kind.command,
-            "settings": self.settings.to_json(),
-            "shards": dict(self.shards),
-        }
-        text = json.dumps({**format_versions(), **content}, indent=2) + "\n"
-        if len(text) > MAX_RUN_BYTES:
-            raise ValueError(
-                f"{self.files.address}/{RUN_FILE} would have {len(text):,} bytes for {len(self.shards):,} shards, "
-                f"allowed: {MAX_RUN_BYTES:,}: give each of several output folders a part of the shards"
-            )
-        return self.files.put_run(text, added)
+        text = run_text(self.files.address, self.kind.command, self.settings.to_json(), self.shards)
+        return self.files.put_run(text, added, is_new=known is None)
 
     def _part(self, unit: WorkUnit, number: int) -> Path:
         return self.folder / f"{unit.name}.{number:05d}.tar"

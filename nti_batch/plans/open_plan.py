@@ -5,8 +5,8 @@ from pathlib import Path
 from nti_batch.data.shards import Shards
 from nti_batch.output.edits import open_edits
 from nti_batch.output.inversions import open_inversions
+from nti_batch.output.places import run_files
 from nti_batch.output.run_file import read_run_file
-from nti_batch.output.run_folder import run_files
 from nti_batch.plans.missing_edits import EditPlan
 from nti_batch.plans.missing_images import ImagePlan
 

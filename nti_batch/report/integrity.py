@@ -9,25 +9,22 @@ from math import nan
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from nti_batch.data.samples import read_inputs
 from nti_batch.data.shard_reader import read_keys
 from nti_batch.data.shards import public_address
 from nti_batch.editing.reconstruct import reconstruct
 from nti_batch.models.load import load_model
-from nti_batch.output.edits import decode_png
 from nti_batch.output.inversions import read_inversions
 from nti_batch.output.manifest import Manifest
 from nti_batch.output.manifest_rows import Metadata, Row
 from nti_batch.output.part import read_members
-from nti_batch.output.serialization import StoredInversion, decode_inversion
+from nti_batch.output.serialization import decode_inversion
 from nti_batch.plans.missing_edits import EditPlan
 from nti_batch.plans.missing_images import ImagePlan
 from nti_batch.plans.plan import AnyPlan
 from nti_batch.records import WorkUnit
 from nti_batch.report.preview import choose_rows
+from nti_batch.report.record_checks import check_inversion, check_png
 from nti_batch.scores.metrics import psnr
 
 RECONSTRUCTION_TOLERANCE = 0.05
@@ -238,46 +235,11 @@ def _record_check(plan: AnyPlan) -> CheckRecord:
         if metadata.get("settings") != settings:
             yield "was made with other settings than the run's"
         if inverted:
-            yield from _check_png(payload, inverted.height, inverted.width)
+            yield from check_png(payload, inverted.height, inverted.width)
         else:
             yield from check_inversion(decode_inversion(payload, metadata))
 
     return check_record
-
-
-def check_inversion(stored: StoredInversion) -> Iterator[str]:
-    """What is wrong with the tensors of an inversion."""
-    steps = stored.settings.num_steps
-    if stored.null_embeddings.ndim != 3 or len(stored.null_embeddings) != steps:
-        yield f"null_embeddings have the shape {tuple(stored.null_embeddings.shape)}, not [{steps}, tokens, dim]"
-    expected = (steps, *stored.noise_latents.shape) if stored.settings.inversion.keeps_pivot else None
-    found = None if stored.pivot is None else tuple(stored.pivot.shape)
-    if found != expected:
-        yield f"the pivot has the shape {found}, not {expected}"
-    yield from _check_tensors(stored)
-
-
-def _check_tensors(stored: StoredInversion) -> Iterator[str]:
-    tensors: dict[str, Tensor | None] = {
-        "null_embeddings": stored.null_embeddings,
-        "noise_latents": stored.noise_latents,
-        "pivot": stored.pivot,
-    }
-    for name, tensor in tensors.items():
-        if tensor is not None and tensor.dtype != torch.float32:
-            yield f"{name} are {tensor.dtype}, not float32"
-        if tensor is not None and not tensor.isfinite().all():
-            yield f"{name} hold numbers that are not finite"
-
-
-def _check_png(payload: bytes, height: int, width: int) -> Iterator[str]:
-    try:
-        found = tuple(decode_png(payload).shape[1:])
-    except ValueError as error:
-        yield str(error)
-    else:
-        if found != (height, width):
-            yield f"is an image of the height and width {found}, not {height, width}"
 
 
 def unexpected_files(plan: AnyPlan, tars: Collection[str]) -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import itertools
 import json
 import os
 import subprocess
@@ -27,6 +28,25 @@ def run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
+IN_A_STORE = [
+    "invert --data.shards=demo --output.dir={}",
+    "edit --data.inversions=run --output.dir={}",
+    "status {}",
+    "verify {}",
+]
+"""Commands that take a run in an object store."""
+
+IN_A_FOLDER = [
+    "edit --inversions=run --key=000 --output={}.png",
+    "export run --output={}",
+    "export {} --output=folder",
+    "pack folder {}",
+    "report run --output={}",
+    "report {}",
+    "score {}",
+]
+
+
 @pytest.fixture
 def computes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail the test if an image is edited, or a page is made."""
@@ -34,21 +54,11 @@ def computes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, name, lambda *_: pytest.fail("this is too late"))
 
 
-@pytest.mark.parametrize("scheme", ["s3", "gs", "HTTPS", "file"])
 @pytest.mark.parametrize(
-    "command",
+    ("command", "scheme"),
     [
-        "invert --data.shards=demo --output.dir={}",
-        "edit --data.inversions=run --output.dir={}",
-        "edit --inversions=run --key=000 --output={}.png",
-        "export run --output={}",
-        "export {} --output=folder",
-        "pack folder {}",
-        "report run --output={}",
-        "report {}",
-        "status {}",
-        "verify {}",
-        "score {}",
+        *itertools.product(IN_A_STORE, ["HTTPS", "file"]),
+        *itertools.product(IN_A_FOLDER, ["s3", "gs", "HTTPS", "file"]),
     ],
 )
 def test_an_address_on_the_network_is_no_folder(

@@ -29,7 +29,7 @@ from nti_batch.output.inversions import open_inversions
 from nti_batch.output.manifest_rows import Metadata
 from nti_batch.output.serialization import StoredInversion, pack_tensors, unpack_tensors
 from nti_batch.report import preview
-from nti_batch.report.integrity import check_inversion
+from nti_batch.report.record_checks import check_inversion
 from nti_batch.scores.metrics import psnr
 
 STORAGES = get_args(Storage)

@@ -1,5 +1,6 @@
 """One object of each name: the operations of a store, with servers that answer wrongly."""
 
+import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -78,3 +79,10 @@ def test_a_store_that_ignores_the_condition_is_refused(bucket: str, s3_port: int
 def test_a_bucket_that_does_not_exist_is_named(bucket: str):
     with pytest.raises(ValueError, match="s3://nowhere/run/name cannot be written, since there is no such bucket"):
         Bucket("s3://nowhere/run").put("name", b"")
+
+
+@pytest.mark.parametrize(("scheme", "extra"), [("s3", "s3"), ("gs", "gcs"), ("az", "azure")])
+def test_the_package_that_a_store_needs_is_named(scheme: str, extra: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "obstore.store", None)
+    with pytest.raises(ValueError, match=rf"'{scheme}://b/run' .* needs obstore: pip install 'nti-batch\[{extra}\]'"):
+        Bucket(f"{scheme}://b/run")
