@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 from nti_batch.files import check_writable, translate_os_errors
@@ -76,6 +77,15 @@ class BucketFiles:
     def publish(self, path: Path) -> None:
         """Put a file under its name in the copy."""
         self.bucket.put(path.relative_to(self.root).as_posix(), path)
+
+    def remove_older(self, address: str, hours: float) -> bool:
+        """Remove an object if it is older than this, by the clock of the store."""
+        name = address.removeprefix(f"{self.address}/")
+        put = self.bucket.put_time(name)
+        is_old = put is not None and self._claims.now() - put > timedelta(hours=hours)
+        if is_old:
+            self.bucket.remove(name)
+        return is_old
 
     def snapshot(self) -> None:
         """List all files, and copy the manifests that are new."""

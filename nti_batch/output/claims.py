@@ -52,7 +52,7 @@ class Claims:
         """
         name = f"{stem}.claim"
         put = self._bucket.put_time(name)
-        if put is not None and self._now() - put < timedelta(seconds=CLAIM_SECONDS):
+        if put is not None and self.now() - put < timedelta(seconds=CLAIM_SECONDS):
             owner = self._bucket.read(name) or b""
             if f'"disk": "{disk}"'.encode() not in owner:
                 raise UnitInUseError(
@@ -73,7 +73,7 @@ class Claims:
         with suppress(OutputError):
             self._bucket.remove(f"{stem}.claim")
 
-    def _now(self) -> datetime:
+    def now(self) -> datetime:
         """The time of the store."""
         if self._clock is None:
             name = f"clock-{uuid.uuid4()}"

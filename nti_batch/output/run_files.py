@@ -35,6 +35,9 @@ class RunFiles(Protocol):
     def publish(self, path: Path) -> None:
         """Copy a local file, such as a preview, to its place in the run, over another one."""
 
+    def remove_older(self, address: str, hours: float) -> bool:
+        """Remove a file if it is older than this; return whether it was."""
+
     def snapshot(self) -> None:
         """Learn of all files that there are now. Without it, each is looked for when it is needed."""
 
@@ -136,6 +139,10 @@ class FolderFiles:
 
     def publish(self, path: Path) -> None:
         """Do nothing: the file is in its place."""
+
+    def remove_older(self, address: str, hours: float) -> bool:
+        """Remove nothing: a job salvages what is not committed."""
+        return False
 
     def snapshot(self) -> None:
         """Do nothing: looking for a file is quick."""

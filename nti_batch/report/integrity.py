@@ -39,6 +39,8 @@ _FILE_NAME = re.compile(
 )
 """A file of a work unit; a part has a number, and in an object store the beginning of its checksum."""
 
+UNNAMED = "run verify with --remove_uncommitted=HOURS"
+
 CheckRecord = Callable[[bytes, Metadata], Iterator[str]]
 """Yields what is wrong with a record, given its two members."""
 
@@ -256,6 +258,8 @@ def unexpected_files(plan: AnyPlan, tars: Collection[str]) -> Iterator[Finding]:
         is_left = name.endswith(".tar") and name not in tars and name.replace(".tar", ".jsonl") not in present
         if found is None or found[1] not in names:
             yield Finding(f"{folder}/{name}", "belongs to no work unit of these shards", STRANGE)
+        elif is_left and plan.run.files.is_shared:
+            yield Finding(f"{folder}/{name}", "is named by no manifest: a worker puts one now, or died before", UNNAMED)
         elif is_left or name.endswith((".salvage", ".tar.tmp")):
             what = "is not committed: a job writes it, or was killed; run the job again"
             yield Finding(f"{folder}/{name}", what, AGAIN)
