@@ -79,6 +79,7 @@ class DryRun:
         """
         units, ranks = part.units(plan.units, 0, 1), trainer.num_devices * trainer.num_nodes
         rows, throughput, stored = Counter[str](), Throughput(), 0
+        plan.run.files.snapshot()
         for unit in units:
             for row in plan.run.rows(unit):
                 if row.key:
@@ -95,7 +96,8 @@ class DryRun:
             failed=rows["failed"],
             left=plan.estimate([unit for unit in units if plan.is_waiting(unit)]),
             per_hour=throughput.per_hour(),
-            size=StoredSize(stored // rows["done"], "so far") if rows["done"] else new_size,
+            # the tars of a run in an object store are not here
+            size=StoredSize(stored // rows["done"], "so far") if stored else new_size,
             first=FirstImages.read(plan, units),
             devices=describe_devices(trainer),
             folder=folder,

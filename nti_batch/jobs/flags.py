@@ -230,8 +230,7 @@ class OutputFlags:
     """Output of a job."""
 
     dir: str = ""
-    """Output folder of the run, or its address in an object store, such as 's3://bucket/run'; the same again resumes
-    the run."""
+    """Folder or address in a store (s3://bucket/run); the same again resumes the run."""
 
     part_images: int = 64
     """Maximum number of records in one output tar."""
@@ -243,8 +242,7 @@ class OutputFlags:
     """Time, in minutes, after which the job commits its finished records and ends with exit code 75."""
 
     spool: str | None = None
-    """Local folder for what is finished and not committed yet, if the run is in an object store. By default it is in
-    the user's cache."""
+    """Local folder for what is not yet in the store."""
 
     def __post_init__(self) -> None:
         """Raise a ValueError for a value out of range."""

@@ -18,6 +18,10 @@ from nti_batch.cli import main
 from nti_batch.jobs import ranks
 from nti_batch.output import claims
 from nti_batch.output.bucket import Bucket
+from nti_batch.output.edits import open_edits, read_edited_images
+from nti_batch.plans.missing_edits import EditPlan
+
+ON_CPU = "--trainer.accelerator=cpu"
 
 
 def shards(folder: Path, images: int) -> str:
@@ -54,6 +58,21 @@ def test_a_job_writes_to_a_store(tiny_model: Path, bucket: str, tmp_path: Path, 
     Bucket(out).put(f"inversions/{name}", b"other bytes")
     assert main(["verify", out]) == 1
     assert f"{out}/inversions/{name} is damaged" in capsys.readouterr().out
+
+
+def test_edits_of_a_run_in_a_store_are_written_to_a_store(tiny_model: Path, bucket: str, tmp_path: Path):
+    job = arguments(tiny_model, shards(tmp_path, 2), Path("out"), f"--output.dir={bucket}/inversions")
+    assert main(job) == 0
+    edit = ["edit", f"--data.inversions={bucket}/inversions", f"--output.dir={bucket}/edits", ON_CPU]
+    assert main(edit) == 0
+    tars = {name for name in Bucket(f"{bucket}/edits").list("edits") if name.endswith(".tar")}
+    assert tars
+    assert main(edit) == 0
+    assert {name for name in Bucket(f"{bucket}/edits").list("edits") if name.endswith(".tar")} == tars
+    assert main(["verify", f"{bucket}/edits"]) == 0
+    run = open_edits(f"{bucket}/edits")
+    units = EditPlan.of_run(run).units
+    assert sum(len(list(read_edited_images(run, unit, [row.id for row in run.rows(unit)]))) for unit in units) == 4
 
 
 def test_a_bucket_that_is_not_there_is_an_error_in_words(
