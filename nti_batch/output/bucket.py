@@ -136,11 +136,17 @@ class Bucket:
             try:
                 with _translated(f"{self.address}/{name}", done):
                     return operation()
+            except _AccessError:
+                raise
             except OutputError:
                 if delay is None:
                     raise
                 time.sleep(delay)
         raise AssertionError
+
+
+class _AccessError(OutputError):
+    """Access is refused, which no repetition mends."""
 
 
 @contextmanager
@@ -149,14 +155,14 @@ def _translated(address: str, done: str) -> Iterator[None]:
 
     Raises:
         OutputError: In place of the library's own errors.
-        ValueError: If access is refused, which no repetition mends.
+        ValueError: If there is no such bucket to write to.
     """
     from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 
     try:
         yield
     except (PermissionDeniedError, UnauthenticatedError) as error:
-        raise ValueError(
+        raise _AccessError(
             f"{address} cannot be {done}: {_first_line(error)}; give credentials as the store's own tools take them"
         ) from error
     except FileNotFoundError as error:

@@ -60,6 +60,15 @@ def test_an_operation_is_repeated_after_an_answer_of_the_server_that_says_so(
         assert Bucket(bucket).read("name") == b"own"
 
 
+def test_a_refused_access_is_named_and_not_tried_again(bucket: str, s3_port: int, monkeypatch: pytest.MonkeyPatch):
+    with proxy(s3_port) as between:
+        use_endpoint(monkeypatch, between.port)
+        between.rule = lambda method, path: 403
+        with pytest.raises(OutputError, match=f"{bucket}/name cannot be written: .*give credentials"):
+            Bucket(bucket).put("name", b"")
+        assert len(between.requests) == 1
+
+
 def test_a_store_that_never_answers_is_named(bucket: str, monkeypatch: pytest.MonkeyPatch):
     use_endpoint(monkeypatch, 9)
     monkeypatch.setattr(module, "RETRY_DELAYS", ())
