@@ -122,8 +122,8 @@ def test_workers_on_the_same_units_that_are_killed_commit_each_image_once(
     capsys: pytest.CaptureFixture[str],
 ):
     """No claim counts, so that all workers do the same work."""
-    out, dice = f"{bucket}/run", random.Random(kills)
-    job = arguments(tiny_model, shards(tmp_path, 4 + kills), Path("out"), "--output.part_images=2")
+    out, dice, images = f"{bucket}/run", random.Random(kills), 6 if kills < 50 else 4 * kills
+    job = arguments(tiny_model, shards(tmp_path, images), Path("out"), "--output.part_images=2")
     workers: list[BaseProcess] = []
     for kill in range(kills):
         while len(workers) < 1 + kill % (2 if kills < 50 else 4):
@@ -137,7 +137,7 @@ def test_workers_on_the_same_units_that_are_killed_commit_each_image_once(
     committed = len(ids(out)) if Bucket(out).read("run.json") else 0
     monkeypatch.setattr(claims, "CLAIM_SECONDS", -1.0)
     assert main([*job, f"--output.dir={out}", f"--output.spool={tmp_path / 'disk-0'}"]) == 0
-    assert len(set(ids(out))) == len(ids(out)) == 2 * (4 + kills)
+    assert len(set(ids(out))) == len(ids(out)) == 2 * images
     assert main(["verify", out, "--remove_uncommitted=-1"]) == 0
     with capsys.disabled():
         print(f"\n{kills} kills, {len(ids(out))} images, {committed} of them committed before the last kill")
