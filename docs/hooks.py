@@ -10,6 +10,7 @@ OUTSIDE_DOCS = (
     "README.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
+    "examples/edits.ipynb",
     "slurm/README.md",
     "nti_batch/demo/model/README.md",
     "nti_batch/demo/samples/README.md",

@@ -96,7 +96,9 @@ class RunStatus:
         if self.damaged_shards:
             lines.append(f"{self.damaged_shards} shards are damaged; images behind the damage are not counted")
         if self.prompts_truncated:
-            lines.append(f"{self.prompts_truncated} prompts are longer than the text encoder reads, and were truncated")
+            lines.append(
+                f"prompts that were truncated to the length that the text encoder reads: {self.prompts_truncated}"
+            )
         lines += [f"{count} failed at stage {stage!r}" for stage, count in self.failures.items()]
         if self.missing_parts:
             parts = and_more(self.missing_parts, FAILURES_SHOWN)
