@@ -129,7 +129,7 @@ def keys() -> list[Case]:
             X + renamed({b"x.jpg": image}),
             {"x": ("image", "there are 2 images, .png, .jpg, of one key")},
         ),
-        "without an image": (caption("x"), {"x": ("image", "0 image members")}),
+        "without an image": (caption("x"), {"x": ("image", "there is no image beside .txt")}),
         "with one member twice": (X + caption("x"), {"x": ("shard", "two members are called 'x.txt'")}),
         "with one member in both cases": (
             X + renamed({b"x.TXT": text}),
