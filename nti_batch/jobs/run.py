@@ -153,21 +153,21 @@ def print_plan(job: Job) -> int:
 def run_rank(job: Job) -> int:
     """Run one rank from its first work unit to its exit code.
 
-    Lightning's loop takes each item from `JobDataModule`, whose thread claims a work unit (`claim_units`) and reads its
+    Lightning's loop takes each item from `JobDataModule`, whose thread claims a work unit (`RankUnits`) and reads its
     missing records ahead (`read_units`). The module's `predict_step` computes results, and puts each into the thread of
     `RecordWriter`, which commits them in parts, and releases the work unit after its last record.
     """
     rank, ranks = job.trainer.global_rank, job.trainer.world_size
     with job_log(job.part.file(job.plan.run.out, rank, ".log"), rank_prefix(rank, ranks)):
         logger.info("started rank=%d/%d host=%s process=%d", rank, ranks, socket.gethostname(), os.getpid())
-        code = finish(job) if predict(job) else ERROR
+        data = JobDataModule(job.plan, job.part, job.stop)
+        code = finish(job, data) if predict(job, data) else ERROR
         logger.info("ended exit_code=%d", code)
         return code
 
 
-def predict(job: Job) -> bool:
+def predict(job: Job, data: JobDataModule) -> bool:
     """Run the prediction to its end, or until a stop is requested; return whether it succeeded."""
-    data = JobDataModule(job.plan, job.part, job.stop)
     try:
         with job.progress:
             try:
@@ -193,7 +193,7 @@ def _end_ranks(trainer: Trainer) -> None:
         process.wait()
 
 
-def finish(job: Job) -> int:
+def finish(job: Job, data: JobDataModule) -> int:
     """Print the status, draw the preview, and find the exit code in what is committed.
 
     A rank that another program has started beside others (srun, torchrun, this program) does not report the outcome:
@@ -201,13 +201,12 @@ def finish(job: Job) -> int:
     """
     job.stop.release_interrupt()
     trainer, plan = job.trainer, job.plan
-    rank, ranks = trainer.global_rank, trainer.world_size
-    is_whole_job = ranks == 1 + len(started_ranks(trainer))
+    is_whole_job = trainer.world_size == 1 + len(started_ranks(trainer))
     if job.stop.requested:
         logger.warning("stopped early; run the same command again to resume %s", plan.run.out)
         return STOPPED if is_whole_job else DONE
     is_whole_run = is_whole_job and job.part.count == 1
-    units = job.part.units(plan.units, *((0, 1) if is_whole_job else (rank, ranks)))
+    units = job.part.units(plan.units, 0, 1) if is_whole_job else data.units.mine()
     try:
         status = plan.status(plan.whole_run() if is_whole_run else units)
     except (ValueError, OSError) as error:
