@@ -43,6 +43,7 @@ class Job:
 
     trainer: Trainer
     module: LightningModule
+    data: JobDataModule
     plan: AnyPlan
     part: JobPart
     writer: RecordWriter
@@ -97,6 +98,7 @@ def build_job(
     return Job(
         trainer=trainer,
         module=module,
+        data=JobDataModule(plan, part, stop),
         plan=plan,
         part=part,
         writer=writer,
@@ -160,20 +162,19 @@ def run_rank(job: Job) -> int:
     rank, ranks = job.trainer.global_rank, job.trainer.world_size
     with job_log(job.part.file(job.plan.run.out, rank, ".log"), rank_prefix(rank, ranks)):
         logger.info("started rank=%d/%d host=%s process=%d", rank, ranks, socket.gethostname(), os.getpid())
-        data = JobDataModule(job.plan, job.part, job.stop)
-        code = finish(job, data) if predict(job, data) else ERROR
+        code = finish(job) if predict(job) else ERROR
         logger.info("ended exit_code=%d", code)
         return code
 
 
-def predict(job: Job, data: JobDataModule) -> bool:
+def predict(job: Job) -> bool:
     """Run the prediction to its end, or until a stop is requested; return whether it succeeded."""
     try:
         with job.progress:
             try:
-                job.trainer.predict(job.module, data, return_predictions=False)
+                job.trainer.predict(job.module, job.data, return_predictions=False)
             finally:
-                data.close()
+                job.data.close()
                 job.plan.run.release_all()
             job.progress.wait_for(started_ranks(job.trainer))
     except (UnitInUseError, OutputError, TooManyFailuresError, LoadError, OSError) as error:
@@ -193,7 +194,7 @@ def _end_ranks(trainer: Trainer) -> None:
         process.wait()
 
 
-def finish(job: Job, data: JobDataModule) -> int:
+def finish(job: Job) -> int:
     """Print the status, draw the preview, and find the exit code in what is committed.
 
     A rank that another program has started beside others (srun, torchrun, this program) does not report the outcome:
@@ -206,7 +207,7 @@ def finish(job: Job, data: JobDataModule) -> int:
         logger.warning("stopped early; run the same command again to resume %s", plan.run.out)
         return STOPPED if is_whole_job else DONE
     is_whole_run = is_whole_job and job.part.count == 1
-    units = job.part.units(plan.units, 0, 1) if is_whole_job else data.units.mine()
+    units = job.part.units(plan.units, 0, 1) if is_whole_job else job.data.units.mine()
     try:
         status = plan.status(plan.whole_run() if is_whole_run else units)
     except (ValueError, OSError) as error:

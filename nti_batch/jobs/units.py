@@ -2,9 +2,10 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from itertools import chain, dropwhile
 from pathlib import Path
 from uuid import uuid4
 
@@ -112,11 +113,12 @@ class RankUnits:
             UnitInUseError: If another job holds a unit.
             OutputError: If the output folder cannot be written.
         """
-        units = self._own if self.taken is None else [*self._own, *self._others]
-        for unit in self._take(units, stop_requested):
+        units = chain(self._own, self._others if self.taken else ())
+        left = dropwhile(lambda unit: self._first not in (None, unit), units)
+        for unit in self._take(left, stop_requested):
             yield unit, self.plan.run.claim(unit)
 
-    def _take(self, units: list[WorkUnit], stop_requested: Callable[[], bool]) -> Iterator[WorkUnit]:
+    def _take(self, units: Iterable[WorkUnit], stop_requested: Callable[[], bool]) -> Iterator[WorkUnit]:
         """Take the units that have missing records."""
         for unit in units:
             if stop_requested():
