@@ -94,7 +94,7 @@ def held_job(arguments: list[str], hold: Path, flags: Sequence[str] | None = Non
         hold.unlink()
 
 
-def wait_for(path: Path, timeout: float = 120) -> None:
+def wait_for(path: Path, timeout: float = 240) -> None:
     deadline = time.monotonic() + timeout
     while not path.exists():
         assert time.monotonic() < deadline, f"{path} took more than {timeout} s"
