@@ -7,11 +7,11 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset
 
-from nti_batch.jobs.ranks import JobPart, claim_units, read_units
+from nti_batch.jobs.ranks import JobPart
 from nti_batch.jobs.read_ahead import read_ahead
 from nti_batch.jobs.signals import StopSignals
+from nti_batch.jobs.units import TAKEN_FILE, RankUnits, TakenUnits, read_units
 from nti_batch.plans.plan import AnyPlan
-from nti_batch.records import WorkUnit
 
 ITEMS_AHEAD = 8
 """Items that are read before they are asked for. An inversion to edit may have 32 MB."""
@@ -19,6 +19,9 @@ ITEMS_AHEAD = 8
 
 class JobDataModule(LightningDataModule):
     """The input of a job."""
+
+    units: RankUnits
+    """Work units of this rank, once the prediction has started."""
 
     def __init__(self, plan: AnyPlan, part: JobPart, stop: StopSignals) -> None:
         """Take the work of the run.
@@ -37,10 +40,15 @@ class JobDataModule(LightningDataModule):
         return batch
 
     def predict_dataloader(self) -> "DataLoader[object]":
-        """A loader with one record a batch: the modules make their own batches."""
+        """A loader with one record a batch: the modules make their own batches.
+
+        All ranks call this at the same time, and none continues before all have returned.
+        """
         assert self.trainer is not None
-        units = self.part.units(self.plan.units, self.trainer.global_rank, self.trainer.world_size)
-        self._records = _MissingRecords(self.plan, units, self.stop)
+        taken = TakenUnits.of_job(self.plan.run.out / TAKEN_FILE, self.trainer)
+        self.units = RankUnits(self.plan, self.part, self.trainer.global_rank, self.trainer.world_size, taken)
+        self.units.take_first(lambda: self.stop.requested)
+        self._records = _MissingRecords(self.plan, self.units, self.stop)
         return DataLoader(self._records, batch_size=None)
 
     def close(self) -> None:
@@ -52,13 +60,13 @@ class JobDataModule(LightningDataModule):
 class _MissingRecords(IterableDataset[object]):
     """Missing records of work units, each unit claimed before it is read."""
 
-    def __init__(self, plan: AnyPlan, units: list[WorkUnit], stop: StopSignals) -> None:
+    def __init__(self, plan: AnyPlan, units: RankUnits, stop: StopSignals) -> None:
         self.plan, self.units, self.stop = plan, units, stop
         self._is_closed = False
         self._ahead: Generator[object, None, None] | None = None
 
     def __iter__(self) -> Iterator[object]:
-        claimed = claim_units(self.plan, self.units)
+        claimed = self.units.claim(self._is_stopped)
         self._ahead = read_ahead(read_units(self.plan, claimed, self._is_stopped), ITEMS_AHEAD)
         return takewhile(lambda item: not self._is_stopped(), self._ahead)
 

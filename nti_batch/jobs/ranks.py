@@ -1,15 +1,13 @@
-"""One rank among several: its work units, and the processes that it has started."""
+"""One rank among several: its share of the work units, and the processes that it has started."""
 
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from lightning.pytorch import Trainer
 
-from nti_batch.output.manifest_rows import Row
-from nti_batch.plans.plan import AnyPlan
 from nti_batch.records import WorkUnit
 
 
@@ -38,39 +36,16 @@ class JobPart:
         """The work units of a rank: every `ranks`-th of this job's part."""
         return list(units[self.index :: self.count][rank::ranks])
 
+    def queue(self, units: Sequence[WorkUnit], rank: int, ranks: int) -> tuple[list[WorkUnit], list[WorkUnit]]:
+        """The work units of a rank, and those of the others from the last on, since each rank begins at its first."""
+        of_job = self.units(units, 0, 1)
+        others = [unit for index, unit in enumerate(of_job) if index % ranks != rank]
+        return of_job[rank::ranks], others[::-1]
+
     def file(self, out: Path, rank: int, suffix: str) -> Path:
         """The file in which a rank of this job writes about itself."""
         job = f"part-{self.index}of{self.count}." if self.count > 1 else ""
         return out / "log" / f"{job}rank-{rank}{suffix}"
-
-
-def claim_units(plan: AnyPlan, units: Sequence[WorkUnit]) -> Iterator[tuple[WorkUnit, list[Row]]]:
-    """Claim one work unit after the other.
-
-    Args:
-        plan: The work of the run.
-        units: Work units of this rank.
-
-    Returns:
-        Units with missing records, each with its rows that count; `RecordWriter` releases a unit when it is finished.
-
-    Raises:
-        UnitInUseError: If another process holds a unit.
-    """
-    for unit in units:
-        if plan.is_waiting(unit):
-            yield unit, plan.run.claim(unit)
-
-
-def read_units(
-    plan: AnyPlan, claimed: Iterator[tuple[WorkUnit, list[Row]]], stop_requested: Callable[[], bool]
-) -> Iterator[object]:
-    """Read the missing records of claimed work units, until the end or until a stop is requested."""
-    for unit, rows in claimed:
-        for item in plan.read(unit, rows, stop_requested):
-            if stop_requested():
-                return
-            yield item
 
 
 def started_ranks(trainer: Trainer) -> list[subprocess.Popen[bytes]]:

@@ -43,6 +43,7 @@ class Job:
 
     trainer: Trainer
     module: LightningModule
+    data: JobDataModule
     plan: AnyPlan
     part: JobPart
     writer: RecordWriter
@@ -97,6 +98,7 @@ def build_job(
     return Job(
         trainer=trainer,
         module=module,
+        data=JobDataModule(plan, part, stop),
         plan=plan,
         part=part,
         writer=writer,
@@ -153,7 +155,7 @@ def print_plan(job: Job) -> int:
 def run_rank(job: Job) -> int:
     """Run one rank from its first work unit to its exit code.
 
-    Lightning's loop takes each item from `JobDataModule`, whose thread claims a work unit (`claim_units`) and reads its
+    Lightning's loop takes each item from `JobDataModule`, whose thread claims a work unit (`RankUnits`) and reads its
     missing records ahead (`read_units`). The module's `predict_step` computes results, and puts each into the thread of
     `RecordWriter`, which commits them in parts, and releases the work unit after its last record.
     """
@@ -167,13 +169,12 @@ def run_rank(job: Job) -> int:
 
 def predict(job: Job) -> bool:
     """Run the prediction to its end, or until a stop is requested; return whether it succeeded."""
-    data = JobDataModule(job.plan, job.part, job.stop)
     try:
         with job.progress:
             try:
-                job.trainer.predict(job.module, data, return_predictions=False)
+                job.trainer.predict(job.module, job.data, return_predictions=False)
             finally:
-                data.close()
+                job.data.close()
                 job.plan.run.release_all()
             job.progress.wait_for(started_ranks(job.trainer))
     except (UnitInUseError, OutputError, TooManyFailuresError, LoadError, OSError) as error:
@@ -201,13 +202,12 @@ def finish(job: Job) -> int:
     """
     job.stop.release_interrupt()
     trainer, plan = job.trainer, job.plan
-    rank, ranks = trainer.global_rank, trainer.world_size
-    is_whole_job = ranks == 1 + len(started_ranks(trainer))
+    is_whole_job = trainer.world_size == 1 + len(started_ranks(trainer))
     if job.stop.requested:
         logger.warning("stopped early; run the same command again to resume %s", plan.run.out)
         return STOPPED if is_whole_job else DONE
     is_whole_run = is_whole_job and job.part.count == 1
-    units = job.part.units(plan.units, *((0, 1) if is_whole_job else (rank, ranks)))
+    units = job.part.units(plan.units, 0, 1) if is_whole_job else job.data.units.mine()
     try:
         status = plan.status(plan.whole_run() if is_whole_run else units)
     except (ValueError, OSError) as error:

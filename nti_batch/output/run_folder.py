@@ -6,6 +6,7 @@
     OUT/<folder>/<shard>.<k>of<n>.complete      state of the input of which no image is missing
     OUT/<folder>/<shard>.<k>of<n>.lock          the process that works on the unit
     OUT/log/                                    log files and numbers of each rank
+    OUT/taken.jsonl                             the units that ranks of a job have taken
 
 A record is committed when a manifest names it. No committed part is ever rewritten: a record that is computed again has
 another row, of a higher generation, in a later part.
