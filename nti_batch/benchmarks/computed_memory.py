@@ -32,7 +32,7 @@ class TensorMemory(TorchDispatchMode):
         Args:
             kept: Tensors from before, whose views do not count.
         """
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.present = self.peak = 0
         self._known = weakref.WeakSet(tensor.untyped_storage() for tensor in kept)
 

@@ -31,7 +31,7 @@ https://arxiv.org/abs/2305.16807; Ju et al., "Direct Inversion: Boosting Diffusi
 
 from dataclasses import dataclass, field, fields, replace
 from math import isfinite
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -90,8 +90,8 @@ class InvertedImage:
 
     def on_host(self) -> "InvertedImage":
         """Start a copy of the tensors to the host; they have arrived once a `HostCopy` that starts later has."""
-        values = {each.name: getattr(self, each.name) for each in fields(self)}
-        return replace(self, **{name: download(t) for name, t in values.items() if isinstance(t, Tensor)})
+        values: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(self)}
+        return replace(self, **values | {name: download(t) for name, t in values.items() if isinstance(t, Tensor)})
 
 
 @dataclass(slots=True, eq=False)

@@ -175,7 +175,7 @@ class InversionPool(Generic[K]):
         return [self._leave(key, state) for key, state in list(self._states.items()) if state.finished]
 
     def make_space(self) -> bool:
-        """Free the memory of the calls on their way, and have one at a time from then on; return whether there were any.
+        """Drop the calls on their way, and have one at a time from then on; return whether there were any.
 
         Their images will be called again.
         """

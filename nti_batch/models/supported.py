@@ -132,8 +132,8 @@ def _check_tiles(vae: JsonObject, factor: int) -> None:
     size = vae.get("sample_size", 32)
     if not isinstance(size, int) or size % (4 * factor):
         raise ValueError(
-            f"model.vae_tiling is true, and {vae.file}: sample_size is {size}, allowed: a multiple of {4 * factor}; leave "
-            "model.vae_tiling out"
+            f"model.vae_tiling is true, and {vae.file}: sample_size is {size}, allowed: a multiple of {4 * factor}; "
+            "leave model.vae_tiling out"
         )
 
 
