@@ -146,8 +146,14 @@ class CapturedPredictor:
         self, latents: Tensor, timesteps: Tensor, embeddings: Tensor, needs_gradient: bool
     ) -> Callable[..., Tensor]:
         samples = latents.clone(), timesteps.clone(), embeddings.clone().requires_grad_(needs_gradient)
-        with torch.set_grad_enabled(needs_gradient):
-            captured: Any = torch.cuda.make_graphed_callables(lambda *inputs: self.predict(*inputs), samples)
+        try:
+            with torch.set_grad_enabled(needs_gradient):
+                captured: Any = torch.cuda.make_graphed_callables(lambda *inputs: self.predict(*inputs), samples)
+        except RuntimeError as error:
+            # the end of a capture that did not fit the memory may fail, too, and hide the reason
+            if isinstance(error.__context__, torch.OutOfMemoryError):
+                raise error.__context__ from error
+            raise
         return captured  # type: ignore[no-any-return]
 
     def _check_order(self, call: int, gradient: Tensor) -> None:

@@ -1,11 +1,12 @@
 """Calls in batches have the rows of one call, and shrink where the memory does not suffice."""
 
+from itertools import count
+
 import pytest
 import torch
 from torch import Tensor
 
-from nti_batch.diffusion import batch_size
-from nti_batch.diffusion.batch_size import in_batches
+from nti_batch.diffusion.batch_size import find_batch_size, in_batches
 
 
 @pytest.mark.parametrize(("fits", "sizes"), [(8, [4, 4, 2]), (3, [4, 2, 2, 2, 2, 2]), (1, [4, 2, 1, 1] + [1] * 8)])
@@ -43,8 +44,9 @@ def test_a_row_that_does_not_fit_is_an_error():
 def test_the_batch_size_that_is_found_fits_every_kind_of_call(
     fits: dict[str, int], expected: int, monkeypatch: pytest.MonkeyPatch
 ):
-    clock = iter(range(1000))
-    monkeypatch.setattr(batch_size.time, "perf_counter", lambda: float(next(clock)))  # every call takes as long
+    clock = count()
+    # every call takes as long
+    monkeypatch.setattr("nti_batch.diffusion.batch_size.time.perf_counter", lambda: float(next(clock)))
     seen: list[tuple[str, int]] = []
 
     def allow(kind: str, images: int) -> None:
@@ -61,6 +63,6 @@ def test_the_batch_size_that_is_found_fits_every_kind_of_call(
         allow("vae", images)
 
     inputs = torch.ones(4, 2, 2), torch.tensor(1), torch.ones(3, 5)
-    assert batch_size.find_batch_size(predict, *inputs, use_vae) == expected
+    assert find_batch_size(predict, *inputs, use_vae) == expected
     # the other kinds are called while the call with gradient waits for its backward pass
     assert seen[:3] == [("gradient", 1), ("none", 1), ("vae", 1)]
