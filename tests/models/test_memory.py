@@ -61,9 +61,10 @@ def test_checkpointing_keeps_fewer_bytes_and_changes_no_bit(networks: StableDiff
     assert fewer < 0.6 * kept
 
 
-def test_a_compiled_call_with_checkpointing_is_one_graph_and_predicts_the_same(networks: StableDiffusion):
+def test_a_compiled_call_with_checkpointing_is_one_graph_and_predicts_the_same(tiny_model: Path):
     torch.compiler.reset()
     counters.clear()
+    networks = StableDiffusion.load(ModelSource(str(tiny_model)))
     *expected, _ = both_calls(networks, Acceleration())
     *found, _ = both_calls(networks, Acceleration(checkpointing=True, compile_backend="aot_eager"))
     for a, b in zip(found, expected, strict=True):
