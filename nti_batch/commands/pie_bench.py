@@ -41,11 +41,13 @@ NOT_SETTINGS = (
     "variant",
     "config",
     "vae",
+    "vae_tiling",
     "loras",
     "precision",
     "batch_size",
     "compile",
     "cuda_graphs",
+    "checkpointing",
 )
 """Flags of the model that are no settings of the method."""
 

@@ -174,6 +174,16 @@ class InversionPool(Generic[K]):
             self._shrink(len(states), is_alone)
         return [self._leave(key, state) for key, state in list(self._states.items()) if state.finished]
 
+    def make_space(self) -> bool:
+        """Drop the calls on their way, and have one at a time from then on; return whether there were any.
+
+        Their images will be called again.
+        """
+        has_calls = bool(self._calls)
+        if has_calls:
+            self._shrink(0, is_alone=False)
+        return has_calls
+
     def _next_call(self) -> list[InversionState]:
         """The longest-waiting images of the kind of call that more images need, at most `batch_size`.
 

@@ -1,6 +1,7 @@
 """Loads the networks of a job, whose files may be damaged, and compiles its UNet."""
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,7 +36,12 @@ def load_networks(source: ModelSource, precision: Precision) -> StableDiffusion:
         raise LoadError(f"{name}{error}") from error
 
 
-def warm_up(pool: InversionPool[Any], network: Predictor, image: tuple[Tensor, Tensor, Tensor]) -> None:
+def warm_up(
+    pool: InversionPool[Any],
+    network: Predictor,
+    image: tuple[Tensor, Tensor, Tensor],
+    beside: Callable[[int], object] = lambda images: None,
+) -> None:
     """Make both kinds of call once, so that the network is compiled for them, and compare them with the network's own.
 
     The batch size is halved until the calls fit the memory.
@@ -44,6 +50,7 @@ def warm_up(pool: InversionPool[Any], network: Predictor, image: tuple[Tensor, T
         pool: The pool that will make the calls.
         network: The network that is not compiled.
         image: Latents, timestep and text embedding of one image.
+        beside: Makes the other calls of a batch size, those of the VAE, which must fit beside these.
 
     Raises:
         LoadError: If the network cannot be compiled, or is wrong then.
@@ -54,7 +61,7 @@ def warm_up(pool: InversionPool[Any], network: Predictor, image: tuple[Tensor, T
     while True:
         rows = pool.batch_size
         try:
-            compiled = _both_calls(pool.predict, image, rows)
+            compiled = _both_calls(pool.predict, image, rows, beside)
         except torch.OutOfMemoryError:
             if rows == 1:
                 raise
@@ -79,14 +86,20 @@ def warm_up(pool: InversionPool[Any], network: Predictor, image: tuple[Tensor, T
             )
 
 
-def _both_calls(predict: Predictor, image: tuple[Tensor, Tensor, Tensor], rows: int) -> tuple[Tensor, Tensor]:
-    """Prediction and gradient of the first of equal rows, by a call of each kind."""
+def _both_calls(
+    predict: Predictor,
+    image: tuple[Tensor, Tensor, Tensor],
+    rows: int,
+    beside: Callable[[int], object] = lambda images: None,
+) -> tuple[Tensor, Tensor]:
+    """Prediction and gradient of the first of equal rows, by a call of each kind, on their way together."""
     latents, timestep, embedding = image
     inputs = latents.repeat(rows, 1, 1, 1), timestep.repeat(rows)
     embeddings = embedding.repeat(rows, 1, 1)
-    with torch.no_grad():
-        prediction = predict(*inputs, embeddings)
     with torch.enable_grad():
         differentiable = predict(*inputs, embeddings.requires_grad_())
+        with torch.no_grad():
+            prediction = predict(*inputs, embeddings)
+            beside(rows)
         gradient = torch.autograd.grad(differentiable.square().sum(), embeddings)[0]
     return prediction[0], gradient[0]
