@@ -45,6 +45,7 @@ SHORTER = {
 
 HERE = {
     "--config configs/sd-1.5.yaml": "--model.name=demo",
+    "--config configs/sdxl.yaml": "--model.name=demo",
     "/models/some-model.safetensors --model.config=/models/stable-diffusion-v1-5": "demo",
     "--model.compile=inductor --model.cuda_graphs=true": "",
     "/models/stable-diffusion-v1-5 --model.vae=/models/sd-vae-ft-mse": "demo",

@@ -99,7 +99,7 @@ def _both_calls(
     with torch.enable_grad():
         differentiable = predict(*inputs, embeddings.requires_grad_())
         with torch.no_grad():
-            prediction = predict(*inputs, embeddings)
+            prediction = predict(*inputs, embeddings.detach())
             beside(rows)
         gradient = torch.autograd.grad(differentiable.square().sum(), embeddings)[0]
     return prediction[0], gradient[0]

@@ -184,7 +184,9 @@ def job_parser(command: JobCommand) -> JobParser:
         parser.add_class_arguments(flags, name)
     parser.add_lightning_class_args(Trainer, "trainer")
     for name in REFUSED:
-        parser._option_string_actions[f"--trainer.{name}"].help = argparse.SUPPRESS
+        # older versions of Lightning lack some of them
+        if action := parser._option_string_actions.get(f"--trainer.{name}"):
+            action.help = argparse.SUPPRESS
     defaults = {**TRAINER_DEFAULTS, **command.trainer_defaults}
     parser.set_defaults({f"trainer.{name}": value for name, value in defaults.items()})
     # under Slurm Lightning loads any hpc_ckpt_*.ckpt that it finds in its root folder instead of the model
