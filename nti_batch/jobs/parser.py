@@ -234,6 +234,8 @@ def build_trainer(arguments: Namespace) -> Trainer:
 def _refuse_useless(flags: Namespace) -> None:
     parameters = inspect.signature(Trainer).parameters
     for name, instead in REFUSED.items():
+        if name not in parameters:
+            continue
         default = TRAINER_DEFAULTS.get(name, parameters[name].default)
         if flags[name] != default and not (name == "precision" and flags[name] in (FULL_PRECISION, "32", 32)):
             raise ValueError(f"--trainer.{name} is {flags[name]!r}, leave it out: {instead}")
