@@ -34,7 +34,7 @@ _CARD = """---
 
 | file | content |
 |---|---|
-| `{folder}.parquet` | a row for each record, done or failed, with its scores, the settings, and the place of its tensors |
+| `{folder}.parquet` | a row for each record, done or failed, with scores, settings and the place of its tensors |
 | `{folder}/*.tar` | WebDataset shards with two members for each record: `KEY{suffix}` and `KEY.json` |
 | `{folder}/*.jsonl`, `run.json` | manifests and settings: this folder is a run of nti-batch |
 
@@ -68,8 +68,8 @@ each DDIM step. With its caption, guided sampling rebuilds the image from them, 
 
 _EDITS = "Images that were edited by prompts, from null-text inversions of the originals."
 
-_READING = """With nti-batch, `nti_batch.read_inversions("FOLDER")` reads the tensors, `nti-batch verify FOLDER` compares
-all checksums, and `nti-batch edit --data.inversions=FOLDER` edits the images."""
+_READING = """With nti-batch, `nti_batch.read_inversions("FOLDER")` reads the tensors, `nti-batch verify FOLDER`
+compares all checksums, and `nti-batch edit --data.inversions=FOLDER` edits the images."""
 
 
 def dataset_card(run: AnyRun, counts: RowCounts, origins: Mapping[Origin, int]) -> str:
