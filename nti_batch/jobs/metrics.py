@@ -22,7 +22,7 @@ class MetricsFlags:
     """Port on which the job serves OpenMetrics; rank k of a node takes port + k, and null serves none."""
 
     host: str = "127.0.0.1"
-    """Address to serve at; '0.0.0.0' is every network."""
+    """Its address; '0.0.0.0' is every network."""
 
     def __post_init__(self) -> None:
         """Raise a ValueError for a value out of range."""

@@ -35,7 +35,7 @@ ROW_GROUP = 8192
 """Rows of a row group: so many are in memory."""
 
 SUFFIX = ".parquet"
-_PLACE: Mapping[str, str] = {"part": "string", "member": "string", "offset": "int64", "bytes": "int64"}
+_PLACE: dict[str, str] = {"part": "string", "member": "string", "offset": "int64", "bytes": "int64"}
 _TYPES: Mapping[type, str] = {str: "string", bool: "bool", int: "int64", float: "double"}
 
 Cells = dict[str, Any]
@@ -118,7 +118,7 @@ class RunTable:
             self.counts.add(row)
             self.origins[manifest.origin] += row.status == "done" and row.key != ""
             if row.key and (self.only is None or (row.shard, row.key) in self.only):
-                found = self._stored(manifest.tar, places, row) if places and row.status == "done" else {}
+                found = self._stored(manifest.tar, places, row) if manifest.tar and row.status == "done" else {}
                 yield {name: _text(value) for name, value in {**_cells(row), **found, **shared}.items()}
 
     def _places(self, manifest: Manifest[Any]) -> dict[str, MemberPlace]:
@@ -131,6 +131,8 @@ class RunTable:
 
     def _stored(self, tar: Path, places: Mapping[str, MemberPlace], row: Row) -> Cells:
         """Cells about what the tar holds of a record; none if that is damaged."""
+        if not places:
+            return {}
         name = f"{row.id}{self.run.kind.suffix}"
         try:
             caption = {"caption": _caption(tar, places[f"{row.id}.json"], row)} if self._has_captions else {}
