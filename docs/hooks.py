@@ -11,6 +11,7 @@ OUTSIDE_DOCS = (
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "slurm/README.md",
+    "k8s/README.md",
     "nti_batch/demo/model/README.md",
     "nti_batch/demo/samples/README.md",
     "nti_batch/health/photographs/README.md",
