@@ -19,13 +19,14 @@ from typing import Any
 from urllib.parse import quote
 
 from nti_batch.data.tar import MemberPlace, locate_members
-from nti_batch.files import atomic_open, translate_os_errors
+from nti_batch.files import atomic_open, open_regular, translate_os_errors
 from nti_batch.json_object import Json
 from nti_batch.output.export import Exported
 from nti_batch.output.inversions import INVERT
 from nti_batch.output.manifest import Manifest
 from nti_batch.output.manifest_rows import Row
 from nti_batch.output.origin import Origin
+from nti_batch.output.part import DAMAGE, MAX_MEMBER_BYTES
 from nti_batch.output.run_folder import AnyRun
 from nti_batch.output.status import RowCounts
 from nti_batch.output.stored_part import StoredPart
@@ -124,10 +125,17 @@ class RunTable:
     def _places(self, manifest: Manifest[Any]) -> dict[str, MemberPlace]:
         """Places of the members; none if the tar is damaged."""
         try:
-            return locate_members(manifest.tar) if manifest.tar else {}
+            if manifest.tar is None:
+                return {}
+            # a named pipe would wait for a writer
+            open_regular(manifest.tar).close()
+            return locate_members(manifest.tar)
+        except OSError as error:
+            self._damage.append(f"{manifest.tar} is damaged: {error.strerror}")
         except ValueError as error:
-            self._damage.append(str(error))
-            return {}
+            text = str(error)
+            self._damage.append(text if str(manifest.tar) in text else f"{manifest.tar} is damaged: {text}")
+        return {}
 
     def _stored(self, tar: Path, places: Mapping[str, MemberPlace], row: Row) -> Cells:
         """Cells about what the tar holds of a record; none if that is damaged."""
@@ -137,7 +145,7 @@ class RunTable:
         try:
             caption = {"caption": _caption(tar, places[f"{row.id}.json"], row)} if self._has_captions else {}
             place = places[name]
-        except (ValueError, KeyError, RecursionError) as error:
+        except DAMAGE as error:
             self._damage.append(str(error) if isinstance(error, ValueError) else f"{tar} is damaged: {error!r}")
             return {}
         part = f"{self.run.kind.folder}/{tar.name}"
@@ -163,9 +171,10 @@ def _caption(tar: Path, place: MemberPlace, row: Row) -> str:
     """The prompt of an inversion.
 
     Raises:
-        ValueError: If its `.json` is damaged.
-        KeyError: If that has no prompt.
+        DAMAGE: If its `.json` is damaged.
     """
+    if place.size > MAX_MEMBER_BYTES:
+        raise ValueError(f"{tar} is damaged: a .json has {place.size:,} bytes, allowed: {MAX_MEMBER_BYTES:,}")
     metadata = json.loads(MemberPlace(place.offset, place.size, row.json_sha256).read(tar))
     return str(metadata["prompt"])
 

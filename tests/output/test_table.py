@@ -2,6 +2,7 @@
 
 import builtins
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -150,6 +151,19 @@ def test_a_damaged_file_is_named_and_the_rest_is_in_the_table(
         assert lines["a/b"]["psnr"] == 30.25 and lines["a/b"]["part"] is None
     else:
         assert lines.keys() == {"000"}
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: None], ids=["pipe", "folder", "nothing"])
+@pytest.mark.parametrize("format", ["parquet", "hub"])
+def test_what_is_no_file_in_the_place_of_a_tar_is_named(
+    run: InversionRun, tmp_path: Path, make: Callable[[Path], None], format: str, capsys: pytest.CaptureFixture[str]
+):
+    tar = run.folder / f"{UNIT.name}.00000.tar"
+    tar.unlink()
+    make(tar)
+    assert main(["export", str(run.out), "--format", format, "--output", str(tmp_path / "x")]) == 1
+    assert str(tar) in capsys.readouterr().err
+    assert read(tmp_path / "x" / "inversions.parquet")["a/b"]["part"] is None
 
 
 def test_a_changed_caption_is_not_believed(run: InversionRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
