@@ -12,6 +12,7 @@ OUTSIDE_DOCS = (
     "CHANGELOG.md",
     "examples/edits.ipynb",
     "slurm/README.md",
+    "k8s/README.md",
     "nti_batch/demo/model/README.md",
     "nti_batch/demo/samples/README.md",
     "nti_batch/health/photographs/README.md",

@@ -39,6 +39,7 @@ from nti_batch.exit_codes import DONE
 from nti_batch.jobs.flags import InvertDataFlags, InvertModelFlags, InvertOutputFlags
 from nti_batch.jobs.help import HelpText
 from nti_batch.jobs.invert_module import InversionModule
+from nti_batch.jobs.metrics import MetricsFlags
 from nti_batch.jobs.parser import JobCommand, parse_flags, silence_warnings
 from nti_batch.jobs.run import build_job, predict, record_writer
 from nti_batch.jobs.signals import StopSignals
@@ -54,7 +55,7 @@ from nti_batch.terminal import print_json, print_lines, usage_error
 
 COMMAND = JobCommand(
     name="invert",
-    sections={"model": InvertModelFlags, "data": InvertDataFlags, "output": InvertOutputFlags},
+    sections={"model": InvertModelFlags, "data": InvertDataFlags, "output": InvertOutputFlags, "metrics": MetricsFlags},
     help=HelpText(description="The inversion job on a virtual device.", needed=(), example=""),
     trainer_defaults={"inference_mode": False},
 )

@@ -18,6 +18,7 @@ from nti_batch.jobs.edit_flags import EditDataFlags, EditModelFlags
 from nti_batch.jobs.edit_module import EditModule
 from nti_batch.jobs.flags import OutputFlags
 from nti_batch.jobs.help import HelpText
+from nti_batch.jobs.metrics import MetricsFlags
 from nti_batch.jobs.parser import JobCommand, parse_flags, silence_warnings
 from nti_batch.jobs.ranks import JobPart
 from nti_batch.jobs.run import Job, build_job, record_writer, run_job
@@ -43,7 +44,13 @@ ONE_IMAGE_USAGE = """nti-batch edit --inversions RUN --key KEY --output FILE.png
 
 COMMAND = JobCommand(
     name="edit",
-    sections={"model": EditModelFlags, "data": EditDataFlags, "output": OutputFlags, "edit": EditSettings},
+    sections={
+        "model": EditModelFlags,
+        "data": EditDataFlags,
+        "output": OutputFlags,
+        "edit": EditSettings,
+        "metrics": MetricsFlags,
+    },
     help=HelpText(
         description="Edit the images of an inversion run, or reconstruct them. The same command resumes a run. Each "
         "flag is also a key of a YAML file, and those of `edit` are also keys of a list of edits.",
