@@ -32,7 +32,7 @@ SILENCE = 30.0
 STALL_LIMIT = 2.0
 """Takes the place of the job's two minutes, as half a minute does for a server's hours."""
 
-FAULTS = {"none": 0, "two cuts a shard": 2, "a stall a shard": 1}
+FAULTS = {"no fault": 0, "two cuts a shard": 2, "a stall a shard": 1}
 """Number of connections of each shard that break after a third of it."""
 
 

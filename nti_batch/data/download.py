@@ -84,7 +84,7 @@ class Download(io.RawIOBase):
             return b""
         if self._answer is None:
             self._answer = self._await(self._request(self._offset, self._version), self._read_timeout)
-            self._check_version(self._answer)
+            self._check(self._answer)
             self._answered = self._answer.start
         while data := self._await(self._answer.read(), self._read_timeout):
             self._answered += len(data)
@@ -95,8 +95,10 @@ class Download(io.RawIOBase):
             raise BrokenError("the connection was cut")
         return b""
 
-    def _check_version(self, answer: Answer) -> None:
+    def _check(self, answer: Answer) -> None:
         """Compare the version and the size with those of earlier answers, as far as both are known."""
+        if answer.start > self._offset:
+            raise RefusedError(f"the server answers from byte {answer.start} on, asked for {self._offset}")
         if (self._version and answer.version and answer.version != self._version) or (
             None not in (self._size, answer.size) and answer.size != self._size
         ):

@@ -38,8 +38,8 @@ def split_address(address: str) -> tuple[str, str]:
     Raises:
         ValueError: If it holds credentials, names no bucket, or the extra for its store is not installed.
     """
-    scheme, _, path = address.partition("://")
-    bucket, _, name = path.partition("/")
+    scheme, _, path = address.partition(":")
+    bucket, _, name = path.removeprefix("//").partition("/") if path.startswith("//") else ("", "", "")
     shown = without_credentials(address)
     if "@" in bucket or not bucket:
         wanted = "credentials, which belong elsewhere" if bucket else "no bucket"

@@ -12,7 +12,7 @@ from helpers.jobs import arguments, ids
 from helpers.tiny import captioned, write_shard
 
 from nti_batch.cli import main
-from nti_batch.data import download, shard_reader, transfer
+from nti_batch.data import download, shard_reader, transfer, web
 from nti_batch.data.samples import RawSample, Reading, read_unit
 from nti_batch.data.shard_reader import read_keys
 from nti_batch.records import Failure, WorkUnit
@@ -245,6 +245,14 @@ def test_a_host_that_is_not_there_fails_the_shard():
     keys, error = read_keys_and_error("http://127.0.0.1:9/s.tar")
     assert keys == []
     assert error.startswith("the host does not answer (tried 3 times)")
+
+
+def test_a_server_that_answers_from_another_byte_on_is_refused(server: Server, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(web, "_range", lambda response: (512, None))
+    assert read_keys_and_error(server.url("cut", 0)) == (
+        [],
+        "the server answers from byte 512 on, asked for 0, after 0 keys",
+    )
 
 
 @pytest.mark.parametrize("url", ["http://host:99999/s.tar", "http:///s.tar", "http://[x/s.tar"])
