@@ -1,7 +1,8 @@
 """Parsers of commands from the signatures and docstrings of their functions."""
 
 import inspect
-from argparse import RawDescriptionHelpFormatter
+import re
+from argparse import Action, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -23,6 +24,10 @@ OptionalPath = Annotated[Path | None, "positional"]
 
 class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
     """Keeps the lines of a description, and adds types and defaults to flags."""
+
+    def _expand_help(self, action: Action) -> str:
+        """The help of a flag, without Python's way to write a class."""
+        return re.sub(r"<class '(\w+)'>", r"\1", super()._expand_help(action))
 
 
 class CommandParser(FlagParser):
