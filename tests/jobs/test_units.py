@@ -171,7 +171,7 @@ def images_of_part(part: int) -> set[tuple[str, str]]:
 def test_a_rank_that_is_done_takes_the_units_of_a_slow_one_and_no_unit_of_another_job(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    """Of part 0/2, rank 0 has the units 0 and 4, and rank 1 has 2 and 6. Rank 1 is held in 2, rank 0 then in 6."""
+    """In part 0/2, rank 0 has the units 0 and 4, and rank 1 has 2 and 6. Rank 1 is held in 2, rank 0 then in 6."""
     shard, out = write_shard(tmp_path / "s.tar", captioned(160)), tmp_path / "out"
     slow, fast = tmp_path / "slow", tmp_path / "fast"
     flags = ["--data.units_per_shard=8", "--output.part_images=4", "--model.num_steps=1", "--model.num_inner_steps=1"]

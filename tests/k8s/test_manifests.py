@@ -36,7 +36,10 @@ def container(spec: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
 def test_a_manifest_follows_the_schema(path: Path):
     validate = pytest.importorskip("kubernetes_validate")
-    validate.validate(yaml.safe_load(path.read_text()), validate.latest_version(), strict=True)
+    manifest = yaml.safe_load(path.read_text())
+    validate.validate(manifest, validate.latest_version(), strict=True)
+    with pytest.raises(validate.ValidationError):
+        validate.validate({**manifest, "sepc": {}}, validate.latest_version(), strict=True)
 
 
 def test_each_exit_code_has_its_rule(spec: dict[str, Any], container: dict[str, Any]):
