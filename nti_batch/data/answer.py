@@ -4,6 +4,8 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
+from nti_batch.phrases import hide_credentials
+
 
 class RefusedError(OSError):
     """A request that another attempt would meet again."""
@@ -40,3 +42,8 @@ class Answer:
 
 Request = Callable[[int, str], Coroutine[Any, Any, Answer]]
 """Ask for a file from an offset on, of the version that was read up to there (empty if unknown)."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a library's error, which goes on with its insides, without the credentials of urls."""
+    return hide_credentials(str(error).partition("\n")[0])[:300]

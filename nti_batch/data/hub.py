@@ -4,9 +4,8 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from nti_batch.data.answer import Answer, BrokenError, RefusedError
+from nti_batch.data.answer import Answer, BrokenError, RefusedError, first_line
 from nti_batch.data.web import request_url
-from nti_batch.phrases import hide_credentials
 
 
 async def request_from_hub(address: str, offset: int, version: str) -> Answer:
@@ -55,10 +54,6 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except (FileNotFoundError, ValueError, NotImplementedError) as error:
-        raise RefusedError(f"the hub has no such file, or not for this token: {_first_line(error)}") from error
+        raise RefusedError(f"the hub has no such file, or not for this token: {first_line(error)}") from error
     except Exception as error:
-        raise BrokenError(f"the hub does not answer: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return hide_credentials(str(error).partition("\n")[0])[:300]
+        raise BrokenError(f"the hub does not answer: {first_line(error)}") from error

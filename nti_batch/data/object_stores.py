@@ -12,8 +12,8 @@ from functools import lru_cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from nti_batch.data.answer import Answer, BrokenError, RefusedError
-from nti_batch.phrases import hide_credentials, without_credentials
+from nti_batch.data.answer import Answer, BrokenError, RefusedError, first_line
+from nti_batch.phrases import without_credentials
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -164,4 +164,4 @@ def _reason(error: Exception) -> str:
     if status := _STATUS.search(text):
         code = _CODE.search(text)
         return f"the store answers {status[1].strip()}" + (f", {code[1]}" if code else "")
-    return hide_credentials(text.partition("\n")[0])[:300]
+    return first_line(error)

@@ -5,15 +5,13 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import lru_cache
 from http import HTTPStatus
-from typing import Any
 
 import aiohttp
 from fsspec.asyn import get_loop
 from fsspec.implementations.http import HTTPFileSystem
 from yarl import URL
 
-from nti_batch.data.answer import Answer, BrokenError, RefusedError
-from nti_batch.phrases import hide_credentials
+from nti_batch.data.answer import Answer, BrokenError, RefusedError, first_line
 
 CONNECT_TIMEOUT = 30.0
 _PASSING = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
@@ -105,8 +103,4 @@ async def _translated() -> AsyncIterator[None]:
     except (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError, OSError) as error:
         raise BrokenError("the connection was cut") from error
     except (aiohttp.ClientError, ValueError) as error:
-        raise RefusedError(f"the url cannot be fetched: {_first_line(error)}") from error
-
-
-def _first_line(error: Any) -> str:
-    return hide_credentials(str(error).partition("\n")[0])[:300]
+        raise RefusedError(f"the url cannot be fetched: {first_line(error)}") from error
