@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
 
+from nti_batch.diffusion.batch_size import OneImage, both_calls, no_other_calls
 from nti_batch.diffusion.guidance import Predictor
 from nti_batch.diffusion.pool import InversionPool
 from nti_batch.models.source import ModelSource, Precision
@@ -39,8 +39,8 @@ def load_networks(source: ModelSource, precision: Precision) -> StableDiffusion:
 def warm_up(
     pool: InversionPool[Any],
     network: Predictor,
-    image: tuple[Tensor, Tensor, Tensor],
-    beside: Callable[[int], object] = lambda images: None,
+    image: OneImage,
+    beside: Callable[[int], object] = no_other_calls,
 ) -> None:
     """Make both kinds of call once, so that the network is compiled for them, and compare them with the network's own.
 
@@ -49,7 +49,7 @@ def warm_up(
     Args:
         pool: The pool that will make the calls.
         network: The network that is not compiled.
-        image: Latents, timestep and text embedding of one image.
+        image: Inputs of one image.
         beside: Makes the other calls of a batch size, those of the VAE, which must fit beside these.
 
     Raises:
@@ -61,7 +61,7 @@ def warm_up(
     while True:
         rows = pool.batch_size
         try:
-            compiled = _both_calls(pool.predict, image, rows, beside)
+            compiled = both_calls(pool.predict, image, rows, beside)
         except torch.OutOfMemoryError:
             if rows == 1:
                 raise
@@ -77,29 +77,10 @@ def warm_up(
         # a function keeps few compiled forms, and these will not be called again
         torch.compiler.reset()
         torch.cuda.empty_cache()
-    for name, found, own in zip(("prediction", "gradient"), compiled, _both_calls(network, image, 1), strict=True):
+    for name, found, own in zip(("prediction", "gradient"), compiled, both_calls(network, image, 1), strict=True):
         error_share = ((found - own).norm() / own.norm()).item()
         if not error_share < MAX_COMPILED_ERROR:
             raise LoadError(
                 f"the compiled UNet is wrong here: its {name} differs from the UNet's own by {error_share:.0%} of its "
                 "norm; leave model.compile out"
             )
-
-
-def _both_calls(
-    predict: Predictor,
-    image: tuple[Tensor, Tensor, Tensor],
-    rows: int,
-    beside: Callable[[int], object] = lambda images: None,
-) -> tuple[Tensor, Tensor]:
-    """Prediction and gradient of the first of equal rows, by a call of each kind, on their way together."""
-    latents, timestep, embedding = image
-    inputs = latents.repeat(rows, 1, 1, 1), timestep.repeat(rows)
-    embeddings = embedding.repeat(rows, 1, 1)
-    with torch.enable_grad():
-        differentiable = predict(*inputs, embeddings.requires_grad_())
-        with torch.no_grad():
-            prediction = predict(*inputs, embeddings.detach())
-            beside(rows)
-        gradient = torch.autograd.grad(differentiable.square().sum(), embeddings)[0]
-    return prediction[0], gradient[0]
