@@ -33,6 +33,10 @@ class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
 class CommandParser(FlagParser):
     """A parser whose errors are printable: they repeat arguments, and a shell expands `*` to any name of a file."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Take the arguments of jsonargparse."""
+        super().__init__(*args, formatter_class=HelpFormatter, **kwargs)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the error, and exit."""
         super().error(own_lines(message), ex)
@@ -64,7 +68,6 @@ def function_parser(
         prog=prog,
         usage=usage,
         description="\n\n".join(filter(None, (doc.short_description, doc.long_description))),
-        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     parser.add_function_arguments(

@@ -15,7 +15,7 @@ from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from nti_batch.commands.bench import BenchOutputFlags
 from nti_batch.commands.env import environment
-from nti_batch.commands.parser import CommandParser, HelpFormatter
+from nti_batch.commands.parser import CommandParser
 from nti_batch.diffusion.settings import Method
 from nti_batch.editing.pie_bench import special_cases, write_shard
 from nti_batch.exit_codes import DONE, SOME_FAILED, STOPPED
@@ -228,7 +228,6 @@ def pie_bench_parser() -> ArgumentParser:
         description="Invert the images of PIE-Bench by several methods, edit them by prompt-to-prompt with the "
         "benchmark's settings, score the edits by its protocol, and print its table beside the published rows. The "
         "same command resumes.",
-        formatter_class=HelpFormatter,
         exit_on_error=False,
         allow_abbrev=False,
     )
