@@ -40,7 +40,7 @@ COMMANDS = {
     "pie-bench": Command("compare inversion methods on PIE-Bench, beside its table", "pie_bench", parses_itself=True),
     "verify": Command("check a run: checksums, shapes, one commit for each record, nothing missing", "verify"),
     "score": Command("score a run of edits that have masks", "score"),
-    "export": Command("write inversions for diffusers, or edits as image files", "export"),
+    "export": Command("write a run for diffusers, as images, as a table, or for the hub", "export"),
     "configs": Command("list the ready configurations for --config", "configs"),
     "env": Command("print versions and devices, for a bug report", "env"),
     "completion": Command("print a script that completes commands and flags in the shell", "completion"),

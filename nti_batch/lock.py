@@ -84,14 +84,27 @@ def lock_folder(folder: Path, name: str, argument: str) -> Iterator[None]:
 
 
 @contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Hold a lock for a moment, in which one process reads, changes and writes a file; others wait for their turn."""
-    with open(path, "a", encoding="utf-8") as file:
+def exclusive(path: Path) -> Iterator[IO[str]]:
+    """Hold a lock for a moment, in which one process reads, changes and writes a file; others wait for their turn.
+
+    The block gets the lock's own file, to read and to append to.
+    """
+    with open(path, "a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
             raise _no_locks(path, error) from error
-        yield
+        yield file
+
+
+def is_locked(path: Path) -> bool:
+    """Whether another process holds `exclusive` of a file; False also if there are no locks."""
+    with suppress(OSError), open(path, "a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def _open_current(path: Path, resource: str) -> IO[str]:

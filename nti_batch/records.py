@@ -29,7 +29,7 @@ class WorkUnit:
     """Name of the shard, its identity: the file name of the tar without its ending. It names rows and output files."""
 
     url: str
-    """Present address of the shard: a path, or any address that `webdataset.gopen` opens."""
+    """Present address of the shard: a path, a url or a command."""
 
     index: int
     count: int

@@ -51,6 +51,7 @@ class InversionRunSettings:
         noise_seed: dict[str, Json] = {"noise_seed": method.noise_seed} if method.method == "ddpm" else {}
         # what came later is in the file only if it is used, so that older runs resume
         vae: dict[str, Json] = {} if source.vae is None else {"vae": source.vae}
+        tiling: dict[str, Json] = {"vae_tiling": True} if source.vae_tiling else {}
         return {
             "model": {
                 "name": source.name,
@@ -58,6 +59,7 @@ class InversionRunSettings:
                 "variant": source.variant,
                 "config": source.config,
                 **vae,
+                **tiling,
                 **_loras_to_json(source.loras),
                 "fingerprint": self.fingerprint,
                 "precision": self.precision,
@@ -100,6 +102,7 @@ class InversionRunSettings:
                 config=model.optional_text("config"),
                 vae=model.text("vae") if "vae" in model else None,
                 loras=_loras_from_json(model),
+                vae_tiling=model.boolean("vae_tiling") if "vae_tiling" in model else False,
             ),
             fingerprint=model.optional_text("fingerprint"),
             precision=cast(Precision, model.choice("precision", get_args(Precision))),

@@ -26,7 +26,9 @@ from nti_batch.diffusion.edit_settings import EditSettings
 from nti_batch.editing.requests import read_requests
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "slurm/README.md")]
+DOCUMENTS = [
+    ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "slurm/README.md", "k8s/README.md")
+]
 DOCUMENTS += [ROOT / "nti_batch" / "demo" / name / "README.md" for name in ("model", "samples")]
 DOCUMENTS += [ROOT / "nti_batch" / "health" / "photographs" / "README.md"]
 DOCUMENTS += sorted((ROOT / "docs").rglob("*.md"))
@@ -45,6 +47,7 @@ SHORTER = {
 
 HERE = {
     "--config configs/sd-1.5.yaml": "--model.name=demo",
+    "--config configs/sdxl.yaml": "--model.name=demo",
     "/models/some-model.safetensors --model.config=/models/stable-diffusion-v1-5": "demo",
     "--model.compile=inductor --model.cuda_graphs=true": "",
     "/models/stable-diffusion-v1-5 --model.vae=/models/sd-vae-ft-mse": "demo",
@@ -65,8 +68,9 @@ LOGGERS = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb"}
 LONG = ("nti_batch.benchmarks.", "nti_batch.demo.evaluate")
 """Modules that measure for minutes: only their flags are tested here."""
 
-ELSEWHERE = ("pip", "sbatch", "source")
-"""CI installs the package, and tests/slurm/test_slurm.py runs the scripts under a Slurm."""
+ELSEWHERE = ("apptainer", "docker", "hf", "kubectl", "pip", "sbatch", "source")
+"""CI installs the package, and tests/slurm/test_slurm.py runs the scripts under a Slurm; the others need a cluster or
+a network."""
 
 
 def blocks(document: Path, language: str) -> Iterator[str]:

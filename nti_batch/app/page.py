@@ -73,7 +73,7 @@ class Page:
 
     def blocks(self) -> gr.Blocks:
         """Lay out the page, and name the function of each part."""
-        settings, name = self.workbench.dataset.run.settings, self.workbench.out.resolve().name
+        settings, name = self.workbench.dataset.run.settings, self.workbench.dataset.run.name
         style = ["image", "small"] if max(settings.height, settings.width) < SMALL else ["image"]
         with gr.Blocks(title=f"nti-batch: {name}", analytics_enabled=False, fill_width=True) as page:
             self._connect(page, Layout(name, style, self.edits.path.name, self.command, self.uploads is not None))

@@ -86,11 +86,11 @@ class Edit:
 class Workbench:
     """A run and its networks, which are loaded once."""
 
-    def __init__(self, out: Path, networks: StableDiffusion, shards: str | None = None) -> None:
+    def __init__(self, out: Path | str, networks: StableDiffusion, shards: str | None = None) -> None:
         """Read the run's manifests.
 
         Args:
-            out: Output folder of `nti-batch invert`.
+            out: Output folder of `nti-batch invert`, or its address.
             networks: Networks of the run.
             shards: Present place of the input shards; None for the recorded one.
 

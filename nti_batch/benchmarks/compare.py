@@ -17,7 +17,7 @@ from nti_batch.diffusion.guidance import Predictor
 from nti_batch.diffusion.rounding import Storage
 from nti_batch.diffusion.schedule import DDIMSchedule
 from nti_batch.diffusion.settings import InversionSettings
-from nti_batch.models.acceleration import Acceleration
+from nti_batch.models.acceleration import Acceleration, checkpoint_activations
 from nti_batch.models.source import ModelSource, Precision
 from nti_batch.models.stable_diffusion import StableDiffusion
 from nti_batch.records import CaptionedImage
@@ -72,6 +72,8 @@ def prepare(setup: Setup, image: CaptionedImage) -> Setup:
     """
     networks = _networks(setup.source, setup.device, setup.precision)
     if setup.batch_size == "auto":
+        if setup.acceleration.checkpointing:
+            checkpoint_activations(networks.unet)
         latents, prompt = networks.encode_images(image.pixels[None])[0], networks.embed_prompts([image.prompt])[0]
         batch_size = find_batch_size(networks.predict, latents, networks.schedule(2).network_timesteps[1], prompt)
         setup = dataclasses.replace(setup, batch_size=batch_size)

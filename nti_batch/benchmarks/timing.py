@@ -12,6 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from nti_batch.diffusion.clock import DeviceClock
 from nti_batch.diffusion.guidance import Predictor
 
 P = ParamSpec("P")
@@ -30,37 +31,6 @@ def synchronize(device: torch.device) -> None:
     """Wait until a GPU has finished its work, so that a clock measures it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-class DeviceClock:
-    """Adds up the time that blocks of code take on a device, without waiting for it between them."""
-
-    def __init__(self, device: torch.device) -> None:
-        """Start at zero."""
-        self.device = device
-        self._seconds = 0.0
-        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Count the time of a `with` block."""
-        if self.device.type == "cuda":
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            yield
-            end.record()
-            self._events.append((start, end))
-        else:
-            since = time.perf_counter()
-            yield
-            self._seconds += time.perf_counter() - since
-
-    @property
-    def seconds(self) -> float:
-        """Time of all blocks; waits for a GPU."""
-        synchronize(self.device)
-        milliseconds: float = sum(start.elapsed_time(end) for start, end in self._events)
-        return self._seconds + milliseconds / 1000
 
 
 class UNetClock(DeviceClock):

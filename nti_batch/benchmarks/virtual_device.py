@@ -1,4 +1,4 @@
-"""The job on a virtual device: `python -m nti_batch.benchmarks.virtual_device [--config FILE] [--json]`.
+"""The job on a virtual device: `python -m nti_batch.benchmarks.virtual_device [--config FILE] [--devices N] [--json]`.
 
 It measures which part of a job's time passes outside the UNet, on a machine without a GPU. The job is the real one,
 from the shard to the committed part, with the settings of `configs/sd-1.5.yaml`: 512 x 512 pixels, 50 steps, compact
@@ -7,23 +7,31 @@ they take on a GPU (`virtual_networks`).
 
 In the pool an embedding has only a few values a token, so that a tensor operation takes about as long as its launch
 on a GPU. An inversion gets its true size where it is packed.
+
+With several devices, each has a process of its own, as in a job. They start together, and their images a second count
+against those of one device, which is measured before and after them.
 """
 
 import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal
+from statistics import median
+from typing import Any
 
 import torch
 from jsonargparse import ArgumentError
 from torch import Tensor
 
 from nti_batch.benchmarks.full_size import write_images
+from nti_batch.benchmarks.timing import OwnProcess
 from nti_batch.benchmarks.virtual_networks import DIM, TOKENS, VirtualDevice, VirtualNetworks, VirtualPool
 from nti_batch.data.shards import work_units
 from nti_batch.diffusion.rounding import round_embeddings, round_values
@@ -31,6 +39,7 @@ from nti_batch.exit_codes import DONE
 from nti_batch.jobs.flags import InvertDataFlags, InvertModelFlags, InvertOutputFlags
 from nti_batch.jobs.help import HelpText
 from nti_batch.jobs.invert_module import InversionModule
+from nti_batch.jobs.metrics import MetricsFlags
 from nti_batch.jobs.parser import JobCommand, parse_flags, silence_warnings
 from nti_batch.jobs.run import build_job, predict, record_writer
 from nti_batch.jobs.signals import StopSignals
@@ -40,13 +49,13 @@ from nti_batch.output.manifest_rows import Metadata
 from nti_batch.output.run_folder import OutputRun
 from nti_batch.output.serialization import encode_inversion
 from nti_batch.plans.missing_images import ImagePlan
-from nti_batch.records import Inversion, Outcome
+from nti_batch.records import Inversion
 from nti_batch.settings import InversionRunSettings
 from nti_batch.terminal import print_json, print_lines, usage_error
 
 COMMAND = JobCommand(
     name="invert",
-    sections={"model": InvertModelFlags, "data": InvertDataFlags, "output": InvertOutputFlags},
+    sections={"model": InvertModelFlags, "data": InvertDataFlags, "output": InvertOutputFlags, "metrics": MetricsFlags},
     help=HelpText(description="The inversion job on a virtual device.", needed=(), example=""),
     trainer_defaults={"inference_mode": False},
 )
@@ -57,6 +66,9 @@ SETTINGS = (
     "--output.storage=compact",
 )
 SIDE = 512
+START_SECONDS = 120.0
+"""Longest time for which a device waits for the others to be ready."""
+
 LEVEL_DEVIATION = 3.9
 """Standard deviation of the levels of an update, whose entropy is then 4 bits, as of an Adam run's."""
 
@@ -64,17 +76,10 @@ LEVEL_DEVIATION = 3.9
 class VirtualModule(InversionModule):
     """The inversion job's own module, with virtual networks."""
 
-    def __init__(
-        self,
-        settings: InversionRunSettings,
-        batch_size: int | Literal["auto"],
-        stop: StopSignals,
-        emit: Callable[[Outcome], None],
-        device: VirtualDevice,
-    ) -> None:
-        """Take the device; the clock starts with the prediction."""
-        super().__init__(settings, batch_size, stop, emit, Acceleration())
-        self.virtual, self.started = device, 0.0
+    def __init__(self, device: VirtualDevice, wait: Callable[[], object], *arguments: Any) -> None:
+        """Take the device, what to wait for before the clock starts, and what `InversionModule` takes."""
+        super().__init__(*arguments)
+        self.virtual, self.wait, self.started = device, wait, 0.0
         self.pool_type = partial(VirtualPool, device)
 
     def setup(self, stage: str) -> None:
@@ -83,6 +88,7 @@ class VirtualModule(InversionModule):
 
     def on_predict_start(self) -> None:
         """Start the clock."""
+        self.wait()
         self.started = time.perf_counter()
         super().on_predict_start()
 
@@ -147,18 +153,20 @@ def true_size(settings: InversionRunSettings, updated: Sequence[bool]) -> tuple[
     return start, torch.stack(rows[1:])
 
 
-def measure(argv: Sequence[str], images: int) -> Share:
+def measure(argv: Sequence[str], images: int, wait: Callable[[], object] = lambda: None) -> Share:
     """Run a job in a temporary folder.
 
     Args:
         argv: Flags of `nti-batch invert`, without input and output.
         images: Number of images.
+        wait: Called when the job is ready, before the clock starts.
 
     Raises:
         ValueError: If a flag is wrong.
         ArgumentError: Likewise, from the parser.
         RuntimeError: If the job fails.
     """
+    silence_warnings()
     with tempfile.TemporaryDirectory() as folder, StopSignals() as stop:
         shard, out, device = Path(folder) / "images.tar", Path(folder) / "out", VirtualDevice()
         places = f"--data.shards={shard}", f"--output.dir={out}", "--trainer.accelerator=cpu"
@@ -169,7 +177,7 @@ def measure(argv: Sequence[str], images: int) -> Share:
         run = OutputRun.create(kind, out, settings, shards)
         plan = ImagePlan(run, work_units(shards, settings.units_per_shard))
         writer = record_writer(run, flags.data, flags.output)
-        module = VirtualModule(settings, flags.model.batch_size, stop, writer.put, device)
+        module = VirtualModule(device, wait, settings, flags.model.batch_size, stop, writer.put, Acceleration())
         job = build_job(flags, plan, module, writer, stop, lambda: None)
         if not predict(job) or writer.tally.done != images:
             raise RuntimeError("the job has failed")
@@ -181,6 +189,24 @@ def measure(argv: Sequence[str], images: int) -> Share:
         forwards=work.forwards / images,
         backwards=work.backwards / images,
     )
+
+
+def speedups(argv: Sequence[str], images: int, devices: int, rounds: int) -> Iterator[float]:
+    """Images a second of several devices, each with `images` images, as multiples of those of one.
+
+    One device and all of them take turns; each round compares with the mean of the two turns of one around it.
+    """
+    with ExitStack() as stack:
+        processes = [stack.enter_context(OwnProcess()) for _ in range(devices)]
+        manager = stack.enter_context(get_context("spawn").Manager())
+        with ThreadPoolExecutor(devices) as threads:
+            alone = processes[0].call(measure, argv, images).seconds
+            for _ in range(rounds):
+                wait = manager.Barrier(devices, timeout=START_SECONDS).wait
+                turns = [threads.submit(process.call, measure, argv, images, wait) for process in processes]
+                together = max(turn.result().seconds for turn in turns)
+                before, alone = alone, processes[0].call(measure, argv, images).seconds
+                yield devices * (before + alone) / 2 / together
 
 
 def run_settings(model: InvertModelFlags, data: InvertDataFlags, output: InvertOutputFlags) -> InversionRunSettings:
@@ -219,10 +245,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog="It also takes the flags of nti-batch invert, such as --config FILE.",
     )
     parser.add_argument("--images", type=int, default=64, help="number of images")
+    parser.add_argument("--devices", type=int, default=1, help="number of devices, compared with one if there are more")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of that comparison")
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     arguments, flags = parser.parse_known_args(argv)
-    silence_warnings()
     try:
+        if arguments.devices > 1:
+            found = list(speedups(flags, arguments.images, arguments.devices, arguments.rounds))
+            return _print_speedups(arguments.devices, found, arguments.json)
         share = measure(flags, arguments.images)
     except (ValueError, ArgumentError) as error:
         return usage_error(error)
@@ -230,6 +260,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_json(share.to_json())
     else:
         print_lines(share.lines())
+    return DONE
+
+
+def _print_speedups(devices: int, found: list[float], as_json: bool) -> int:
+    if as_json:
+        print_json({"devices": devices, "speedups": found, "speedup": median(found)})
+    else:
+        shown = ", ".join(f"{speedup:.2f}" for speedup in found)
+        print_lines([f"{devices} devices invert {median(found):.2f} times the images a second of one ({shown})"])
     return DONE
 
 

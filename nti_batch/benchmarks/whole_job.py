@@ -11,8 +11,9 @@ from unittest.mock import patch
 
 import torch
 
-from nti_batch.benchmarks.timing import DeviceClock, UNetClock, synchronize
+from nti_batch.benchmarks.timing import UNetClock, synchronize
 from nti_batch.benchmarks.update_counts import fixed_updates
+from nti_batch.diffusion.clock import DeviceClock
 from nti_batch.diffusion.guidance import Predictor
 from nti_batch.jobs.invert_module import InversionModule
 from nti_batch.jobs.run import Job, predict
@@ -81,7 +82,7 @@ def run_job(build: Build, arguments: Sequence[str], networks: StableDiffusion, c
     """
     device = networks.device
     clocks = {name: DeviceClock(device) for name in DEVICE}
-    host = {name: DeviceClock(torch.device("cpu")) for name in HOST}
+    host = {name: DeviceClock() for name in HOST}
     timing = _timed(DEVICE, clocks), _timed(HOST, host)
     with timing[0], timing[1], fixed_updates(counts), _unet_clock() as unet, _unfrozen(), StopSignals() as stop:
         job = build(arguments, stop)

@@ -4,7 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from nti_batch.commands.invert import run_settings
-from nti_batch.commands.parser import OptionalPath
+from nti_batch.commands.parser import OptionalText
 from nti_batch.exit_codes import DONE
 from nti_batch.jobs.flags import InvertDataFlags, InvertModelFlags, InvertOutputFlags
 from nti_batch.jobs.parser import silence_warnings
@@ -19,7 +19,7 @@ MAX_PORT = 65535
 
 
 def app(
-    run: OptionalPath = None,
+    run: OptionalText = None,
     port: int = 7860,
     host: str = "127.0.0.1",
     edits: Path | None = None,
@@ -30,10 +30,11 @@ def app(
     """Serve a page to look at a run and to try edits, until Ctrl-C. Without a run it inverts what is uploaded.
 
     Args:
-        run: Output folder of `nti-batch invert`.
+        run: Output folder of `nti-batch invert`, or its address in an object store.
         port: Port of the page; 0 takes a free one.
         host: Address to listen on. Any other than the default lets other machines use the page, without a password.
-        edits: JSONL file that the page adds edits to; the default is edits.jsonl in the run's folder.
+        edits: JSONL file that the page adds edits to; the default is edits.jsonl in the run's folder, or in the
+            present one for a run in an object store.
         shards: Present place of the input shards, if the run read them elsewhere.
         output: Output folder of the images that are uploaded, if no run is given.
         model: Model and method for the images that are uploaded.
@@ -50,9 +51,10 @@ def app(
     from nti_batch.app.workbench import Workbench
 
     uploads = Uploads(output, upload_settings(model)) if run is None else None
-    out = output if run is None else run
+    out = str(output) if run is None else run
     opened = open_inversions(out)
-    edit_list, settings = EditList(edits or out / "edits.jsonl", list(opened.shards)), opened.settings
+    folder = Path() if opened.files.is_shared else opened.out
+    edit_list, settings = EditList(edits or folder / "edits.jsonl", list(opened.shards)), opened.settings
     networks = load_model(settings.source, settings.precision, settings.fingerprint)
     page = Page(Workbench(out, networks, shards), edit_list, uploads)
     with served(page, host, port) as (blocks, address):

@@ -18,6 +18,7 @@ from nti_batch.jobs.edit_flags import EditDataFlags, EditModelFlags
 from nti_batch.jobs.edit_module import EditModule
 from nti_batch.jobs.flags import OutputFlags
 from nti_batch.jobs.help import HelpText
+from nti_batch.jobs.metrics import MetricsFlags
 from nti_batch.jobs.parser import JobCommand, parse_flags, silence_warnings
 from nti_batch.jobs.ranks import JobPart
 from nti_batch.jobs.run import Job, build_job, record_writer, run_job
@@ -43,7 +44,13 @@ ONE_IMAGE_USAGE = """nti-batch edit --inversions RUN --key KEY --output FILE.png
 
 COMMAND = JobCommand(
     name="edit",
-    sections={"model": EditModelFlags, "data": EditDataFlags, "output": OutputFlags, "edit": EditSettings},
+    sections={
+        "model": EditModelFlags,
+        "data": EditDataFlags,
+        "output": OutputFlags,
+        "edit": EditSettings,
+        "metrics": MetricsFlags,
+    },
     help=HelpText(
         description="Edit the images of an inversion run, or reconstruct them. The same command resumes a run. Each "
         "flag is also a key of a YAML file, and those of `edit` are also keys of a list of edits.",
@@ -106,7 +113,7 @@ def build_edit_job(argv: Sequence[str], stop: StopSignals) -> Job:
 
 
 def edit_one(
-    inversions: Path,
+    inversions: str,
     key: str,
     output: Path,
     shard: str | None = None,
@@ -116,7 +123,7 @@ def edit_one(
     """Edit one inverted image. Without --inversions, `nti-batch edit` is a job: see `nti-batch edit --help`.
 
     Args:
-        inversions: Output folder of `nti-batch invert`.
+        inversions: Output folder of `nti-batch invert`, or its address in an object store.
         key: Key of the image.
         output: Image file to write, such as x.png.
         shard: Shard of the image, if several shards have the key.
@@ -147,7 +154,7 @@ def _image_format(path: Path) -> str:
     return file_format
 
 
-def find_inversion(out: Path, key: str, shard: str | None) -> StoredInversion:
+def find_inversion(out: Path | str, key: str, shard: str | None) -> StoredInversion:
     """The inversion of a key.
 
     Raises:

@@ -7,6 +7,7 @@ from nti_batch.data.shards import refuse_pipes, work_units
 from nti_batch.jobs.flags import InvertDataFlags, InvertModelFlags, InvertOutputFlags
 from nti_batch.jobs.help import HelpText
 from nti_batch.jobs.invert_module import NEEDS_GRADIENTS, InversionModule
+from nti_batch.jobs.metrics import MetricsFlags
 from nti_batch.jobs.parser import JobCommand, parse_flags
 from nti_batch.jobs.run import Job, build_job, record_writer, run_job
 from nti_batch.jobs.signals import StopSignals
@@ -22,7 +23,7 @@ from nti_batch.settings import InversionRunSettings
 
 COMMAND = JobCommand(
     name="invert",
-    sections={"model": InvertModelFlags, "data": InvertDataFlags, "output": InvertOutputFlags},
+    sections={"model": InvertModelFlags, "data": InvertDataFlags, "output": InvertOutputFlags, "metrics": MetricsFlags},
     help=HelpText(
         description="Invert the images of a folder or of WebDataset shards. The same command resumes a run. Each flag "
         "is also a key of a YAML file: --model.num_steps is num_steps below model.",

@@ -1,7 +1,8 @@
 """Parsers of commands from the signatures and docstrings of their functions."""
 
 import inspect
-from argparse import RawDescriptionHelpFormatter
+import re
+from argparse import Action, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -17,16 +18,24 @@ from nti_batch.jobs.flag_parser import FlagParser
 from nti_batch.lock import UnitInUseError
 from nti_batch.terminal import own_lines, print_error, usage_error
 
-OptionalPath = Annotated[Path | None, "positional"]
+OptionalText = Annotated[str | None, "positional"]
 """Type of a positional argument that may be left out."""
 
 
 class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
     """Keeps the lines of a description, and adds types and defaults to flags."""
 
+    def _expand_help(self, action: Action) -> str:
+        """The help of a flag, without Python's way to write a class."""
+        return re.sub(r"<class '(\w+)'>", r"\1", super()._expand_help(action))
+
 
 class CommandParser(FlagParser):
     """A parser whose errors are printable: they repeat arguments, and a shell expands `*` to any name of a file."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Take the arguments of jsonargparse."""
+        super().__init__(*args, formatter_class=HelpFormatter, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the error, and exit."""
@@ -53,13 +62,12 @@ def function_parser(
     own: dict[str, Any] = {p.name: {"action": "store_true"} for p in parameters if p.annotation is bool}
     own |= {p.name: {"type": p.annotation, "required": True} for p in parameters if _is_required_flag(p)}
     own |= {p.name: {"nargs": "+"} for p in parameters if p.annotation == list[str] | None}
-    optional = [p.name for p in parameters if p.annotation == OptionalPath]
+    optional = [p.name for p in parameters if p.annotation == OptionalText]
     groups = {p.name: p.annotation for p in parameters if is_dataclass(p.annotation)}
     parser = CommandParser(
         prog=prog,
         usage=usage,
         description="\n\n".join(filter(None, (doc.short_description, doc.long_description))),
-        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     parser.add_function_arguments(
@@ -67,7 +75,7 @@ def function_parser(
     )
     described = {param.arg_name: " ".join((param.description or "").split()) for param in doc.params}
     for name in optional:
-        parser.add_argument(name, nargs="?", type=Path | None, help=described[name])
+        parser.add_argument(name, nargs="?", type=str | None, help=described[name])
     for name, how in own.items():
         parser.add_argument(f"--{name}", help=described[name], **how)
     for name, flags in groups.items():

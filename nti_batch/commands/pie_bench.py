@@ -24,6 +24,7 @@ from nti_batch.jobs.flags import InvertModelFlags
 from nti_batch.jobs.parser import ConfigFile, silence_warnings
 from nti_batch.jobs.processes import Allocation, DeviceFlags, run_job_process, trainer_flags
 from nti_batch.jobs.signals import StopSignals
+from nti_batch.models.supported import ModelDescription
 from nti_batch.output.inversions import open_inversions
 from nti_batch.plans.missing_edits import EditPlan
 from nti_batch.plans.missing_images import ImagePlan
@@ -41,11 +42,13 @@ NOT_SETTINGS = (
     "variant",
     "config",
     "vae",
+    "vae_tiling",
     "loras",
     "precision",
     "batch_size",
     "compile",
     "cuda_graphs",
+    "checkpointing",
 )
 """Flags of the model that are no settings of the method."""
 
@@ -171,6 +174,7 @@ def pie_bench(argv: Sequence[str]) -> int:
         folder, out = Path(os.path.realpath(flags.folder)), Path(flags.out)
         refuse_url("out", flags.out)
         cases = special_cases(folder)
+        ModelDescription.of(flags.model.source)
         allocation = Allocation.of_environment()
         learned = LearnedScores.load(flags.weights, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         with StopSignals() as stop:

@@ -11,11 +11,11 @@ from nti_batch.report.run_page import run_page
 from nti_batch.terminal import print_line
 
 
-def report(out: Path, output: Path | None = None, images: int = 2, data: InputFlags = InputFlags()) -> int:
+def report(out: str, output: Path | None = None, images: int = 2, data: InputFlags = InputFlags()) -> int:
     """Write a page about a run: numbers, charts, failures, images. The page is one file that fetches nothing.
 
     Args:
-        out: Output folder of the run, which may still be running.
+        out: Output folder of the run, which may still be running, or its address in an object store.
         output: File to write; the default is OUT/report.html.
         images: Number of the worst, the median and the best images that the model reconstructs; 0 needs no model.
         data: Present place of the input.
@@ -23,12 +23,15 @@ def report(out: Path, output: Path | None = None, images: int = 2, data: InputFl
     silence_warnings()
     if images < 0:
         raise ValueError(f"--images is {images}, allowed: at least 0")
-    path = output or out / "report.html"
+    plan = open_plan(out, data.addresses(), data.allow_pipe)
+    path = output or plan.run.out / "report.html"
     check_new_file("--output", path)
-    page = run_page(open_plan(out, data.addresses(), data.allow_pipe), images)
+    page = run_page(plan, images)
     try:
         atomic_write(path, page.html())
     except OSError as error:
         raise ValueError(f"{path} cannot be written: {error.strerror}; give another --output") from error
-    print_line(str(path))
+    if output is None:
+        plan.run.files.publish(path)
+    print_line(plan.run.files.shown(str(path)))
     return DONE

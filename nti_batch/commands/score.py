@@ -13,11 +13,11 @@ from nti_batch.scores.learned import LearnedScores
 from nti_batch.terminal import print_json, print_lines
 
 
-def score(out: Path, json: bool = False, weights: Path | None = None, data: PipeFlags = PipeFlags()) -> int:
+def score(out: str, json: bool = False, weights: Path | None = None, data: PipeFlags = PipeFlags()) -> int:
     """Score a run of edits that have masks, in tables with PIE-Bench's layout.
 
     Args:
-        out: Output folder of the run.
+        out: Output folder of the run, or its address in an object store.
         json: Print one JSON list with the scores of each edit.
         weights: Folder with clip, dino or lpips in it, for the scores that need networks.
         data: Consent to shell commands.

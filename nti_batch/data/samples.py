@@ -162,11 +162,13 @@ def _input_sha256(sample: ShardSample, extension: str) -> str:
 
 def _image(sample: ShardSample) -> bytes:
     images = [extension for extension in sample.members if extension in IMAGE_EXTENSIONS]
-    if len(images) != 1:
+    if not images:
         raise ValueError(
-            f"there are {len(images)} image members among {join_extensions(sample.members)}, not one; images end in "
+            f"there is no image beside {join_extensions(sample.members)}; images end in "
             f"{join_extensions(IMAGE_EXTENSIONS)}, and in a tar a key ends at the first dot of the file name"
         )
+    if len(images) > 1:
+        raise ValueError(f"there are {len(images)} images, {join_extensions(images)}, of one key; allowed: one")
     return sample.content(images[0])
 
 

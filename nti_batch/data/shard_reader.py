@@ -26,7 +26,7 @@ DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError)
 
 
 RETRY_DELAYS = (1.0, 2.0, 4.0, 8.0)
-"""Seconds before each new attempt to read a shard whose transfer broke."""
+"""Seconds before each new attempt to read the output of a command that failed."""
 
 
 _NOT_OF_A_SAMPLE = re.compile(r"__[^/]*__($|/)|(.*/)?(__MACOSX/|(\._[^/]*|\.DS_Store)$)", re.DOTALL)
@@ -97,7 +97,7 @@ class ShardSample:
 class ShardReader:
     """Yields a sample for each key of a shard, in order; `errors` has the errors of the whole shard afterwards.
 
-    A reader is iterated once. A broken transfer starts again from the beginning. The sample in which it broke is
+    A reader is iterated once. A command that fails starts again from the beginning. The sample in which it broke is
     withheld until the last attempt, since another attempt may read it whole.
     """
 
@@ -119,7 +119,7 @@ class ShardReader:
         """Open nothing yet.
 
         Args:
-            url: Address of the shard: a path, or a url that WebDataset opens.
+            url: Address of the shard: a path, a url or a command.
             is_wanted: Decides by the key whether the contents of a sample are read.
             size_limits: Extensions of the members that are read, with the largest number of bytes of each. A small
                 shard may unpack to more than memory.
@@ -135,7 +135,7 @@ class ShardReader:
         self._yielded: set[str] = set()
 
     def __iter__(self) -> Generator[ShardSample]:
-        """Read the shard, in several attempts if its transfer breaks."""
+        """Read the shard, in several attempts if its command fails."""
         for delay in (*RETRY_DELAYS, None):
             attempt, last = self._attempt(), None
             for sample in attempt:
@@ -183,7 +183,7 @@ class _TarAttempt:
     ) -> None:
         self.errors: list[str] = []
         self.is_broken = False
-        """Whether the transfer broke, so that another attempt may get further."""
+        """Whether the command failed, so that another attempt may get further."""
 
         self._url, self._is_wanted, self._size_limits, self._stopped = url, is_wanted, size_limits, stopped
         self._allow_pipe = allow_pipe
@@ -199,7 +199,7 @@ class _TarAttempt:
         finally:
             if source is not None and (failure := source.close()):
                 self.errors.insert(0, failure)
-                self.is_broken = not source.was_refused
+                self.is_broken = True
         if not self._keys and not self.errors:
             self.errors.append("the shard holds no samples")
 

@@ -1,6 +1,6 @@
 """Expands the settings of the input into shards, and shards into work units.
 
-A shard is a tar, or a folder of images, whose keys are paths without extensions. Patterns and urls are WebDataset's.
+A shard is a tar, or a folder of images, whose keys are paths without extensions. Patterns are WebDataset's.
 
 The name of a shard is its identity: a tar has its file name, and a folder of images is always called `images`. The
 address of a shard may change. It may hold a password or a token: messages show its `public_address`.
@@ -11,10 +11,11 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 
-from webdataset.gopen import gopen_schemes
 from webdataset.shardlists import expand_urls
 
 from nti_batch.data.folder import IMAGE_EXTENSIONS, extension_of, is_run_folder, read_file
+from nti_batch.data.hub import list_hub
+from nti_batch.data.object_stores import STORES, list_objects, split_address
 from nti_batch.phrases import hide_credentials, without_credentials
 from nti_batch.records import WorkUnit
 
@@ -31,7 +32,10 @@ MAX_UNITS_IN_ALL = 1 << 22
 MAX_SHARD_NAME_BYTES = 216
 """File systems take names of 255 bytes; '.65535of65536.00000.tar.salvage' comes behind the name of a shard."""
 
-_COMMAND = "pipe:"
+COMMAND = "pipe:"
+"""Scheme of a shell command, whose output is a shard."""
+
+_SCHEMES = {"file", "pipe", "http", "https", "hf", *STORES}
 _ENDING = re.compile(r"\.(tar(\.(gz|bz2|xz))?|tgz)$", re.IGNORECASE)
 _OF_IMAGES = (*IMAGE_EXTENSIONS, "txt")
 _TAR = re.compile(r".+\.(?:tar(?:\.\w+)?|tgz)(?![\w.])", re.IGNORECASE)
@@ -63,7 +67,8 @@ def expand_shards(patterns: str, allow_pipe: bool = False) -> list[str]:
 
     Args:
         patterns: Paths, globs, braces and urls, joined by '::'; '@FILE' is a text file with one pattern a line. Of a
-            folder, and of what a glob matches, only the tars are taken.
+            folder, and of what a glob matches, only the tars are taken. Globs match in object stores and on the hub,
+            too.
         allow_pipe: Whether 'pipe:COMMAND' may be among them.
 
     Raises:
@@ -108,7 +113,7 @@ def refuse_pipes(urls: Iterable[str]) -> None:
         ValueError: If one does.
     """
     for url in urls:
-        if url.startswith(_COMMAND):
+        if url.startswith(COMMAND):
             raise ValueError(
                 f"shard {public_address(url)!r} runs a command in a shell: add --data.allow_pipe=true if you trust "
                 "where it comes from"
@@ -140,11 +145,11 @@ def _lines(pattern: str) -> list[str]:
 
 def _matches(pattern: str) -> list[str]:
     if is_url(pattern):
-        return [pattern]
+        return _matches_of_url(pattern)
     if "://" in pattern:
         raise ValueError(
-            f"shard {public_address(pattern)!r} has an unknown scheme; "
-            "use 'pipe:COMMAND', which writes it to its stdout"
+            f"shard {public_address(pattern)!r} has an unknown scheme, allowed: "
+            f"{', '.join(sorted(_SCHEMES))}; use 'pipe:COMMAND', which writes it to its stdout"
         )
     # a name may hold brackets itself
     if os.path.exists(pattern) and not os.path.isdir(pattern):
@@ -161,28 +166,57 @@ def _matches(pattern: str) -> list[str]:
     return files
 
 
+def _matches_of_url(pattern: str) -> list[str]:
+    """Expand a glob, or a folder (which ends in '/'), of a store or the hub; other urls stay as they are."""
+    scheme = pattern.partition(":")[0]
+    if scheme in STORES:
+        split_address(pattern)
+    elif scheme != "hf":
+        return [pattern]
+    names = f"{pattern}**" if pattern.endswith("/") else pattern
+    tars = _listed_tars(names) if re.search(r"[*?\[]", names) else [pattern]
+    if unclear := [tar for tar in tars if public_address(tar) != tar]:
+        raise ValueError(
+            f"shard {public_address(unclear[0])!r} goes on with '?' or '#', as do credentials in a url, so that it "
+            "could not be named: rename it"
+        )
+    return tars
+
+
+def _listed_tars(pattern: str) -> list[str]:
+    scheme = pattern.partition(":")[0]
+    found = list_objects(pattern) if scheme in STORES else list_hub(pattern)
+    tars = sorted(address for address in found if _ENDING.search(address))
+    if not tars:
+        raise ValueError(
+            f"shards: no {'tar' if found else 'file'} matches {public_address(pattern)!r}; give tars as "
+            f"'{scheme}://.../00000.tar', '.../{{000..009}}.tar', '.../*.tar', or a folder of them that ends in '/'"
+        )
+    return tars
+
+
 def _files_of_others(paths: Iterable[str]) -> list[str]:
     """Return the paths, sorted, without those in the output folder of a job."""
     return [path for path in sorted(paths) if not is_run_folder(os.path.dirname(os.path.dirname(path)) or ".")]
 
 
 def is_url(address: str) -> bool:
-    """Return whether an address is a url that WebDataset opens; otherwise it is a path."""
+    """Return whether an address is a url or a command; otherwise it is a path."""
     scheme, colon, _ = address.partition(":")
-    return bool(colon) and scheme in {"file", *gopen_schemes}
+    return bool(colon) and scheme in _SCHEMES
 
 
 def stored_address(address: str) -> str:
     """Return an address for a file: the same from every working folder, and without credentials in its urls."""
-    if address.startswith(_COMMAND):
+    if address.startswith(COMMAND):
         return hide_credentials(address)
     return public_address(address if is_url(address) else os.path.abspath(address))
 
 
 def public_address(url: str) -> str:
     """Return what may be shown of an address: no user, password, query or fragment of a url, and no command."""
-    if url.startswith(_COMMAND):
-        return f"{_COMMAND}... {_file_name(url)}".rstrip()
+    if url.startswith(COMMAND):
+        return f"{COMMAND}... {_file_name(url)}".rstrip()
     return without_credentials(url) if is_url(url) or "://" in url else url
 
 
@@ -224,10 +258,10 @@ def shard_name(url: str) -> str:
 
 def _file_name(url: str) -> str:
     """File name in an address; empty if it has none."""
-    if not url.startswith(_COMMAND):
+    if not url.startswith(COMMAND):
         address = public_address(url)
         return "" if re.fullmatch("[^/]*://[^/]*", address) else os.path.basename(address)
-    command = url.removeprefix(_COMMAND)
+    command = url.removeprefix(COMMAND)
     if tars := [tar[0] for part in re.split(r"[/\s='\"]+", command) if (tar := _TAR.match(part))]:
         return tars[-1]
     name = os.path.basename(re.split("[?#]", " ".join(command.split()[-1:]).strip("'\""))[0])

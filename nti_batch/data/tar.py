@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from webdataset.writer import TarWriter
 
+from nti_batch.data.answer import RefusedError
 from nti_batch.files import atomic_open
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class Header(tarfile.TarInfo):
         """
         try:
             member = super().fromtarfile(archive)
-        except (EOFHeaderError, tarfile.ReadError):
+        except (EOFHeaderError, tarfile.ReadError, RefusedError):
             raise
         except Exception as error:
             raise tarfile.ReadError(f"byte {archive.offset} has neither header nor end marker ({error})") from error

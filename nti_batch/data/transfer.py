@@ -1,4 +1,4 @@
-"""Opens shards: files, and urls by WebDataset's openers, which run tools such as curl that write to a pipe."""
+"""Opens shards: files, files of servers and object stores, and the output of commands."""
 
 import io
 import os
@@ -6,39 +6,30 @@ import select
 import stat
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from webdataset.gopen import Pipe, gopen, gopen_curl, gopen_schemes, rewrite_url
+from webdataset.gopen import Pipe, gopen, rewrite_url
 
-from nti_batch.data.shards import is_url, refuse_pipes
+from nti_batch.data.answer import Answer
+from nti_batch.data.download import Download
+from nti_batch.data.hub import request_from_hub
+from nti_batch.data.object_stores import STORES, request_object
+from nti_batch.data.shards import COMMAND, is_url, refuse_pipes
+from nti_batch.data.web import request_url
 
 READ_TIMEOUT = 120.0
-"""Seconds without data after which a transfer counts as broken; curl's own retries, set by WebDataset, take 60."""
+"""Seconds without data after which a transfer counts as broken."""
 
-
-_CURL = ("curl", "--globoff", "--connect-timeout", "30", "--retry", "30", "--retry-delay", "2", "-f", "-s", "-L")
-"""WebDataset's command line without curl's own patterns: WebDataset's braces are expanded, and brackets are a name."""
-
-
-_CURL_HTTP_ERROR = 22
-
-
-_CURL_ERRORS = {
-    6: "the host is not found",
-    7: "the host does not answer",
-    18: "the connection was cut",
-    _CURL_HTTP_ERROR: "the server answers with an error",
-    28: "the host does not answer in time",
-    52: "the server sends no answer",
-    56: "the connection was cut",
+_REQUESTS: dict[str, Callable[..., Coroutine[Any, Any, Answer]]] = {
+    "http": request_url,
+    "https": request_url,
+    "hf": request_from_hub,
+    **dict.fromkeys(STORES, request_object),
 }
-
-
-def _is_path(address: str) -> bool:
-    return not is_url(address) or address.startswith("file:")
 
 
 def _path(address: str) -> str:
@@ -56,21 +47,20 @@ def _path(address: str) -> str:
     return path
 
 
-def _open_url(url: str) -> Pipe:
-    url = rewrite_url(url)
-    if gopen_schemes.get(url.partition(":")[0]) is gopen_curl:
-        return Pipe([*_CURL, url], mode="rb", bufsize=8192, ignore_status=[141, 23])
-    return gopen(url)
+def _open(url: str, stopped: Callable[[], bool]) -> io.RawIOBase:
+    if is_url(url) and (request := _REQUESTS.get(url.partition(":")[0])):
+        return Download(partial(request, url), stopped, READ_TIMEOUT)
+    return _File(_path(url), stopped)
 
 
 class Source:
-    """An open shard: a file, or the output of a command such as curl."""
+    """An open shard: a file, here or on a server, or the output of a command."""
 
     def __init__(self, url: str, stopped: Callable[[], bool], allow_pipe: bool) -> None:
-        """Open a file, or a url with WebDataset's opener. All shards are opened here.
+        """Open a shard. All shards are opened here.
 
         Args:
-            url: Path or url.
+            url: Path or url; WebDataset's variable GOPEN_REWRITE may change it.
             stopped: Called before each read and while data is waited for; True ends the transfer.
             allow_pipe: Whether the url may be a shell command.
 
@@ -78,30 +68,18 @@ class Source:
             ValueError: If it is one, and may not be.
             OSError: If the path is no regular file, or cannot be opened.
         """
+        url = rewrite_url(url)
         if not allow_pipe:
-            # WebDataset's GOPEN_REWRITE can turn another url into a command
-            refuse_pipes([url, rewrite_url(url)])
+            refuse_pipes([url])
         self._stopped = stopped
-        self._pipe = None if _is_path(url) else _open_url(url)
+        self._pipe: Pipe | None = gopen(url) if url.startswith(COMMAND) else None
         self._output = _Output(self._pipe, stopped) if self._pipe else None
         # Pipe's own read drops what it has just read when its command has failed
-        raw: io.RawIOBase = self._output or _File(_path(url), stopped)
+        raw: io.RawIOBase = self._output or _open(url, stopped)
         self.stream: io.BufferedReader = io.BufferedReader(raw)
 
-    @property
-    def was_refused(self) -> bool:
-        """Whether the server answered with an error, which another attempt would meet again."""
-        return self._pipe is not None and self._tool == "curl" and self._pipe.status == _CURL_HTTP_ERROR
-
-    @property
-    def _tool(self) -> str:
-        """Name of WebDataset's tool; empty for a user's command, which may hold a token and is not shown."""
-        assert self._pipe is not None
-        command = self._pipe.args[0][0]
-        return str(command[0]) if isinstance(command, list) else ""
-
     def close(self) -> str:
-        """Close the shard, and return why its transfer failed; empty if it did not.
+        """Close the shard, and return why its command failed; empty if it did not.
 
         A command that is stopped early is killed, which is no failure.
         """
@@ -138,11 +116,9 @@ class Source:
 
     def _failure(self) -> str:
         assert self._pipe is not None and self._output is not None
-        tool = repr(self._tool) if self._tool else "the command"
         if self._output.has_stalled:
-            return f"{tool} wrote nothing for {READ_TIMEOUT:g} seconds"
-        reason = _CURL_ERRORS.get(self._pipe.status, "") if self._tool == "curl" else ""
-        return f"{tool} ended with exit code {self._pipe.status}" + (reason and f": {reason}")
+            return f"the command wrote nothing for {READ_TIMEOUT:g} seconds"
+        return f"the command ended with exit code {self._pipe.status}"
 
 
 class _File(io.FileIO):

@@ -78,7 +78,7 @@ class EditSettings:
     """Share of the steps in which plug-and-play takes the source's features: a number, or [start, end]."""
 
     equalizer: Mapping[str, float] = field(default_factory=dict)
-    """Factors of words that get more attention (above 1) or less. For prompt-to-prompt."""
+    """Factors of the attention of words, such as 2. For prompt-to-prompt."""
 
     blend_words: tuple[Words, Words] | None = None
     """A word of the source's prompt and one of the edit's: the image may change only where their attention is. Each may
@@ -88,7 +88,7 @@ class EditSettings:
     """Attention of the blend words, as a share of its maximum, above which the image may change."""
 
     blend_start: float = 0.2
-    """Share of the steps after which local blend begins."""
+    """Share of steps after which local blend begins."""
 
     subtract_words: tuple[Words, Words] | None = None
     """Words of the source's prompt and of the edit's: the image may not change where their attention is. They prevail
@@ -110,7 +110,7 @@ class EditSettings:
     belong to it."""
 
     quantile: float = 0.7
-    """Quantile of the difference's size that is the threshold."""
+    """Quantile of the difference's size as the threshold."""
 
     recon_lr: float = 0.0
     """Share of the distance to the source that inversion guidance takes back where the edit changes little; 0 for no

@@ -17,12 +17,17 @@ def to_device(numbers: Sequence[float] | Sequence[Sequence[float]], device: torc
     return upload(torch.tensor(numbers, dtype=dtype), device)
 
 
+def download(tensor: Tensor) -> Tensor:
+    """Start a copy to the host, in the device's queue: it has arrived once a `HostCopy` that starts later has."""
+    return tensor.to("cpu", non_blocking=tensor.is_cuda)
+
+
 class HostCopy:
     """A tensor on its way to the host: the device goes on, and only `tolist` waits until the copy has arrived."""
 
     def __init__(self, values: Tensor) -> None:
         """Start the copy."""
-        self._values = values.to("cpu", non_blocking=values.is_cuda)
+        self._values = download(values)
         self._arrival = torch.cuda.current_stream(values.device).record_event() if values.is_cuda else None
 
     @property

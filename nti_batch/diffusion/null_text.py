@@ -29,12 +29,13 @@ https://arxiv.org/abs/2305.16807; Ju et al., "Direct Inversion: Boosting Diffusi
 2023, https://arxiv.org/abs/2310.01506.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from math import isfinite
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
+from nti_batch.diffusion.host import download
 from nti_batch.diffusion.settings import InversionSettings
 
 Decision = Literal[
@@ -86,6 +87,11 @@ class InvertedImage:
     inner_steps: list[int]
     forwards: int
     backwards: int
+
+    def on_host(self) -> "InvertedImage":
+        """Start a copy of the tensors to the host; they have arrived once a `HostCopy` that starts later has."""
+        values: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(self)}
+        return replace(self, **values | {name: download(t) for name, t in values.items() if isinstance(t, Tensor)})
 
 
 @dataclass(slots=True, eq=False)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from nti_batch.diffusion.call import Call
+from nti_batch.diffusion.clock import DeviceClock
 from nti_batch.diffusion.ddim import ddim_step
 from nti_batch.diffusion.ddpm import noise_trajectory
 from nti_batch.diffusion.guidance import Predictor, classifier_free_guidance
@@ -86,6 +87,9 @@ class InversionPool(Generic[K]):
         """Calls on their way at the same time."""
 
         self.work = Work()
+        self.clock = DeviceClock(empty_embedding.device)
+        """Time of the network's passes, forward and backward."""
+
         self._states: dict[K, InversionState] = {}
         self._calls: deque[Call] = deque()
         self._tensors: PoolTensors | None = None
@@ -174,6 +178,16 @@ class InversionPool(Generic[K]):
             self._shrink(len(states), is_alone)
         return [self._leave(key, state) for key, state in list(self._states.items()) if state.finished]
 
+    def make_space(self) -> bool:
+        """Drop the calls on their way, and have one at a time from then on; return whether there were any.
+
+        Their images will be called again.
+        """
+        has_calls = bool(self._calls)
+        if has_calls:
+            self._shrink(0, is_alone=False)
+        return has_calls
+
     def _next_call(self) -> list[InversionState]:
         """The longest-waiting images of the kind of call that more images need, at most `batch_size`.
 
@@ -222,7 +236,8 @@ class InversionPool(Generic[K]):
         rows, asked, t, next_t, solving = to_device(numbers, tensors.latents.device, torch.int64).unbind(1)
         embeddings, latents = tensors.candidates[rows].requires_grad_(needs_gradient), tensors.latents[rows]
         with torch.set_grad_enabled(needs_gradient):
-            predictions = self.predict(latents, self.schedule.network_timesteps[asked], embeddings)
+            with self.clock.running():
+                predictions = self.predict(latents, self.schedule.network_timesteps[asked], embeddings)
             # where the embedding was the prompt's, the prediction stays as it is
             cond = torch.where(solving.bool().view(-1, 1, 1, 1), tensors.cond[rows], predictions)
             guided = classifier_free_guidance(predictions, cond, self.settings.guidance_scale)
@@ -245,8 +260,10 @@ class InversionPool(Generic[K]):
         """Read the losses, decide what each image does, and do it."""
         losses = self.read_losses(call)
         decisions = [state.decide(loss) for state, loss in zip(call.states, losses, strict=True)]
-        has_updates = "update" in decisions
-        gradients = call.gradients([d == "update" for d in decisions]) if has_updates else None
+        has_updates, gradients = "update" in decisions, None
+        if has_updates:
+            with self.clock.running():
+                gradients = call.gradients([d == "update" for d in decisions])
         self._tensors_in_use.write(call, decisions, gradients)
         self._count(call, has_updates)
         for state, decision, loss in zip(call.states, decisions, losses, strict=True):

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from nti_batch.data.fit import without_padding
@@ -14,6 +13,7 @@ from nti_batch.diffusion.settings import InversionSettings
 from nti_batch.editing.editor import ControlledEdit, StopRequestedError, edit_images
 from nti_batch.editing.masks import mask_pixels
 from nti_batch.editing.requests import ImageEdits, request_sha256
+from nti_batch.jobs.job_module import JobModule
 from nti_batch.jobs.networks import load_networks
 from nti_batch.jobs.signals import StopSignals
 from nti_batch.models.source import ModelSource, Precision
@@ -46,7 +46,7 @@ class _Group:
     """Requests for edits, each with a row."""
 
 
-class EditModule(LightningModule):
+class EditModule(JobModule):
     """Edits images as their inversions arrive; several images share a batch."""
 
     networks: StableDiffusion
@@ -80,6 +80,14 @@ class EditModule(LightningModule):
         if not hasattr(self, "networks"):
             self.networks = load_networks(self.source, self.precision)
 
+    def on_predict_start(self) -> None:
+        """Start the clocks."""
+        self.start_clocks()
+
+    def queue_lengths(self) -> dict[str, int]:
+        """Images, sources included, that wait for a batch to be full."""
+        return {"edit": self._rows_waiting}
+
     def predict_step(self, batch: ImageEdits | Failure | EndOfUnit | Pause, batch_idx: int) -> int:
         """Add an image to the batch, after editing the previous batch if the image does not fit into it.
 
@@ -102,7 +110,7 @@ class EditModule(LightningModule):
 
     @property
     def _rows_waiting(self) -> int:
-        return sum(1 + len(group.edited) for group in self._waiting)
+        return sum(1 + len(group.edited) for group in list(self._waiting))
 
     def _groups(self, image: ImageEdits) -> list[_Group]:
         """Divide the edits of an image into groups that fit into a batch; emit a failure for each invalid request."""
@@ -149,7 +157,8 @@ class EditModule(LightningModule):
         started = time.monotonic()
         edits = [(group.image.stored, [v.edit for v in group.edited if v.edit]) for group in groups]
         try:
-            results = edit_images(self.networks, edits, self.inversion, lambda: self.stop.requested)
+            with self.clock("edit").running():
+                results = edit_images(self.networks, edits, self.inversion, lambda: self.stop.requested)
         except StopRequestedError:
             return
         seconds = time.monotonic() - started

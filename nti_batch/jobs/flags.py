@@ -51,6 +51,10 @@ class InvertModelFlags(InversionSettings):
     vae: str | None = None
     """Another VAE than the model's own: a folder or hub id of a VAE or of a whole model, or a .safetensors file."""
 
+    vae_tiling: bool = False
+    """Whether the VAE takes one image at a time, and an image above its own size in overlapping tiles, which saves
+    memory and changes the image a little: diffusers' `enable_vae_slicing` and `enable_vae_tiling`."""
+
     loras: list[str] = field(default_factory=list)
     """LoRAs that are merged into the model, each a .safetensors file or a folder with one, as PATH or PATH=WEIGHT."""
 
@@ -71,6 +75,10 @@ class InvertModelFlags(InversionSettings):
     """Whether the UNet's calls are captured in CUDA graphs and replayed, which saves the time of their launches; only
     on a GPU."""
 
+    checkpointing: bool = False
+    """Whether a backward pass computes the UNet's activations again instead of keeping them: a call with gradient takes
+    less memory, and the time of another forward pass."""
+
     optimize_pooled: bool = False
     """Whether null-text optimization also updates Stable Diffusion XL's pooled embedding; other families have none."""
 
@@ -87,12 +95,15 @@ class InvertModelFlags(InversionSettings):
     @property
     def source(self) -> ModelSource:
         """Place of the model."""
-        return ModelSource(self.name, self.revision, self.variant, self.config, self.vae, Lora.parse_all(self.loras))
+        loras = Lora.parse_all(self.loras)
+        return ModelSource(self.name, self.revision, self.variant, self.config, self.vae, loras, self.vae_tiling)
 
     @property
     def acceleration(self) -> Acceleration:
-        """Ways to make the UNet's calls faster."""
-        return Acceleration(compile_backend=self.compile, cuda_graphs=self.cuda_graphs)
+        """Ways to make the UNet's calls faster or smaller."""
+        return Acceleration(
+            compile_backend=self.compile, cuda_graphs=self.cuda_graphs, checkpointing=self.checkpointing
+        )
 
     @property
     def inversion(self) -> InversionSettings:

@@ -5,13 +5,14 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from nti_batch.data.images import to_bytes
 from nti_batch.diffusion.batch_size import find_batch_size, in_batches
 from nti_batch.diffusion.ddpm import image_seed
 from nti_batch.diffusion.guidance import Predictor
@@ -19,6 +20,7 @@ from nti_batch.diffusion.host import HostCopy
 from nti_batch.diffusion.null_text import InvertedImage
 from nti_batch.diffusion.pool import InversionPool
 from nti_batch.editing.inverter import compare_with_input, failure, finished_inversion
+from nti_batch.jobs.job_module import JobModule
 from nti_batch.jobs.networks import load_networks, warm_up
 from nti_batch.jobs.prompt_cache import PromptCache
 from nti_batch.jobs.signals import StopSignals
@@ -60,7 +62,7 @@ class Finished:
     """Time at which it left the pool, on the monotonic clock, in seconds."""
 
 
-class InversionModule(LightningModule):
+class InversionModule(JobModule):
     """Inverts images as they arrive; each image is at its own timestep, and images share UNet calls.
 
     An image is encoded with others that have arrived, waits for room in the pool, is inverted there, and is decoded
@@ -94,9 +96,6 @@ class InversionModule(LightningModule):
         self.stop = stop
         self.emit = emit
         self.acceleration = acceleration
-        self.warm_up_seconds: float | None = None
-        """Time that the first calls took, in which the UNet is compiled; None before them."""
-
         self._arrived: list[CaptionedImage] = []
         """Images that are not encoded yet."""
 
@@ -131,6 +130,16 @@ class InversionModule(LightningModule):
             1 if self.batch_size == "auto" else self.batch_size,
             self.settings.storage,
         )
+        self.start_clocks(invert=self.pool.clock)
+
+    def queue_lengths(self) -> dict[str, int]:
+        """Images that wait for the encoder, for the pool and for the decoder, and those in the pool."""
+        return {
+            "encode": len(self._arrived),
+            "admit": len(self._encoded),
+            "pool": len(self._in_flight),
+            "decode": len(self._finished),
+        }
 
     def predictor(self) -> Predictor:
         """The network as the pool calls it."""
@@ -173,27 +182,46 @@ class InversionModule(LightningModule):
         """Encode the images that have arrived, and their prompts."""
         images, self._arrived = self._arrived, []
         pixels = torch.stack([image.pixels for image in images])
-        latents = in_batches(self.networks.encode_images, pixels, self._vae_batch_size)
-        prompts = self._embed([image.prompt for image in images])
+        with self.clock("encode").running():
+            latents = self._with_space(lambda: in_batches(self.networks.encode_images, pixels, self._vae_batch_size))
+            prompts = self._embed([image.prompt for image in images])
         if self.warm_up_seconds is None:
             self._warm_up(latents[0], prompts[0])
         self._encoded.extend(zip(images, latents, prompts, strict=True))
 
     def _warm_up(self, latents: Tensor, prompt: Tensor) -> None:
-        """Find the batch size, then compile the UNet for it."""
+        """Find the batch size, then compile the UNet for it; the VAE's calls must fit, too."""
         timestep = self.pool.schedule.network_timesteps[1]
+        use_vae = partial(self._use_vae, latents)
         if self.batch_size == "auto":
-            self.batch_size = self.pool.batch_size = find_batch_size(self.networks.predict, latents, timestep, prompt)
+            self.batch_size = self.pool.batch_size = find_batch_size(
+                self.networks.predict, latents, timestep, prompt, use_vae
+            )
             logger.warning("model.batch_size: %d images in one call are the fastest on this device", self.batch_size)
         start = time.monotonic()
         if self.acceleration.is_on:
-            warm_up(self.pool, self.networks.predict, (latents, timestep, prompt))
+            warm_up(self.pool, self.networks.predict, (latents, timestep, prompt), use_vae)
             logger.warning(
                 "the UNet is compiled for %d images in one call, which took %.0f s",
                 self.pool.batch_size,
                 time.monotonic() - start,
             )
         self.warm_up_seconds = time.monotonic() - start
+
+    def _use_vae(self, latents: Tensor, images: int) -> None:
+        """Make the VAE's calls of a batch size, with copies of one image."""
+        rows = latents.repeat(min(VAE_BATCH_SIZE, images), 1, 1, 1)
+        pixels = to_bytes(in_batches(self.networks.decode_latents, rows, len(rows)))
+        in_batches(self.networks.encode_images, pixels.cpu(), len(rows))
+
+    def _with_space(self, call: Callable[[], Tensor]) -> Tensor:
+        """Make a call of the VAE; if it does not fit the memory, once more without UNet calls on their way."""
+        try:
+            return call()
+        except torch.OutOfMemoryError:
+            if not self.pool.make_space():
+                raise
+        return call()
 
     def _admit(self) -> None:
         """Admit encoded images to the pool while it has room."""
@@ -233,7 +261,10 @@ class InversionModule(LightningModule):
     def _compare(self, group: list[Finished]) -> None:
         """Decode a few images, and compare them with the input; nothing waits for the device."""
         images = [(each.image, each.inverted) for each in group]
-        scores = compare_with_input(self.networks, images, self._vae_batch_size)
+        with self.clock("decode").running():
+            scores = self._with_space(lambda: compare_with_input(self.networks, images, self._vae_batch_size))
+            # the writer's thread must not call the device: that would end the capture of a CUDA graph
+            group = [replace(each, inverted=each.inverted.on_host()) for each in group]
         self._compared.append((group, self.pool.to_host(scores)))
 
     def _emit_compared(self) -> None:

@@ -1,12 +1,13 @@
 """Loads the networks of a job, whose files may be damaged, and compiles its UNet."""
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
 
+from nti_batch.diffusion.batch_size import OneImage, both_calls, no_other_calls
 from nti_batch.diffusion.guidance import Predictor
 from nti_batch.diffusion.pool import InversionPool
 from nti_batch.models.source import ModelSource, Precision
@@ -35,7 +36,12 @@ def load_networks(source: ModelSource, precision: Precision) -> StableDiffusion:
         raise LoadError(f"{name}{error}") from error
 
 
-def warm_up(pool: InversionPool[Any], network: Predictor, image: tuple[Tensor, Tensor, Tensor]) -> None:
+def warm_up(
+    pool: InversionPool[Any],
+    network: Predictor,
+    image: OneImage,
+    beside: Callable[[int], object] = no_other_calls,
+) -> None:
     """Make both kinds of call once, so that the network is compiled for them, and compare them with the network's own.
 
     The batch size is halved until the calls fit the memory.
@@ -43,7 +49,8 @@ def warm_up(pool: InversionPool[Any], network: Predictor, image: tuple[Tensor, T
     Args:
         pool: The pool that will make the calls.
         network: The network that is not compiled.
-        image: Latents, timestep and text embedding of one image.
+        image: Inputs of one image.
+        beside: Makes the other calls of a batch size, those of the VAE, which must fit beside these.
 
     Raises:
         LoadError: If the network cannot be compiled, or is wrong then.
@@ -54,7 +61,7 @@ def warm_up(pool: InversionPool[Any], network: Predictor, image: tuple[Tensor, T
     while True:
         rows = pool.batch_size
         try:
-            compiled = _both_calls(pool.predict, image, rows)
+            compiled = both_calls(pool.predict, image, rows, beside)
         except torch.OutOfMemoryError:
             if rows == 1:
                 raise
@@ -70,23 +77,10 @@ def warm_up(pool: InversionPool[Any], network: Predictor, image: tuple[Tensor, T
         # a function keeps few compiled forms, and these will not be called again
         torch.compiler.reset()
         torch.cuda.empty_cache()
-    for name, found, own in zip(("prediction", "gradient"), compiled, _both_calls(network, image, 1), strict=True):
+    for name, found, own in zip(("prediction", "gradient"), compiled, both_calls(network, image, 1), strict=True):
         error_share = ((found - own).norm() / own.norm()).item()
         if not error_share < MAX_COMPILED_ERROR:
             raise LoadError(
                 f"the compiled UNet is wrong here: its {name} differs from the UNet's own by {error_share:.0%} of its "
                 "norm; leave model.compile out"
             )
-
-
-def _both_calls(predict: Predictor, image: tuple[Tensor, Tensor, Tensor], rows: int) -> tuple[Tensor, Tensor]:
-    """Prediction and gradient of the first of equal rows, by a call of each kind."""
-    latents, timestep, embedding = image
-    inputs = latents.repeat(rows, 1, 1, 1), timestep.repeat(rows)
-    embeddings = embedding.repeat(rows, 1, 1)
-    with torch.no_grad():
-        prediction = predict(*inputs, embeddings)
-    with torch.enable_grad():
-        differentiable = predict(*inputs, embeddings.requires_grad_())
-        gradient = torch.autograd.grad(differentiable.square().sum(), embeddings)[0]
-    return prediction[0], gradient[0]

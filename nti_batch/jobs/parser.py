@@ -184,7 +184,9 @@ def job_parser(command: JobCommand) -> JobParser:
         parser.add_class_arguments(flags, name)
     parser.add_lightning_class_args(Trainer, "trainer")
     for name in REFUSED:
-        parser._option_string_actions[f"--trainer.{name}"].help = argparse.SUPPRESS
+        # older versions of Lightning lack some of them
+        if action := parser._option_string_actions.get(f"--trainer.{name}"):
+            action.help = argparse.SUPPRESS
     defaults = {**TRAINER_DEFAULTS, **command.trainer_defaults}
     parser.set_defaults({f"trainer.{name}": value for name, value in defaults.items()})
     # under Slurm Lightning loads any hpc_ckpt_*.ckpt that it finds in its root folder instead of the model
@@ -232,6 +234,8 @@ def build_trainer(arguments: Namespace) -> Trainer:
 def _refuse_useless(flags: Namespace) -> None:
     parameters = inspect.signature(Trainer).parameters
     for name, instead in REFUSED.items():
+        if name not in parameters:
+            continue
         default = TRAINER_DEFAULTS.get(name, parameters[name].default)
         if flags[name] != default and not (name == "precision" and flags[name] in (FULL_PRECISION, "32", 32)):
             raise ValueError(f"--trainer.{name} is {flags[name]!r}, leave it out: {instead}")

@@ -15,6 +15,7 @@ from rich.table import Column
 
 from nti_batch.console import ErrorConsole
 from nti_batch.jobs.meter import JobMeter
+from nti_batch.jobs.rank_numbers import RankNumbers
 from nti_batch.terminal import print_line
 
 log = logging.getLogger(__name__)
@@ -73,9 +74,9 @@ class ProgressDisplay:
 class JobProgress(Callback):
     """Shows the progress on the first rank, and publishes the numbers of other ranks. A context of the prediction."""
 
-    def __init__(self, meter: JobMeter) -> None:
-        """Take the numbers to show."""
-        self.meter, self.display = meter, ProgressDisplay(meter)
+    def __init__(self, meter: JobMeter, numbers: RankNumbers) -> None:
+        """Take the progress of the job and the numbers of this rank, which the loggers get, too."""
+        self.meter, self.display, self.numbers = meter, ProgressDisplay(meter), numbers
         self._loggers: list[Logger] = []
         self._is_running = False
         self._printed = 0.0
@@ -144,7 +145,7 @@ class JobProgress(Callback):
         """Send the numbers to Lightning's loggers."""
 
         def send(logger: Logger) -> None:
-            logger.log_metrics(self.meter.metrics(), step=self.meter.tally.processed)
+            logger.log_metrics(self.meter.metrics() | self.numbers.metrics(), step=self.meter.tally.processed)
             logger.save()
 
         self._with_loggers(send)

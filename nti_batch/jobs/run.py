@@ -4,11 +4,12 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from jsonargparse import ArgumentError, Namespace
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 
 from nti_batch.exit_codes import DONE, ERROR, SOME_FAILED, STOPPED
 from nti_batch.files import OutputError
@@ -17,11 +18,14 @@ from nti_batch.jobs.datamodule import JobDataModule
 from nti_batch.jobs.dry_run import DryRun
 from nti_batch.jobs.failure_limit import FailureLimit, TooManyFailuresError
 from nti_batch.jobs.flags import OutputFlags, SharedDataFlags
+from nti_batch.jobs.job_module import JobModule
 from nti_batch.jobs.log import job_log, rank_prefix
 from nti_batch.jobs.meter import JobMeter, RankTallies
+from nti_batch.jobs.metrics import MetricsServer
 from nti_batch.jobs.networks import LoadError
 from nti_batch.jobs.parser import build_trainer, silence_warnings
 from nti_batch.jobs.progress import JobProgress
+from nti_batch.jobs.rank_numbers import RankNumbers
 from nti_batch.jobs.ranks import JobPart, started_ranks
 from nti_batch.jobs.signals import SignalCallback, StopSignals
 from nti_batch.jobs.writer import RecordWriter
@@ -42,11 +46,13 @@ class Job:
     """A job that is ready to run."""
 
     trainer: Trainer
-    module: LightningModule
+    module: JobModule
+    data: JobDataModule
     plan: AnyPlan
     part: JobPart
     writer: RecordWriter
     progress: JobProgress
+    metrics: MetricsServer
     stop: StopSignals
     is_dry_run: bool
     draw_preview: Callable[[], Path | None]
@@ -67,7 +73,7 @@ def record_writer(run: AnyRun, data: SharedDataFlags, output: OutputFlags) -> Re
 def build_job(
     flags: Namespace,
     plan: AnyPlan,
-    module: LightningModule,
+    module: JobModule,
     writer: RecordWriter,
     stop: StopSignals,
     draw_preview: Callable[[], Path | None],
@@ -87,20 +93,24 @@ def build_job(
     Raises:
         ValueError: If a Trainer flag is wrong, or an estimate finds damage.
     """
-    data: SharedDataFlags = flags.data
+    data_flags: SharedDataFlags = flags.data
     output: OutputFlags = flags.output
-    part, trainer = JobPart.parse(data.part), build_trainer(flags.trainer)
-    progress = JobProgress(_meter(plan, part, trainer, writer, flags.dry_run))
+    part, trainer = JobPart.parse(data_flags.part), build_trainer(flags.trainer)
+    data = JobDataModule(plan, part, stop)
+    numbers = RankNumbers(module, data, writer)
+    progress = JobProgress(_meter(plan, part, trainer, writer, flags.dry_run), numbers)
     callbacks: list[Callback] = [writer, SignalCallback(stop, output.stop_after), progress]
     # they need the rank, which the Trainer finds
     trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]
     return Job(
         trainer=trainer,
         module=module,
+        data=data,
         plan=plan,
         part=part,
         writer=writer,
         progress=progress,
+        metrics=MetricsServer(flags.metrics, trainer, numbers),
         stop=stop,
         is_dry_run=flags.dry_run,
         draw_preview=draw_preview,
@@ -127,9 +137,10 @@ def run_job(build: Callable[[Sequence[str], StopSignals], Job], argv: Sequence[s
         argv: Flags of the job.
     """
     silence_warnings()
-    with StopSignals() as stop:
+    with StopSignals() as stop, ExitStack() as serving:
         try:
             job = build(argv, stop)
+            serving.enter_context(job.metrics)
             if job.is_dry_run:
                 return print_plan(job)
         except (ValueError, ArgumentError) as error:
@@ -154,7 +165,7 @@ def print_plan(job: Job) -> int:
 def run_rank(job: Job) -> int:
     """Run one rank from its first work unit to its exit code.
 
-    Lightning's loop takes each item from `JobDataModule`, whose thread claims a work unit (`claim_units`) and reads its
+    Lightning's loop takes each item from `JobDataModule`, whose thread claims a work unit (`RankUnits`) and reads its
     missing records ahead (`read_units`). The module's `predict_step` computes results, and puts each into the thread of
     `RecordWriter`, which commits them in parts, and releases the work unit after its last record.
     """
@@ -168,13 +179,12 @@ def run_rank(job: Job) -> int:
 
 def predict(job: Job) -> bool:
     """Run the prediction to its end, or until a stop is requested; return whether it succeeded."""
-    data = JobDataModule(job.plan, job.part, job.stop)
     try:
         with job.progress:
             try:
-                job.trainer.predict(job.module, data, return_predictions=False)
+                job.trainer.predict(job.module, job.data, return_predictions=False)
             finally:
-                data.close()
+                job.data.close()
                 job.plan.run.release_all()
             job.progress.wait_for(started_ranks(job.trainer))
     except (UnitInUseError, OutputError, TooManyFailuresError, LoadError, OSError) as error:
@@ -202,13 +212,12 @@ def finish(job: Job) -> int:
     """
     job.stop.release_interrupt()
     trainer, plan = job.trainer, job.plan
-    rank, ranks = trainer.global_rank, trainer.world_size
-    is_whole_job = ranks == 1 + len(started_ranks(trainer))
+    is_whole_job = trainer.world_size == 1 + len(started_ranks(trainer))
     if job.stop.requested:
         logger.warning("stopped early; run the same command again to resume %s", plan.run.files.address)
         return STOPPED if is_whole_job else DONE
     is_whole_run = is_whole_job and job.part.count == 1
-    units = job.part.units(plan.units, *((0, 1) if is_whole_job else (rank, ranks)))
+    units = job.part.units(plan.units, 0, 1) if is_whole_job else job.data.units.mine()
     try:
         status = plan.status(plan.whole_run() if is_whole_run else units)
     except (ValueError, OSError) as error:

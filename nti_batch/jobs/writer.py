@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from nti_batch.diffusion.clock import DeviceClock
 from nti_batch.jobs.failure_limit import FailureLimit
 from nti_batch.jobs.log import record_line
 from nti_batch.jobs.tally import Tally
@@ -47,6 +48,9 @@ class RecordWriter(Callback):
         self.limit = limit
         self.tally = Tally()
         """Records that this process has written."""
+
+        self.clock = DeviceClock()
+        """Time of packing, writing and committing."""
 
         self._parts: dict[WorkUnit, PartWriter[Any, Any, Any]] = {}
         self._written: Counter[WorkUnit] = Counter()
@@ -88,11 +92,17 @@ class RecordWriter(Callback):
         while self._waiting and (len(self._waiting) > MAX_WAITING or self._waiting[0].done()):
             self._waiting.popleft().result()
 
+    @property
+    def waiting(self) -> int:
+        """Outcomes that wait to be written."""
+        return sum(not task.done() for task in list(self._waiting))
+
     def _run(self, task: Callable[[], None]) -> None:
         """Run a task in the thread, unless one before has failed: a part that broke must not be begun again."""
         if not self._is_broken:
             self._is_broken = True
-            task()
+            with self.clock.running():
+                task()
             self._is_broken = False
 
     def _write(self, outcome: Outcome) -> None:
@@ -154,8 +164,9 @@ class RecordWriter(Callback):
         """
         self._thread.shutdown()
         try:
-            for unit in list(self._parts):
-                self._commit(unit)
+            with self.clock.running():
+                for unit in list(self._parts):
+                    self._commit(unit)
         finally:
             for part in self._parts.values():
                 part.close()

@@ -1,26 +1,36 @@
-"""Makes the UNet's calls faster: `torch.compile`, and CUDA graphs. Both need calls of one shape."""
+"""Makes the UNet's calls faster, or smaller: `torch.compile`, CUDA graphs, and activation checkpointing.
+
+The first two need calls of one shape.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from nti_batch.diffusion.guidance import Predictor
 from nti_batch.models.stable_diffusion import StableDiffusion
 
+if TYPE_CHECKING:
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Acceleration:
-    """Ways to make the UNet's calls faster; without them PyTorch runs each operation as it comes."""
+    """Ways to make the UNet's calls faster or smaller; without them PyTorch runs each operation as it comes."""
 
     compile_backend: str | None = None
     """Backend of `torch.compile`, such as 'inductor'; None does not compile."""
 
     cuda_graphs: bool = False
     """Whether the two kinds of call, with gradient and without, are captured in CUDA graphs."""
+
+    checkpointing: bool = False
+    """Whether a backward pass computes activations again instead of keeping them all (activation checkpointing)."""
 
     @property
     def is_on(self) -> bool:
@@ -46,17 +56,27 @@ class Acceleration:
         """Make the `Predictor` of a job.
 
         Args:
-            networks: The networks; `networks.predict` itself stays as it is, for batches of any size.
+            networks: The networks; `networks.predict` itself still takes batches of any size.
             batch_size: Present batch size. It may shrink, and then the next call is compiled or captured again.
             optimize_pooled: As for `StableDiffusion.predict`.
         """
         predict: Callable[..., Tensor] = networks.predict
+        if self.checkpointing:
+            checkpoint_activations(networks.unet)
         if self.compile_backend is not None:
             predict = _compiled(networks, self.compile_backend)
         own_predict: Predictor = partial(predict, optimize_pooled=optimize_pooled)
         if self.cuda_graphs:
             own_predict = CapturedPredictor(own_predict)
         return PaddedPredictor(own_predict, batch_size) if self.is_on else own_predict
+
+
+def checkpoint_activations(unet: "UNet2DConditionModel") -> None:
+    """Let each residual block and each transformer block keep its input alone, whenever gradients are enabled.
+
+    No dropout is active, so no state of random numbers has to be kept; a CUDA graph could not capture that.
+    """
+    unet.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=False, preserve_rng_state=False))
 
 
 def _compiled(networks: StableDiffusion, backend: str) -> Callable[..., Tensor]:
@@ -126,8 +146,14 @@ class CapturedPredictor:
         self, latents: Tensor, timesteps: Tensor, embeddings: Tensor, needs_gradient: bool
     ) -> Callable[..., Tensor]:
         samples = latents.clone(), timesteps.clone(), embeddings.clone().requires_grad_(needs_gradient)
-        with torch.set_grad_enabled(needs_gradient):
-            captured: Any = torch.cuda.make_graphed_callables(lambda *inputs: self.predict(*inputs), samples)
+        try:
+            with torch.set_grad_enabled(needs_gradient):
+                captured: Any = torch.cuda.make_graphed_callables(lambda *inputs: self.predict(*inputs), samples)
+        except RuntimeError as error:
+            # the end of a capture that did not fit the memory may fail, too, and hide the reason
+            if isinstance(error.__context__, torch.OutOfMemoryError):
+                raise error.__context__ from error
+            raise
         return captured  # type: ignore[no-any-return]
 
     def _check_order(self, call: int, gradient: Tensor) -> None:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
@@ -41,6 +42,11 @@ def check_loras(loras: Sequence[Lora], unet: nn.Module, encoders: Sequence[nn.Mo
             pass
 
 
+def can_merge() -> bool:
+    """Whether peft is installed, and a diffusers that knows the text encoders of transformers 5."""
+    return find_spec("peft") is not None and tuple(map(int, version("diffusers").split(".")[:2])) >= (0, 41)
+
+
 @contextmanager
 def _loaded(lora: Lora, unet: nn.Module, encoders: Sequence[nn.Module]) -> Iterator[Any]:
     """A pipeline with a LoRA beside its weights, which are its own again at the end of the block, changed or not.
@@ -49,8 +55,8 @@ def _loaded(lora: Lora, unet: nn.Module, encoders: Sequence[nn.Module]) -> Itera
         ValueError: If the LoRA does not fit, or a part of it has no place in the networks.
     """
     file = lora.file
-    if find_spec("peft") is None:
-        raise ValueError("model.loras needs the package peft: pip install 'nti-batch[lora]'")
+    if not can_merge():
+        raise ValueError("model.loras needs peft and diffusers 0.41 or newer: pip install 'nti-batch[lora]'")
     place: dict[str, Any] = {"weight_name": file.name, "use_safetensors": True, "local_files_only": True}
     try:
         pipeline = _pipeline(unet, encoders)

@@ -103,6 +103,9 @@ class ModelSource:
     loras: tuple[Lora, ...] = ()
     """LoRAs that are merged into the UNet and the text encoders, in this order."""
 
+    vae_tiling: bool = False
+    """Whether the VAE takes one image at a time, and an image above its own size in tiles."""
+
     @property
     def checkpoint(self) -> Path | None:
         """Single file of weights; None for a diffusers checkpoint folder or a hub id."""

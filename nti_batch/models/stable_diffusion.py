@@ -73,9 +73,13 @@ class StableDiffusion(nn.Module):
         """
         description = ModelDescription.of(source)
         text = load_text_encoders(source, description)
+        vae = load_network(source, "vae", torch.float32)
+        if source.vae_tiling:
+            vae.enable_slicing()
+            vae.enable_tiling()
         networks = cls(
             text,
-            load_network(source, "vae", torch.float32),
+            vae,
             load_unet(source, text, getattr(torch, precision)),
             load_scheduler(source),
         )

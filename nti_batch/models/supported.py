@@ -73,6 +73,8 @@ class ModelDescription:
         if source.vae is not None:
             _check_scale(vae, source.own)
         factor = 2 ** (len(vae.array("block_out_channels")) - 1)
+        if source.vae_tiling:
+            _check_tiles(vae, factor)
         max_tokens, width = _check_text_encoders(source, unet, is_xl)
         _check_weight_files(source, is_xl)
         return cls(_image_size(unet, factor), factor, in_channels, max_tokens, width, is_xl, zeros)
@@ -119,6 +121,20 @@ class ModelDescription:
                 f"{self.pixels_per_latent}, for example {example}"
             )
         return height, width
+
+
+def _check_tiles(vae: JsonObject, factor: int) -> None:
+    """Check that the VAE's own size can be that of its tiles, which overlap by a quarter of it.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    size = vae.get("sample_size", 32)
+    if not isinstance(size, int) or size % (4 * factor):
+        raise ValueError(
+            f"model.vae_tiling is true, and {vae.file}: sample_size is {size}, allowed: a multiple of {4 * factor}; "
+            "leave model.vae_tiling out"
+        )
 
 
 def _check_scale(vae: JsonObject, model: ModelSource) -> None:

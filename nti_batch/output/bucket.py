@@ -7,14 +7,23 @@ lost may have succeeded, so the same bytes are put again, and found there.
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import datetime
+from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
-from nti_batch.files import OutputError, atomic_open
+from nti_batch.data.answer import RefusedError, first_line
+from nti_batch.data.download import Download
+from nti_batch.data.object_stores import open_store, request_object, split_address
+from nti_batch.data.transfer import READ_TIMEOUT
+from nti_batch.files import OutputError, atomic_open, translate_os_errors
+from nti_batch.phrases import without_credentials
 
-if TYPE_CHECKING:
-    from obstore.store import ObjectStore
+ANSWER_TIMEOUT = timedelta(minutes=5)
+"""Limit for an answer to a put of a few MB, or of a small object."""
+
+PIECE = 1 << 20
+"""Bytes of a download that are written at a time."""
 
 RETRY_DELAYS = (1.0, 5.0, 20.0)
 """Seconds between the tries of an operation, each of which the library has tried several times itself."""
@@ -34,10 +43,17 @@ class Bucket:
                 own environment variables and files.
 
         Raises:
-            ValueError: If obstore is not installed, or does not understand the address.
+            ValueError: If the address holds credentials, obstore is not installed, or it cannot open the bucket.
         """
         self.address = address.rstrip("/")
-        self._store = _open(self.address)
+        if without_credentials(self.address) != self.address:
+            raise ValueError(f"{without_credentials(address)!r} goes on with credentials, '?' or '#': leave them out")
+        bucket, folder = split_address(self.address)
+        self._prefix = f"{folder}/" if folder else ""
+        try:
+            self._store = open_store(bucket, ANSWER_TIMEOUT)
+        except Exception as error:  # the library's errors have no common class here
+            raise ValueError(f"{address!r} cannot be opened: {first_line(error)}") from error
 
     def put_if_absent(self, name: str, content: bytes) -> bool:
         """Write an object unless there is one of this name; return whether there was none.
@@ -49,7 +65,7 @@ class Bucket:
 
         def put() -> bool:
             try:
-                obstore.put(self._store, name, content, mode="create")
+                obstore.put(self._store, self._prefix + name, content, mode="create")
             except (AlreadyExistsError, PreconditionError):
                 return False
             return True
@@ -60,58 +76,74 @@ class Bucket:
         """Write an object, over another one of this name; of a large file, a few pieces at a time are in memory."""
         import obstore
 
-        self._repeat(name, "written", lambda: obstore.put(self._store, name, content))
+        self._repeat(name, "written", lambda: obstore.put(self._store, self._prefix + name, content))
 
     def read(self, name: str) -> bytes | None:
         """Read a small object; None if there is none."""
+        found = self.read_timed(name)
+        return found and found[0]
+
+    def read_timed(self, name: str) -> tuple[bytes, datetime] | None:
+        """Read a small object and when it was put, by the clock of the store; None if there is none."""
         import obstore
+
+        def get() -> tuple[bytes, datetime]:
+            found = obstore.get(self._store, self._prefix + name)
+            return found.bytes().to_bytes(), found.meta["last_modified"]
 
         try:
-            content: bytes = self._repeat(name, "read", lambda: obstore.get(self._store, name).bytes().to_bytes())
+            return self._repeat(name, "read", get)
         except FileNotFoundError:
             return None
-        return content
 
     def download(self, name: str, path: Path) -> None:
-        """Copy an object to a file.
+        """Copy an object to a file; after a cut it goes on at the same byte.
 
         Raises:
-            FileNotFoundError: If there is none.
+            ValueError: If there is none.
         """
-        import obstore
+        with translate_os_errors(path), atomic_open(path) as file:
+            file.writelines(self._pieces(name))
 
-        def copy() -> None:
-            with atomic_open(path) as file:
-                for piece in obstore.get(self._store, name).stream():
-                    file.write(piece)
-
-        self._repeat(name, "read", copy)
+    def _pieces(self, name: str) -> Iterator[bytes]:
+        address = f"{self.address}/{name}"
+        with Download(partial(request_object, address), lambda: False, READ_TIMEOUT) as source:
+            try:
+                while piece := source.read(PIECE):
+                    yield piece
+            except RefusedError as error:
+                if self.put_time(name) is None:
+                    raise ValueError(f"{address} is missing") from error
+                raise OutputError(f"{address} cannot be read: {error}; run the same command again") from error
 
     def put_time(self, name: str) -> datetime | None:
         """When an object was put, by the clock of the store; None if there is none."""
         import obstore
 
+        def head() -> datetime:
+            put: datetime = obstore.head(self._store, self._prefix + name)["last_modified"]
+            return put
+
         try:
-            put: datetime = self._repeat(name, "read", lambda: obstore.head(self._store, name)["last_modified"])
+            return self._repeat(name, "read", head)
         except FileNotFoundError:
             return None
-        return put
 
-    def list(self, folder: str) -> Iterator[str]:
-        """Names of the objects of a folder, without its name; one request gives a thousand."""
+    def list(self, folder: str) -> Iterator[tuple[str, datetime]]:
+        """Names of the objects of a folder, without its name, and when each was put; one request gives a thousand."""
         import obstore
 
-        prefix = f"{folder}/"
-        with _translated(f"{self.address}/{prefix}", "listed"):
+        prefix = f"{self._prefix}{folder}/"
+        with _translated(f"{self.address}/{folder}/", "listed"):
             for found in obstore.list(self._store, prefix):
-                yield from (each["path"].removeprefix(prefix) for each in found)
+                yield from ((each["path"].removeprefix(prefix), each["last_modified"]) for each in found)
 
     def remove(self, name: str) -> None:
         """Remove an object, if there is one."""
         import obstore
 
         with suppress(FileNotFoundError):
-            self._repeat(name, "removed", lambda: obstore.delete(self._store, name))
+            self._repeat(name, "removed", lambda: obstore.delete(self._store, self._prefix + name))
 
     def check_condition(self) -> None:
         """Check that the store observes the condition of `put_if_absent`.
@@ -163,7 +195,7 @@ def _translated(address: str, done: str) -> Iterator[None]:
         yield
     except (PermissionDeniedError, UnauthenticatedError) as error:
         raise _AccessError(
-            f"{address} cannot be {done}: {_first_line(error)}; give credentials as the store's own tools take them"
+            f"{address} cannot be {done}: {first_line(error)}; give credentials as the store's own tools take them"
         ) from error
     except FileNotFoundError as error:
         if done != "written":
@@ -171,24 +203,6 @@ def _translated(address: str, done: str) -> Iterator[None]:
         raise ValueError(f"{address} cannot be written, since there is no such bucket: create it") from error
     except BaseError as error:
         raise OutputError(
-            f"{address} cannot be {done}: {_first_line(error)}; what is committed stays readable: run the same command "
+            f"{address} cannot be {done}: {first_line(error)}; what is committed stays readable: run the same command "
             "again"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0][:300]
-
-
-def _open(address: str) -> "ObjectStore":
-    try:
-        from obstore.store import from_url
-    except ImportError as error:
-        extra = {"gs": "gcs", "az": "azure"}.get(address.partition(":")[0], "s3")
-        raise ValueError(
-            f"{address!r} is in an object store, which needs obstore: pip install 'nti-batch[{extra}]'"
-        ) from error
-    try:
-        return from_url(address, client_options={"allow_http": True})
-    except Exception as error:  # the library's errors have no common class here
-        raise ValueError(f"{address!r} cannot be opened: {_first_line(error)}") from error

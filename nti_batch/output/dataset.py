@@ -77,7 +77,8 @@ class InversionDataset(Dataset[StoredInversion]):
     """The committed inversions of a run, for a `DataLoader`.
 
     The index follows the order of the files, so that reading in order is streaming; `dataset[shard, key]` is an item
-    by its id. The constructor reads the manifests alone. An item reads its own bytes, and checks them.
+    by its id. The constructor reads the manifests alone. An item reads its own bytes, and checks them. Of a run in an
+    object store, the first item of a part copies the part to the local disk, where it stays.
 
     Give the `DataLoader` `collate_fn=InversionDataset.collate_fn` for batches of tensors, or `collate_fn=list`. Join
     several runs with `torch.utils.data.ConcatDataset`.
@@ -90,7 +91,7 @@ class InversionDataset(Dataset[StoredInversion]):
         """Read the manifests.
 
         Args:
-            out: The run's output folder.
+            out: The run's output folder, or its address in an object store.
             pixels: Whether each item has its input image. The shards must be local, and not compressed.
             shards: Patterns of the input shards, as for `nti-batch invert`, if they are no longer where the run read
                 them.
@@ -99,11 +100,6 @@ class InversionDataset(Dataset[StoredInversion]):
             ValueError: If the folder is no run, a manifest is damaged, or no shard is found.
         """
         self.run = open_inversions(out)
-        if self.run.files.is_shared:
-            raise ValueError(
-                f"{self.run.files.address!r} is in an object store: copy the run to a folder, or read it in order with "
-                "`nti_batch.read_inversions`"
-            )
         self._urls: dict[str, str] | None = None
         if pixels:
             self._urls = self.run.shards if shards is None else name_shards(expand_shards(shards))
@@ -128,7 +124,7 @@ class InversionDataset(Dataset[StoredInversion]):
         """Name the run, and count its inversions."""
         shards = len({shard for shard, _ in self.ids})
         pixels = "" if self._urls is None else ", pixels=True"
-        return f"{type(self).__name__}({str(self.run.out)!r}{pixels}): {len(self)} inversions of {shards} shards"
+        return f"{type(self).__name__}({self.run.files.address!r}{pixels}): {len(self)} inversions of {shards} shards"
 
     @staticmethod
     def collate_fn(items: Sequence[StoredInversion]) -> "InversionBatch":
@@ -189,7 +185,7 @@ class InversionDataset(Dataset[StoredInversion]):
             index = self._index[index]
         else:
             shard, key = index
-            raise KeyError(f"{str(self.run.out)!r} has no inversion of the key {key!r} in shard {shard!r}")
+            raise KeyError(f"{self.run.files.address!r} has no inversion of the key {key!r} in shard {shard!r}")
         tar, places = self._places(self._of_index[bisect.bisect(self._ends, index)])
         return tar, places[self.ids[index]]
 
@@ -232,6 +228,7 @@ def _locate_records(part: StoredPart[InversionRow]) -> tuple[Path, dict[_Id, _Re
     """
     manifest = part.read()
     assert manifest.tar is not None
+    part.files.keep_tar(manifest.tar)
     places, done = locate_members(manifest.tar), [row for row in manifest.rows if row.status == "done"]
     try:
         return manifest.tar, {

@@ -126,7 +126,9 @@ class ImageExport:
             with part.tar(part.read()) as tar:
                 self._write_images(tar, rows)
         except (ValueError, KeyError, RecursionError) as error:
-            damage = str(error) if isinstance(error, ValueError) else f"{part.path} is damaged: {error!r}"
+            damage = (
+                str(error) if isinstance(error, ValueError) else part.files.shown(f"{part.path} is damaged: {error!r}")
+            )
             self._damage.append(damage)
             missing = ((row.shard, row.id) for row in rows)
             self._errors |= dict.fromkeys((id for id in missing if id not in self._written), damage)

@@ -108,6 +108,16 @@ class RunFiles(Protocol):
             path: Path beside its manifest.
         """
 
+    def keep_tar(self, path: Path) -> None:
+        """Have a tar on the local disk from now on.
+
+        Args:
+            path: Path beside its manifest, where it then is.
+
+        Raises:
+            ValueError: If it is missing in an object store.
+        """
+
     def claim(self, stem: str) -> None:
         """Claim a work unit.
 
@@ -209,6 +219,9 @@ class FolderFiles:
     def tar(self, path: Path) -> Iterator[Path]:
         """The path itself."""
         yield path
+
+    def keep_tar(self, path: Path) -> None:
+        """Do nothing: it is there."""
 
     def claim(self, stem: str) -> None:
         """Take the lock of a work unit."""

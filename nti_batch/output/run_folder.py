@@ -6,6 +6,7 @@
     OUT/<folder>/<shard>.<k>of<n>.complete      state of the input of which no image is missing
     OUT/<folder>/<shard>.<k>of<n>.lock          the process that works on the unit
     OUT/log/                                    log files and numbers of each rank
+    OUT/taken.jsonl                             the units that ranks of a job have taken
 
 A record is committed when a manifest names it. No committed part is ever rewritten: a record that is computed again has
 another row, of a higher generation, in a later part.
@@ -152,6 +153,11 @@ class OutputRun(Generic[AnyRecord, AnyRow, AnySettings]):
             return True
         text = run_text(self.files.address, self.kind.command, self.settings.to_json(), self.shards)
         return self.files.put_run(text, added, is_new=known is None)
+
+    @property
+    def name(self) -> str:
+        """Name of the folder, or the last part of the address."""
+        return Path(self.files.address).resolve().name
 
     def _part(self, unit: WorkUnit, number: int) -> Path:
         return self.folder / f"{unit.name}.{number:05d}.tar"

@@ -40,6 +40,16 @@ class FailedRecord:
         return cls(f"{name}{edit}", row.stage, row.error)
 
 
+@dataclass(frozen=True, slots=True)
+class ShardStatus:
+    """Numbers of a shard's records by their outcome."""
+
+    shard: str
+    done: int
+    failed: int
+    missing: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStatus:
     """Outcomes of the records of a run."""
@@ -74,6 +84,8 @@ class RunStatus:
     missing_parts: Sequence[str]
     """Files of committed parts that are not there."""
 
+    shards: Sequence[ShardStatus]
+
     @property
     def has_failures(self) -> bool:
         """Whether a record or a shard is committed as failed."""
@@ -95,12 +107,21 @@ class RunStatus:
         if self.damaged_shards:
             lines.append(f"{self.damaged_shards} shards are damaged; images behind the damage are not counted")
         if self.prompts_truncated:
-            lines.append(f"{self.prompts_truncated} prompts are longer than the text encoder reads, and were truncated")
+            lines.append(
+                f"prompts that were truncated to the length that the text encoder reads: {self.prompts_truncated}"
+            )
         lines += [f"{count} failed at stage {stage!r}" for stage, count in self.failures.items()]
         if self.missing_parts:
             parts = and_more(self.missing_parts, FAILURES_SHOWN)
             lines.append(f"{len(self.missing_parts)} files of parts are missing: {parts}; `nti-batch verify` says more")
         return lines
+
+    def table_lines(self) -> list[str]:
+        """A table with a line for each shard as text."""
+        lines = [(*map(str, (s.done, s.failed, s.missing)), s.shard) for s in self.shards]
+        table = [("done", "failed", "missing", "shard"), *lines]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)][:-1]
+        return ["  ".join([*map(str.rjust, numbers, widths), shard]) for *numbers, shard in table]
 
     def failure_lines(self, folder: str) -> list[str]:
         """The failed records with their reasons as text.
@@ -181,14 +202,16 @@ class RowCounts:
         if len(self.failed_records) < FAILURES_SHOWN:
             self.failed_records.append(FailedRecord.of_row(row))
 
-    def status(self, kind: RunKind[Any, AnyRow, Any], missing: int, missing_parts: Sequence[str]) -> RunStatus:
-        """The status, given the number of missing records, and the missing files of parts."""
+    def status(
+        self, kind: RunKind[Any, AnyRow, Any], shards: Sequence[ShardStatus], missing_parts: Sequence[str]
+    ) -> RunStatus:
+        """The status, given that of each shard, and the missing files of parts."""
         return RunStatus(
             record_noun=kind.record_noun,
             done=self.done,
             failed=self.failures.total(),
             damaged_shards=len(self.damaged_shards),
-            missing=missing,
+            missing=sum(shard.missing for shard in shards),
             per_hour=self.throughput.per_hour(),
             prompts_truncated=self.prompts_truncated,
             scored=self.scored[kind.psnr],
@@ -196,4 +219,5 @@ class RowCounts:
             failures=dict(self.failures),
             failed_records=self.failed_records,
             missing_parts=missing_parts,
+            shards=shards,
         )

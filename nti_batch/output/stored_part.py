@@ -35,7 +35,10 @@ class StoredPart(Generic[AnyRow]):
         Raises:
             ValueError: If the manifest is damaged; the text names it.
         """
-        manifest = Manifest.read(self.path, self.row_type)
+        try:
+            manifest = Manifest.read(self.path, self.row_type)
+        except ValueError as error:
+            raise ValueError(self.files.shown(str(error))) from error
         if not self.newest:
             return manifest
         counting = [row for row in manifest.rows if row.generation == self.newest.get(row.id, row.generation)]

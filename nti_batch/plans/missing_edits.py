@@ -195,8 +195,8 @@ class EditPlan(Plan[EditedImage, EditRow, EditRunSettings]):
                 if is_kept and request and request_sha256(request) != row.request_sha256:
                     raise ValueError(
                         f"edit {row.name!r} of {row.shard}/{row.key} was made with other words, settings or another "
-                        f"mask in {str(self.run.out)!r}: give it another name, give another --output.dir, or make the "
-                        f"edits of the image again with --data.redo {row.shard}/{row.key}"
+                        f"mask in {self.run.files.address!r}: give it another name, give another --output.dir, or make "
+                        f"the edits of the image again with --data.redo {row.shard}/{row.key}"
                     )
 
     def read(
@@ -243,8 +243,8 @@ class EditPlan(Plan[EditedImage, EditRow, EditRunSettings]):
 
     def _unknown(self, unit: WorkUnit, key: str) -> str:
         return (
-            f"{str(self.inversions.out)!r} has no inversion of the key {key!r} in shard {unit.shard!r}: correct the "
-            "key, or invert the image and run again with --data.retry_failed=true"
+            f"{self.inversions.files.address!r} has no inversion of the key {key!r} in shard {unit.shard!r}: correct "
+            "the key, or invert the image and run again with --data.retry_failed=true"
         )
 
     def read_originals(self, unit: WorkUnit, requests: Iterable[EditRequest]) -> dict[ImageId, CaptionedImage]:

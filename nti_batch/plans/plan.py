@@ -13,7 +13,7 @@ from nti_batch.output.manifest_rows import AnyRow, Row
 from nti_batch.output.missing_parts import missing_parts
 from nti_batch.output.run_folder import OutputRun
 from nti_batch.output.run_kind import AnyRecord, AnySettings
-from nti_batch.output.status import RowCounts, RunStatus
+from nti_batch.output.status import RowCounts, RunStatus, ShardStatus
 from nti_batch.output.stored_part import StoredPart
 from nti_batch.output.throughput import Throughput
 from nti_batch.phrases import and_more
@@ -133,7 +133,7 @@ class Plan(ABC, Generic[AnyRecord, AnyRow, AnySettings]):
         if unknown:
             raise ValueError(
                 f"data.redo names {' and '.join(f'{shard}/{key}' for shard, key in sorted(unknown))}, and "
-                f"{str(self.run.out)!r} has no such record: write SHARD/KEY as `nti-batch verify` does"
+                f"{self.run.files.address!r} has no such record: write SHARD/KEY as `nti-batch verify` does"
             )
 
     def report_changed(self, unit: WorkUnit, names: Sequence[str]) -> None:
@@ -158,10 +158,11 @@ class Plan(ABC, Generic[AnyRecord, AnyRow, AnySettings]):
         Raises:
             ValueError: If a manifest is damaged, or an unfinished shard cannot be read.
         """
-        counts, missing = RowCounts(), 0
+        counts, shards = RowCounts(), list[ShardStatus]()
         self.run.files.snapshot()
-        for _, of_shard in groupby(units, key=lambda unit: unit.shard):
+        for shard, of_shard in groupby(units, key=lambda unit: unit.shard):
             committed: dict[WorkUnit, set[str]] = {}
+            done, failed = counts.done, counts.failures.total()
             for unit in of_shard:
                 committed[unit] = set()
                 for part, row in self.run.located_rows(unit):
@@ -169,8 +170,9 @@ class Plan(ABC, Generic[AnyRecord, AnyRow, AnySettings]):
                     on_row(part, row)
                     if row.key:
                         committed[unit].add(row.id)
-            missing += self.count_missing(committed)
-        return counts.status(self.run.kind, missing, missing_parts(self.run, units))
+            done, failed = counts.done - done, counts.failures.total() - failed
+            shards.append(ShardStatus(shard, done, failed, self.count_missing(committed)))
+        return counts.status(self.run.kind, shards, missing_parts(self.run, units))
 
 
 AnyPlan = Plan[Any, Any, Any]

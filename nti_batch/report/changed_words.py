@@ -1,5 +1,6 @@
 """Words of a prompt that its source's caption lacks."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
@@ -14,6 +15,12 @@ class Word:
     text: str
     is_changed: bool = False
     """Whether the source's caption lacks it."""
+
+
+def mark_all_changes(captions: Sequence[str]) -> list[list[Word]]:
+    """The words of captions; in those behind the first, which is the source's, the changed ones are marked."""
+    first, *others = captions
+    return [mark_changes(first), *(mark_changes(caption, first) for caption in others)]
 
 
 def mark_changes(caption: str, source: str | None = None) -> list[Word]:

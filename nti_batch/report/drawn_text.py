@@ -12,7 +12,7 @@ import matplotlib
 from matplotlib.ft2font import FT2Font
 from PIL import ImageDraw, ImageFont
 
-from nti_batch.report.changed_words import mark_changes
+from nti_batch.report.changed_words import Word
 
 FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 INK, MARK = "black", "#b4372f"
@@ -60,9 +60,8 @@ def drawable(text: str) -> str:
     return "".join(c if c.isprintable() and ord(c) in _glyphs() else c.encode("unicode_escape").decode() for c in text)
 
 
-def words_of(caption: str, source: str | None = None) -> list[DrawnWord]:
-    """The words of a caption as they are drawn; those that the caption of the source lacks are bold."""
-    words = mark_changes(caption[:MAX_CAPTION], None if source is None else source[:MAX_CAPTION])
+def drawn(words: Sequence[Word]) -> list[DrawnWord]:
+    """Words as they are drawn: changed ones are bold."""
     return [DrawnWord(drawable(word.text), word.is_changed) for word in words]
 
 

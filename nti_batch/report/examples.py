@@ -130,7 +130,7 @@ def _edit_examples(
 
 def _read_sources(plan: EditPlan, ids: set[ImageId], notes: list[str]) -> dict[ImageId, StoredInversion]:
     try:
-        found = list(read_inversions(plan.inversions.out, ids))
+        found = list(read_inversions(plan.inversions.files.address, ids))
     except ValueError as error:
         notes.append(f"No source could be reconstructed: {error}")
         return {}

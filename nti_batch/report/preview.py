@@ -17,7 +17,8 @@ from nti_batch.output.stored_part import Located
 from nti_batch.plans.missing_edits import EditPlan
 from nti_batch.plans.missing_images import ImagePlan
 from nti_batch.records import WorkUnit
-from nti_batch.report.drawn_text import INK, DrawnWord, draw_line, fitting, font, words_of, wrap
+from nti_batch.report.changed_words import mark_all_changes
+from nti_batch.report.drawn_text import INK, MAX_CAPTION, DrawnWord, draw_line, drawn, fitting, font, wrap
 from nti_batch.report.examples import Example, examples_of
 from nti_batch.scores.metrics import psnr
 
@@ -101,7 +102,6 @@ def draw_rows(rows: Sequence[tuple[Sequence[str], Tensor, Sequence[str]]]) -> Im
 
 
 def _wrapped(captions: Sequence[str], width: int) -> list[list[DrawnWord]]:
-    """The lines of captions; in those behind the first, which is the source's, the changed words are marked."""
-    first, *others = captions
-    words = [words_of(first), *(words_of(caption, first) for caption in others)]
-    return [line for caption in words for line in wrap(caption, width)]
+    """The lines of captions, of which the first is the source's."""
+    words = mark_all_changes([caption[:MAX_CAPTION] for caption in captions])
+    return [line for caption in words for line in wrap(drawn(caption), width)]

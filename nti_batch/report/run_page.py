@@ -12,7 +12,7 @@ from nti_batch.phrases import format_duration
 from nti_batch.plans.missing_edits import EditPlan
 from nti_batch.plans.missing_images import ImagePlan
 from nti_batch.report import edits, inversions
-from nti_batch.report.changed_words import Word, mark_changes
+from nti_batch.report.changed_words import mark_all_changes
 from nti_batch.report.charts import Chart
 from nti_batch.report.examples import examples_of
 from nti_batch.report.page import Fact, Page, PageExample, embed, settings_of
@@ -60,7 +60,7 @@ def run_page(plan: ImagePlan | EditPlan, images: int) -> Page:
     notes, numbers = list[str](), RunNumbers(plan.run.kind.row_type, view.columns)
     status = plan.status(plan.units, numbers.add)  # type: ignore[arg-type]  # the kind of row is the plan's
     return Page(
-        title=f"{view.title}: {plan.run.out.resolve().name}",
+        title=f"{view.title}: {plan.run.name}",
         description=view.describe(plan),
         done=status.done,
         failed=status.failed,
@@ -95,7 +95,7 @@ def _examples(
     pages = {
         row: PageExample(
             name=f"{row.shard}/{row.key}",
-            captions=_marked(example.captions),
+            captions=mark_all_changes(example.captions),
             numbers=view.scores(row),
             images=[embed(title, image) for title, image in example.images.items()],
         )
@@ -106,12 +106,6 @@ def _examples(
         for heading, group in groups.items()
         if (examples := [pages[row] for _, row in group if row in pages])
     ]
-
-
-def _marked(captions: Sequence[str]) -> list[list[Word]]:
-    """The words of captions; in those behind the first, which is the source's, the changed ones are marked."""
-    first, *others = captions
-    return [mark_changes(first), *(mark_changes(caption, first) for caption in others)]
 
 
 def _load_networks(plan: ImagePlan | EditPlan, notes: list[str]) -> StableDiffusion | None:

@@ -33,6 +33,14 @@ def test_the_time_of_a_job_is_that_of_its_calls_and_the_rest(
     assert "outside the UNet" in capsys.readouterr().out
 
 
+def test_several_devices_are_compared_with_one(capsys: pytest.CaptureFixture[str]):
+    flags = ["--images=2", "--model.num_steps=2", "--model.batch_size=2", f"--config={FAST}"]
+    assert main([*flags, "--devices=2", "--rounds=1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["devices"] == 2 and found["speedups"] == [found["speedup"]]
+    assert found["speedup"] > 0
+
+
 def test_a_wrong_flag_is_named(capsys: pytest.CaptureFixture[str]):
     assert main(["--model.num_steps=0"]) == 2
     assert "num_steps is 0" in capsys.readouterr().err

@@ -52,7 +52,7 @@ def test_an_image_without_caption_and_a_caption_without_image_are_failed_rows(
     assert found["mute"].error == (
         "there is no .json member beside .heic: add one, or give the caption with --data.default_caption"
     )
-    assert found["words"].error.startswith("there are 0 image members among .json, not one; images end in .jpg")
+    assert found["words"].error.startswith("there is no image beside .json; images end in .jpg")
     assert main(["verify", str(out)]) == 0
 
 

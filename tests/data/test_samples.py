@@ -50,8 +50,12 @@ def test_a_key_that_is_not_utf8_can_be_written_as_utf8(tmp_path: Path):
 @pytest.mark.parametrize(
     ("members", "stage", "reason"),
     [
-        (file("x.txt", b"c"), "image", "0 image members among .txt, not one"),
-        (file("x.jpg", b"i") + file("x.png", b"i") + file("x.txt", b"c"), "image", "2 image members among .jpg, .png"),
+        (file("x.txt", b"c"), "image", "there is no image beside .txt"),
+        (
+            file("x.jpg", b"i") + file("x.png", b"i") + file("x.txt", b"c"),
+            "image",
+            "there are 2 images, .jpg, .png, of one key",
+        ),
         (file("x.jpg", b"i"), "caption", "no .txt member beside .jpg"),
         (file("x.jpg", b"i") + file("x.txt", b" \r\n\t"), "caption", "caption is empty"),
         (file("x.jpg", b"i") + file("x.txt", b""), "caption", "caption is empty"),

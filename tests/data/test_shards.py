@@ -41,7 +41,7 @@ def test_a_pattern_without_a_file_is_refused_by_name(tmp_path: Path, monkeypatch
 
 def test_a_pattern_that_cannot_be_expanded_or_opened_is_refused_at_once():
     with pytest.raises(ValueError, match="'pipe:COMMAND'"):
-        expand_shards("s3://bucket/a.tar")
+        expand_shards("ftps://host/a.tar")
     with pytest.raises(ValueError, match="braces and variables"):
         expand_shards("${NOT_SET_ANYWHERE}/a.tar")
 

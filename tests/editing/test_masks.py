@@ -61,17 +61,23 @@ def test_a_pixel_is_inside_if_its_part_of_the_centre_touches_the_mask(
     assert mask_pixels(encode_runs(pixels), height, width).tolist() == expected
 
 
+def white_spot(rng: random.Random, height: int, width: int) -> tuple[torch.Tensor, bytes]:
+    """A square of 4 x 4 white pixels on black: its pixels, and the image as PNG."""
+    top, left = rng.randrange(height - 4), rng.randrange(width - 4)
+    spot = torch.zeros(height, width, dtype=torch.bool)
+    spot[top : top + 4, left : left + 4] = True
+    file = io.BytesIO()
+    Image.fromarray((spot * 255).byte().numpy()).save(file, "PNG")
+    return spot, file.getvalue()
+
+
 @pytest.mark.parametrize(("height", "width"), [(24, 24), (40, 24), (24, 60)])
 def test_a_mask_is_cropped_and_resized_as_its_image(height: int, width: int):
     """A white spot on black, decoded as the job decodes it, lies inside the spot's mask."""
     rng = random.Random(height * width)
     for _ in range(10):
-        top, left = rng.randrange(height - 4), rng.randrange(width - 4)
-        spot = torch.zeros(height, width, dtype=torch.bool)
-        spot[top : top + 4, left : left + 4] = True
-        file = io.BytesIO()
-        Image.fromarray((spot * 255).byte().numpy()).save(file, "PNG")
-        bright = decode_image(file.getvalue(), 12, 12)[0] > 128
+        spot, png = white_spot(rng, height, width)
+        bright = decode_image(png, 12, 12)[0] > 128
         inside = mask_pixels(encode_runs(spot), 12, 12)
         assert (inside | ~bright).all()
         assert inside.sum() <= math.ceil(4 / 2 + 1) ** 2
@@ -105,12 +111,8 @@ def test_a_mask_is_fitted_as_its_image_without_padding(fit: Fit, height: int, wi
     """A white spot on black lies inside the spot's mask on the part that shows the image."""
     rng = random.Random(height * width)
     for _ in range(10):
-        top, left = rng.randrange(height - 4), rng.randrange(width - 4)
-        spot = torch.zeros(height, width, dtype=torch.bool)
-        spot[top : top + 4, left : left + 4] = True
-        file = io.BytesIO()
-        Image.fromarray((spot * 255).byte().numpy()).save(file, "PNG")
-        decoded, original = decode_original(file.getvalue(), 12, 12, fit=fit)
+        spot, png = white_spot(rng, height, width)
+        decoded, original = decode_original(png, 12, 12, fit=fit)
         bright = without_padding(decoded, original)[0] > 128
         inside = mask_pixels(encode_runs(spot), bright.shape[0], bright.shape[1], fit)
         assert (inside | ~bright).all()

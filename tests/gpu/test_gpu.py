@@ -13,9 +13,11 @@ from nti_batch.diffusion.batch_size import MAX_BATCH_SIZE, find_batch_size
 from nti_batch.diffusion.pool import InversionPool
 from nti_batch.diffusion.settings import InversionSettings
 from nti_batch.jobs.flags import SAMPLES
-from nti_batch.models.acceleration import Acceleration
+from nti_batch.jobs.writer import RecordWriter
+from nti_batch.models.acceleration import Acceleration, CapturedPredictor
 from nti_batch.models.source import ModelSource
 from nti_batch.models.stable_diffusion import StableDiffusion
+from nti_batch.records import Inversion, Outcome
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")]
 SHARD = min(SAMPLES.glob("*.tar"))
@@ -141,6 +143,55 @@ def test_cuda_graphs_predict_what_the_network_predicts(networks: StableDiffusion
         found = torch.autograd.grad(prediction.square().sum(), embeddings)[0]
         expected = gradients(networks, latents, timesteps, embeddings)
         torch.testing.assert_close(found, expected, atol=1e-3 * float(expected.abs().max()), rtol=1e-2)
+
+
+def test_checkpointing_takes_less_memory_for_the_same_gradients():
+    networks = StableDiffusion.load(ModelSource("demo")).to("cuda")
+    inputs, peaks, found = call_inputs(networks, 16), [], []
+    for acceleration in (Acceleration(), Acceleration(checkpointing=True)):
+        acceleration.predictor(networks, lambda: 16)
+        gradients(networks, *inputs)
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        found.append(gradients(networks, *inputs))
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+    torch.testing.assert_close(found[1], found[0], atol=1e-3 * float(found[0].abs().max()), rtol=1e-2)
+    assert peaks[1] < 0.7 * peaks[0]
+
+
+@pytest.mark.parametrize("more", [[], ["--model.cuda_graphs=true"]])
+def test_the_job_with_checkpointing_finds_the_same_images(more: list[str], on_cpu: dict[str, float], tmp_path: Path):
+    assert inverted(tmp_path / "out", "--model.checkpointing=true", *more) == pytest.approx(on_cpu, abs=0.3)
+
+
+def test_graphs_are_captured_while_the_writer_stores(
+    on_cpu: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Every call with a gradient is captured anew, as after a batch size that did not fit."""
+    call = CapturedPredictor.__call__
+
+    def anew(predict: CapturedPredictor, *inputs: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            predict._captured.clear()
+        return call(predict, *inputs)
+
+    monkeypatch.setattr(CapturedPredictor, "__call__", anew)
+    flags = "--model.cuda_graphs=true", "--output.storage=float16"
+    assert inverted(tmp_path / "out", *flags) == pytest.approx(on_cpu, abs=0.3)
+
+
+def test_the_writer_gets_records_on_the_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    put, taken = RecordWriter.put, []
+
+    def noted(writer: RecordWriter, outcome: Outcome) -> None:
+        taken.append(outcome)
+        put(writer, outcome)
+
+    monkeypatch.setattr(RecordWriter, "put", noted)
+    inverted(tmp_path / "out")
+    inversions = [outcome for outcome in taken if isinstance(outcome, Inversion)]
+    assert inversions
+    assert {each.null_embeddings.device.type for each in inversions} == {"cpu"}
 
 
 def test_a_backward_pass_after_another_call_is_refused(networks: StableDiffusion):

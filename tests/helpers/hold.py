@@ -13,14 +13,15 @@ from nti_batch.jobs.invert_module import InversionModule
 class Hold(Callback):
     """Waits after some images while a file exists; a request to stop ends the wait."""
 
-    def __init__(self, file: str, images: int = 6) -> None:
+    def __init__(self, file: str, images: int = 6, rank: int | None = None) -> None:
         """Store the settings.
 
         Args:
             file: Path of the file that holds the job.
             images: Number of images to read before the wait.
+            rank: The rank that waits; None for all.
         """
-        self.file, self.images = Path(file), images
+        self.file, self.images, self.rank = Path(file), images, rank
 
     def on_predict_batch_end(
         self,
@@ -33,7 +34,8 @@ class Hold(Callback):
     ) -> None:
         """Wait after the last image."""
         assert isinstance(pl_module, InversionModule | EditModule)
-        if batch_idx + 1 == self.images and self.file.exists():
+        is_here = self.rank in (None, trainer.global_rank)
+        if is_here and batch_idx + 1 == self.images and self.file.exists():
             (self.file.parent / f"{self.file.name}.{trainer.global_rank}").touch()
             # the limit ends a rank that has lost its parent
             end = time.monotonic() + 300

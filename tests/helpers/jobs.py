@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,11 +55,24 @@ def files(out: Path) -> dict[str, int]:
     return {p.name: p.stat().st_mtime_ns for p in (out / "inversions").iterdir()}
 
 
+def hold_flags(hold: Path, images: int = 6, rank: int | None = None) -> list[str]:
+    """Flags that hold a job, or one of its ranks, after some images while a file exists."""
+    values = {"file": hold, "images": images} | ({} if rank is None else {"rank": rank})
+    callback = "--trainer.callbacks+=helpers.hold.Hold"
+    return [callback, *(f"--trainer.callbacks.{name}={value}" for name, value in values.items())]
+
+
 @contextmanager
-def held_job(arguments: list[str], hold: Path) -> Iterator[subprocess.Popen[str]]:
-    """Start `nti-batch` in its own process, which waits after six images while the file `hold` exists."""
+def held_job(arguments: list[str], hold: Path, flags: Sequence[str] | None = None) -> Iterator[subprocess.Popen[str]]:
+    """Start `nti-batch` in its own process, which waits after six images while the file `hold` exists.
+
+    Args:
+        arguments: Arguments of the job.
+        hold: File that is made, and removed at the end.
+        flags: Flags that hold the job, in place of those for `hold` alone.
+    """
     hold.touch()
-    flags = ["--trainer.callbacks+=helpers.hold.Hold", f"--trainer.callbacks.file={hold}"]
+    flags = hold_flags(hold) if flags is None else flags
     job = subprocess.Popen(
         [sys.executable, "-m", "nti_batch", *arguments, *flags],
         stdout=subprocess.PIPE,
@@ -81,7 +94,7 @@ def held_job(arguments: list[str], hold: Path) -> Iterator[subprocess.Popen[str]
         hold.unlink()
 
 
-def wait_for(path: Path, timeout: float = 120) -> None:
+def wait_for(path: Path, timeout: float = 240) -> None:
     deadline = time.monotonic() + timeout
     while not path.exists():
         assert time.monotonic() < deadline, f"{path} took more than {timeout} s"

@@ -1,6 +1,5 @@
 """Writes tiny LoRAs."""
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-needs_peft = pytest.mark.skipif(find_spec("peft") is None, reason="the extra `lora` is not installed")
+from nti_batch.models.loras import can_merge
+
+needs_peft = pytest.mark.skipif(not can_merge(), reason="the extra `lora` is not installed")
 
 QUERY = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 """A layer of the UNet of the tiny models but XL."""

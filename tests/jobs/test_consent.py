@@ -11,7 +11,7 @@ from helpers.tiny import captioned, write_shard
 
 from nti_batch import InversionDataset
 from nti_batch.cli import main
-from nti_batch.data import shard_reader
+from nti_batch.data import download
 from nti_batch.jobs.consent import FLAG
 from nti_batch.json_object import Json
 
@@ -113,7 +113,7 @@ def test_what_reads_no_input_asks_for_no_consent(forged: Path, capsys: pytest.Ca
 def test_the_warning_about_inputs_that_cannot_be_read_shows_no_credentials(
     forged: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(shard_reader, "RETRY_DELAYS", ())
+    monkeypatch.setattr(download, "RETRY_DELAYS", ())
     recorded = forged / "inverted" / "run.json"
     address = "http://user:PASSWORD@127.0.0.1:9/a.tar?key=TOKEN"  # nobody listens there
     recorded.write_text(json.dumps({**json.loads(recorded.read_text()), "shards": {"a": address}}))

@@ -100,7 +100,7 @@ def test_a_prompt_longer_than_the_text_encoder_reads_is_truncated_and_marked(
     shard, out = write_shard(tmp_path / "s.tar", members), tmp_path / "out"
     assert main([*arguments(tiny_model, shard, out), "--data.units_per_shard=1"]) == 0
     assert {key: row.prompt_truncated for key, row in rows(out).items()} == {"fits": False, "long": True, "other": True}
-    assert "2 prompts are longer than the text encoder reads, and were truncated" in capsys.readouterr().out
+    assert "prompts that were truncated to the length that the text encoder reads: 2" in capsys.readouterr().out
     inversions = {stored.key: stored for stored in read_inversions(out)}
     assert inversions["long"].prompt == words["long"], "the stored caption is not truncated"
     torch.testing.assert_close(inversions["long"].noise_latents, inversions["other"].noise_latents)

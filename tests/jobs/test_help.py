@@ -24,14 +24,16 @@ def refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return captured.err
 
 
-@pytest.mark.parametrize(("command", "sections"), [("invert", 4), ("edit", 5)])
+@pytest.mark.parametrize(("command", "sections"), [("invert", 5), ("edit", 6)])
 def test_help_has_each_flag_of_a_user_in_120_lines_and_help_all_the_others(
     command: str, sections: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("COLUMNS", "80")
     short, whole = printed([command, "--help"], capsys), printed([command, "--help_all"], capsys)
     assert len(short.splitlines()) <= 120 and max(map(len, short.splitlines())) <= 80
-    assert len(re.findall(r"^(?:model|data|output|edit|hardware|general):$", short, re.MULTILINE)) == sections + 1
+    assert (
+        len(re.findall(r"^(?:model|data|output|edit|metrics|hardware|general):$", short, re.MULTILINE)) == sections + 1
+    )
     known = {flag for flag in re.findall(r"^  (--[a-z_.]+)", whole, re.MULTILINE) if "." in flag}
     shown = set(re.findall(r"^  (--[a-z_.]+)", short, re.MULTILINE))
     assert {flag for flag in known if not flag.startswith("--trainer.")} <= shown

@@ -221,7 +221,8 @@ def test_after_a_time_the_job_stops_and_the_same_command_resumes_it(
 def test_every_trainer_flag_is_either_used_or_refused():
     used = {"accelerator", "benchmark", "callbacks", "default_root_dir", "deterministic", "detect_anomaly", "devices"}
     used |= {"inference_mode", "logger", "num_nodes", "plugins", "profiler", "strategy"}
-    assert used | set(REFUSED) == set(inspect.signature(Trainer).parameters)
+    parameters = set(inspect.signature(Trainer).parameters)
+    assert used <= parameters <= used | set(REFUSED), "older versions of Lightning lack some that are refused"
     assert not used & set(REFUSED)
 
 

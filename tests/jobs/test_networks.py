@@ -49,6 +49,16 @@ def test_the_first_calls_find_a_batch_size_that_fits(networks: StableDiffusion, 
         assert pool.batch_size == expected
 
 
+def test_the_calls_of_the_vae_must_fit_beside_the_first_calls(networks: StableDiffusion):
+    def use_vae(images: int) -> None:
+        if images > 2:
+            raise torch.OutOfMemoryError
+
+    pool = InversionPool[int](networks.predict, networks.schedule(2), InversionSettings(), inputs(networks)[2], 8)
+    warm_up(pool, networks.predict, inputs(networks), use_vae)
+    assert pool.batch_size == 2
+
+
 def test_a_network_that_does_not_compile_is_an_error_in_one_line(networks: StableDiffusion):
     def stopped(latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
         torch._dynamo.graph_break()

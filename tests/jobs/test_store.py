@@ -15,7 +15,7 @@ from helpers.tiny import captioned, write_shard
 
 from nti_batch import read_inversions
 from nti_batch.cli import main
-from nti_batch.jobs import ranks
+from nti_batch.jobs import units
 from nti_batch.output import claims
 from nti_batch.output.bucket import Bucket
 from nti_batch.output.edits import open_edits, read_edited_images
@@ -42,10 +42,10 @@ def test_a_job_writes_to_a_store(tiny_model: Path, bucket: str, tmp_path: Path, 
     assert len(ids(out)) == 3
     assert main(job) == 0
     assert len(set(ids(out))) == len(ids(out)) == 6
-    before = set(Bucket(out).list("inversions"))
+    before = set(dict(Bucket(out).list("inversions")))
     assert not [name for name in before if name.endswith((".claim", ".lock", ".tmp"))]
     assert main(job) == 0
-    assert set(Bucket(out).list("inversions")) == before
+    assert set(dict(Bucket(out).list("inversions"))) == before
     capsys.readouterr()
     assert main(["status", out, "--json", "--exit_code"]) == 0
     assert json.loads(capsys.readouterr().out)["done"] == 6
@@ -65,10 +65,10 @@ def test_edits_of_a_run_in_a_store_are_written_to_a_store(tiny_model: Path, buck
     assert main(job) == 0
     edit = ["edit", f"--data.inversions={bucket}/inversions", f"--output.dir={bucket}/edits", ON_CPU]
     assert main(edit) == 0
-    tars = {name for name in Bucket(f"{bucket}/edits").list("edits") if name.endswith(".tar")}
+    tars = {name for name, _ in Bucket(f"{bucket}/edits").list("edits") if name.endswith(".tar")}
     assert tars
     assert main(edit) == 0
-    assert {name for name in Bucket(f"{bucket}/edits").list("edits") if name.endswith(".tar")} == tars
+    assert {name for name, _ in Bucket(f"{bucket}/edits").list("edits") if name.endswith(".tar")} == tars
     assert main(["verify", f"{bucket}/edits"]) == 0
     run = open_edits(f"{bucket}/edits")
     units = EditPlan.of_run(run).units
@@ -88,7 +88,7 @@ def test_a_bucket_that_is_not_there_is_an_error_in_words(
 def run_worker(argv: list[str], claim_seconds: float, environment: dict[str, str]) -> None:
     """Run a job; claims count for that time."""
     os.environ.update(environment)
-    claims.CLAIM_SECONDS, claims.RENEWED_EVERY, ranks.WAIT_SECONDS = claim_seconds, 0.5, 0.5
+    claims.CLAIM_SECONDS, claims.RENEWED_EVERY, units.WAIT_SECONDS = claim_seconds, 0.5, 0.5
     sys.exit(main(argv))
 
 

@@ -101,6 +101,23 @@ def test_the_graphs_of_a_smaller_batch_size_replace_those_of_the_larger_one(
         assert {shape[0] for shape, _ in predict._captured} == {rows}
 
 
+def test_a_capture_that_does_not_fit_the_memory_says_so(
+    networks: StableDiffusion, captured: Acceleration, monkeypatch: pytest.MonkeyPatch
+):
+    """A batch size that did not fit is halved only if the error is that of the memory."""
+
+    def cut_short(*arguments: object) -> None:
+        try:
+            raise torch.OutOfMemoryError("no memory")
+        finally:
+            raise RuntimeError("capture_end: operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", cut_short)
+    predict = captured.predictor(networks, lambda: 2)
+    with pytest.raises(torch.OutOfMemoryError, match="no memory"):
+        predict(*inputs(networks, 2))
+
+
 def invert(predict: Predictor, networks: StableDiffusion) -> list[Tensor]:
     """Null embeddings of three images by a pool with the batch size 2."""
     settings = InversionSettings(num_inner_steps=2, **NEVER)

@@ -178,10 +178,19 @@ def test_a_weight_follows_the_last_equals_sign(text: str, expected: Lora):
     assert Lora.parse(text) == expected
 
 
-def test_without_peft_the_way_out_is_named(
-    tiny_model: Path, shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("name", "found"), [("find_spec", None), ("version", "0.40.1")])
+def test_without_what_merges_them_the_way_out_is_named(
+    name: str,
+    found: str | None,
+    tiny_model: Path,
+    shard: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
-    monkeypatch.setattr("nti_batch.models.loras.find_spec", lambda name: None)
+    monkeypatch.setattr(f"nti_batch.models.loras.{name}", lambda package: found)
     file = write_lora(tmp_path / "lora.safetensors")
     assert main([*arguments(tiny_model, shard, tmp_path / "out"), f"--model.loras={file}"]) == 2
-    expect_one_sentence("model.loras needs the package peft: pip install 'nti-batch[lora]'", capsys=capsys)
+    expect_one_sentence(
+        "model.loras needs peft and diffusers 0.41 or newer: pip install 'nti-batch[lora]'", capsys=capsys
+    )

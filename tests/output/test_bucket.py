@@ -25,7 +25,7 @@ def test_an_object_is_put_read_listed_and_removed(bucket: str, tmp_path: Path):
     store.put("b/big.tar", tmp_path / "big")
     store.download("b/big.tar", tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == bytes(6 << 20)
-    assert list(store.list("a")) == ["x[0] ü%.json"]
+    assert list(dict(store.list("a"))) == ["x[0] ü%.json"]
     assert Bucket(f"{bucket}/other").read("a/x[0] ü%.json") is None
     store.remove("a/x[0] ü%.json")
     store.remove("a/x[0] ü%.json")
@@ -92,6 +92,6 @@ def test_a_bucket_that_does_not_exist_is_named(bucket: str):
 
 @pytest.mark.parametrize(("scheme", "extra"), [("s3", "s3"), ("gs", "gcs"), ("az", "azure")])
 def test_the_package_that_a_store_needs_is_named(scheme: str, extra: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "obstore.store", None)
-    with pytest.raises(ValueError, match=rf"'{scheme}://b/run' .* needs obstore: pip install 'nti-batch\[{extra}\]'"):
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    with pytest.raises(ValueError, match=rf"'{scheme}://b/run' is in an object .*: pip install 'nti-batch\[{extra}\]'"):
         Bucket(f"{scheme}://b/run")

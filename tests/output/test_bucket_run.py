@@ -189,7 +189,7 @@ def test_a_run_is_continued_in_a_folder_and_again_in_a_store(worker: Start, buck
     worker("one", shards={"more": "/in/more.tar"})
     folder, store = tmp_path / "folder", Bucket(f"{bucket}/run")
     (folder / "inversions").mkdir(parents=True)
-    for name in store.list("inversions"):
+    for name, _ in store.list("inversions"):
         store.download(f"inversions/{name}", folder / "inversions" / name)
     for name in ("run.json", "shards.00000.json"):
         store.download(name, folder / name)
@@ -228,12 +228,34 @@ def test_a_new_run_at_an_old_address_does_not_see_the_copy_of_the_old_one(
 ):
     finish(run := worker("one"))
     store = Bucket(f"{bucket}/run")
-    for name in ("run.json", *(f"inversions/{name}" for name in store.list("inversions"))):
+    for name in ("run.json", *(f"inversions/{name}" for name, _ in store.list("inversions"))):
         store.remove(name)
     time.sleep(1.1)  # a store tells times in seconds
     again = worker("one")
     assert run.out != again.out
     assert again.claim(UNIT) == []
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_what_somebody_has_removed_from_a_store_is_computed_again(worker: Start, bucket: str, is_replaced: bool):
+    """`nti-batch verify` says that a work unit without files is computed again; the copies of its manifests remain."""
+    finish(run := worker("one"))
+    store = Bucket(f"{bucket}/run")
+    for name, _ in list(store.list("inversions")):
+        store.remove(f"inversions/{name}")
+    die(run)
+    if is_replaced:
+        time.sleep(1.1)  # a store tells times in seconds
+        other = worker("other")
+        other.claim(UNIT)
+        compute(other, "a").commit()
+        other.release(UNIT)
+    again = worker("one")
+    assert [stored.key for stored in read_inversions(f"{bucket}/run")] == ["a"] * is_replaced
+    assert [row.key for row in again.claim(UNIT)] == ["a"] * is_replaced
+    again.release(UNIT)
+    finish(again)
+    assert committed(worker("third")) == {("a", 0): 1, ("bb", 0): 1, ("ccc", 0): 1}
 
 
 def test_a_claimed_unit_is_passed_over_until_its_claim_is_old(

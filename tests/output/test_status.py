@@ -1,5 +1,6 @@
 """`nti-batch status` lists failures with their reasons, and notices parts that are gone."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,22 @@ def test_status_notices_a_tar_and_a_manifest_that_are_gone(
     assert "1 files of parts are missing: s.0of1.00001.tar" in capsys.readouterr().out
     (out / "inversions" / "s.0of1.00000.jsonl").unlink()
     assert status_of(out, capsys)["missing_parts"] == ["s.0of1.00000.jsonl", "s.0of1.00001.tar"]
+
+
+def test_the_table_has_a_line_for_each_shard(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write_mixed_shard(tmp_path / "mixed.tar")
+    write_shard(tmp_path / "whole.tar", captioned(2))
+    out = tmp_path / "out"
+    job = arguments(tiny_model, tmp_path, out)
+    assert main([*job, "--data.limit=5"]) == 3
+    capsys.readouterr()
+    assert main(["status", str(out), "--table"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "4 done, 1 failed, 1 missing of 6 images"
+    assert lines[-3:] == [
+        "done  failed  missing  shard",
+        "   3       1        0  mixed",
+        "   1       0        1  whole",
+    ]
+    assert main(["status", str(out), "--table", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["shards"][1] == {"shard": "whole", "done": 1, "failed": 0, "missing": 1}

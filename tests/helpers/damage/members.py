@@ -59,7 +59,7 @@ def formats() -> list[Case]:
         "second volume": (forge(PNG, (156, b"M")) + caption("x"), IRREGULAR),
         "unknown type": (forge(PNG, (156, b"Z")) + caption("x"), IRREGULAR),
         "caption that is a link": (PNG + header("x.txt", 0, b"2"), {"x": ("shard", "'x.txt' is no regular file")}),
-        "v7 folder": (header("x.png/", 0, b"\0") + caption("x"), {"x": ("image", "0 image members among .txt, not")}),
+        "v7 folder": (header("x.png/", 0, b"\0") + caption("x"), {"x": ("image", "there is no image beside .txt;")}),
         "caption of 2 MiB": (
             PNG + file("x.txt", bytes(1 << 21)),
             {"x": ("shard", "2097152 bytes, and at most 1048576")},
@@ -127,15 +127,15 @@ def keys() -> list[Case]:
         ),
         "with two images": (
             X + renamed({b"x.jpg": image}),
-            {"x": ("image", "2 image members among .png, .txt, .jpg")},
+            {"x": ("image", "there are 2 images, .png, .jpg, of one key")},
         ),
-        "without an image": (caption("x"), {"x": ("image", "0 image members")}),
+        "without an image": (caption("x"), {"x": ("image", "there is no image beside .txt")}),
         "with one member twice": (X + caption("x"), {"x": ("shard", "two members are called 'x.txt'")}),
         "with one member in both cases": (
             X + renamed({b"x.TXT": text}),
             {"x": ("shard", "upper and lower case being equal")},
         ),
-        "that ends in a dot": (renamed({b"x.": image}), {"x": ("image", "0 image members among ., not")}),
+        "that ends in a dot": (renamed({b"x.": image}), {"x": ("image", "there is no image beside .;")}),
         "beside webdataset's own": (renamed({b"__url__": b"", b"__meta__/x.json": b"{}"}) + X, IS_DONE),
         "beside folders": (header("d", 0, b"5") + header("d.e/", 0, b"5") + X, IS_DONE),
         "of macOS": (

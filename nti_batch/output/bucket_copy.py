@@ -1,0 +1,186 @@
+"""The local copy of a run in an object store.
+
+No job changes a manifest, so each is copied once, and again only if somebody has removed or replaced it: a copy has the
+time at which the store got its object.
+"""
+
+import hashlib
+import itertools
+import os
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from nti_batch.files import translate_os_errors
+from nti_batch.output.bucket import Bucket
+from nti_batch.output.run_files import RUN_FILE
+
+MAX_ENTRIES = 1 << 17
+"""Most entries of a log, against a number that never ends."""
+
+DOWNLOADS = 16
+"""Manifests that are copied at the same time."""
+
+
+def default_spool() -> Path:
+    """Folder of the copies of all runs."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser() / "nti_batch" / "runs"
+
+
+class BucketCopy:
+    """What has been read of a run in an object store. It is brought up to date when it is asked."""
+
+    def __init__(self, address: str, spool: str | None = None) -> None:
+        """Look for the run.
+
+        Args:
+            address: Address of the run.
+            spool: Local folder for copies of runs, and for what is finished and not committed.
+
+        Raises:
+            ValueError: If the store cannot be used.
+            OutputError: If it does not answer.
+        """
+        self.address, self.spool = address, Path(spool) if spool else default_spool()
+        self.bucket = Bucket(address)
+        self._listed: dict[str, dict[str, datetime]] | None = None
+        """Names and times of puts by folder, once there is a snapshot."""
+
+        self._compared: set[str] = set()
+        """Stems of the work units whose copies have been compared with the store."""
+
+        self.root = self.place()
+
+    def place(self) -> Path:
+        """The folder of the copy: another run that has been created at this address has another one."""
+        created = self.bucket.put_time(RUN_FILE)
+        checksum = hashlib.sha256(f"{self.address} {created and created.isoformat()}".encode()).hexdigest()
+        return self.spool / f"{re.sub('[^A-Za-z0-9]+', '-', self.address)[-60:]}-{checksum[:16]}"
+
+    def shown(self, text: str) -> str:
+        """The text with addresses in place of the paths of copies."""
+        return text.replace(f".{os.getpid()}.tmp", "").replace(str(self.root), self.address)
+
+    def snapshot(self) -> None:
+        """List all files, and copy the manifests that are new."""
+        self._listed = {}
+
+    def path(self, name: str) -> Path:
+        """Copy a small file."""
+        path = self.root / name
+        self.copy(path)
+        return path
+
+    def copy(self, path: Path) -> bool:
+        """Copy a small file, which other processes may copy at the same time; return whether there is one."""
+        found = self.bucket.read_timed(self.name(path))
+        with translate_os_errors(path):
+            if found is None:
+                path.unlink(missing_ok=True)
+                return False
+            content, put = found
+            path.parent.mkdir(parents=True, exist_ok=True)
+            beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+            beside.write_bytes(content)
+            os.utime(beside, (_second(put), _second(put)))
+            os.replace(beside, path)
+        return True
+
+    def name(self, path: Path) -> str:
+        """Name of the object of a copy."""
+        return path.relative_to(self.root).as_posix()
+
+    def added_shards(self) -> list[Path]:
+        """Entries with the shards that were added."""
+        entries: list[Path] = []
+        for number in range(MAX_ENTRIES):
+            path = self.path(shard_entry(number))
+            if not path.exists():
+                break
+            entries.append(path)
+        return entries
+
+    def names(self, folder: str) -> set[str]:
+        """Names of the files in a folder of the run."""
+        return set(self._list(folder))
+
+    def _list(self, folder: str) -> dict[str, datetime]:
+        if self._listed is None:
+            return dict(self.bucket.list(folder))
+        if folder not in self._listed:
+            self._listed[folder] = dict(self.bucket.list(folder))
+        return self._listed[folder]
+
+    def manifests(self, stem: str) -> list[Path]:
+        """Manifests of a work unit; those that are new are copied."""
+        if self._listed is None:
+            self._remove_old_copies(stem)
+        paths = (self.manifest(stem, number) for number in range(MAX_ENTRIES))
+        return list(itertools.takewhile(self._has_copy, paths))
+
+    def _has_copy(self, path: Path) -> bool:
+        """Copy a manifest that was not copied before; return whether there is one."""
+        if self._listed is None:
+            return path.exists() or self.copy(path)
+        put = self._list(path.parent.name).get(path.name)
+        return put is not None and (_is_copied(path, put) or self.copy(path))
+
+    def manifest(self, stem: str, number: int) -> Path:
+        """Path of the copy of a manifest."""
+        return self.root / f"{stem}.{number:05d}.jsonl"
+
+    def _remove_old_copies(self, stem: str) -> None:
+        """Remove the copies of a work unit's manifests if its last one was removed from the store, or replaced."""
+        if stem in self._compared:
+            return
+        numbers = itertools.takewhile(lambda n: self.manifest(stem, n).exists(), itertools.count())
+        copies = [self.manifest(stem, number) for number in numbers]
+        if copies and not _is_copied(copies[-1], self.bucket.put_time(self.name(copies[-1]))):
+            for copy in copies:
+                copy.unlink(missing_ok=True)
+        self._compared.add(stem)
+
+    def all_manifests(self, folder: str) -> list[Path]:
+        """Manifests of all work units: one request lists a thousand, and those that are new are copied."""
+        listed = {self.root / folder / name: put for name, put in self._list(folder).items() if name.endswith(".jsonl")}
+        with ThreadPoolExecutor(DOWNLOADS) as threads:
+            new = (path for path, put in listed.items() if not _is_copied(path, put))
+            list(threads.map(self.copy, new))
+        return list(listed)
+
+    @contextmanager
+    def tar(self, path: Path) -> Iterator[Path]:
+        """Copy a tar for a while."""
+        beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        try:
+            self.bucket.download(self.name(path), beside)
+            yield beside
+        except ValueError as error:
+            raise ValueError(self.shown(str(error))) from error
+        finally:
+            beside.unlink(missing_ok=True)
+
+    def keep_tar(self, path: Path) -> None:
+        """Copy a tar that was not copied before."""
+        if not path.exists():
+            with self.tar(path) as tar, translate_os_errors(path):
+                os.replace(tar, path)
+
+
+def shard_entry(number: int) -> str:
+    """Name of an entry with shards that were added, or have moved."""
+    return f"shards.{number:05d}.json"
+
+
+def _is_copied(path: Path, put: datetime | None) -> bool:
+    """Whether there is a copy of what the store got at that time; None stands for no object."""
+    return put is not None and path.exists() and path.stat().st_mtime == _second(put)
+
+
+def _second(put: datetime) -> int:
+    """The second of a time: answers to a listing may be more exact than others."""
+    return int(put.timestamp())
