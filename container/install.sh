@@ -7,5 +7,5 @@ apt-get update
 apt-get install --yes --no-install-recommends ca-certificates curl gcc libc6-dev python3 python3-dev python3-venv
 rm -rf /var/lib/apt/lists/*
 python3 -m venv /opt/nti-batch
-/opt/nti-batch/bin/pip install --no-cache-dir --constraint /src/constraints.txt '/src[heic,lora,metrics,parquet]'
+/opt/nti-batch/bin/pip install --no-cache-dir --constraint /src/constraints.txt '/src[azure,gcs,heic,hub,lora,metrics,parquet,s3]'
 /opt/nti-batch/bin/nti-batch --version

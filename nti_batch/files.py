@@ -90,8 +90,16 @@ def store_address(path: Path | str) -> str | None:
     return f"{found[1]}://{found[2].rstrip('/')}" if found else None
 
 
-def refuse_url(flag: str, path: Path | str) -> None:
+STORE_ADDRESSES = "an address in an object store (s3://, gs://, az://), "
+
+
+def refuse_url(flag: str, path: Path | str, others: str = "") -> None:
     """Check that a path does not name a place on the network.
+
+    Args:
+        flag: Name of the flag.
+        path: The path.
+        others: What is allowed besides, for the error message.
 
     Raises:
         ValueError: If it has a scheme, as in 's3://bucket/run'; the text names the flag.
@@ -100,8 +108,8 @@ def refuse_url(flag: str, path: Path | str) -> None:
     scheme, colon, rest = str(path).partition(":/")
     if colon and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
         raise ValueError(
-            f"{flag} is '{scheme}://{rest.lstrip('/')}', allowed: a local path, such as a mounted folder, or the "
-            "absolute path of a folder whose name ends in a colon"
+            f"{flag} is '{scheme}://{rest.lstrip('/')}', allowed: {others}a local path, such as a mounted "
+            "folder, or the absolute path of a folder whose name ends in a colon"
         )
 
 

@@ -151,6 +151,9 @@ def run(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
             assert all(flag in known for flag in re.findall(r"--[a-z_]+", " ".join(arguments))), words
         case ["nti-batch", "app", *arguments]:  # serves a page until Ctrl-C
             assert function_parser(app, "nti-batch app").parse_args(arguments)
+        case ["nti-batch", command, *arguments] if any("s3:/" in argument for argument in arguments):
+            known = help_text([command], capsys)
+            assert all(flag in known for flag in re.findall(r"--[a-z_.]+", " ".join(arguments))), words
         case ["nti-batch", command, *arguments]:
             loggers = [logger for logger in LOGGERS if f"--trainer.logger={logger}" in arguments]
             if any(find_spec(LOGGERS[logger]) is None for logger in loggers):

@@ -4,11 +4,12 @@ Credentials, endpoints and regions are those that each store's own tools take; n
 """
 
 import asyncio
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,25 @@ _PASSING = {"408", "429", "500", "502", "503", "504"}
 _STATUS = re.compile(r"status code: ((\d{3})[\w -]*)")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 """The store's own name of an error, in the XML that all three answer with."""
+
+
+@cache
+def _first_process() -> int:
+    """The process that obstore runs in; its threads do not live on in a fork."""
+    return os.getpid()
+
+
+def check_process() -> None:
+    """Check that this process is not a fork of one that has asked a store; its requests would wait for ever.
+
+    Raises:
+        ValueError: If it is.
+    """
+    if _first_process() != os.getpid():
+        raise ValueError(
+            "object stores cannot be read in a forked process: start it with the method 'spawn', as "
+            "DataLoader(..., multiprocessing_context='spawn') does"
+        )
 
 
 def split_address(address: str) -> tuple[str, str]:
@@ -157,6 +177,7 @@ def _translated(address: str) -> Iterator[None]:
     """
     from obstore.exceptions import PreconditionError
 
+    check_process()
     try:
         yield
     except PreconditionError as error:

@@ -64,6 +64,9 @@ class DryRun:
     free: int
     """Free bytes there."""
 
+    store: str
+    """Address of a run in an object store, of which that folder holds what is not yet there; empty for others."""
+
     @classmethod
     def of(cls, plan: AnyPlan, part: JobPart, trainer: Trainer, new_size: StoredSize | None) -> Self:
         """Read the beginning of the input, and what is committed.
@@ -102,6 +105,7 @@ class DryRun:
             devices=describe_devices(trainer),
             folder=folder,
             free=shutil.disk_usage(folder).free,
+            store=plan.run.files.address if plan.run.files.is_shared else "",
         )
 
     def lines(self) -> Sequence[str]:
@@ -115,11 +119,15 @@ class DryRun:
             f"input: {self.shards:,} shards, {sum(self.units):,} work units, {ranks}",
             f"{self.record_noun}: {self.done:,} done and {self.failed:,} failed are committed, {left} left{unknown}",
             f"time: {self._time()}",
-            f"disk: {self._disk()}, {_bytes(self.free)} free in {str(self.folder.resolve())!r}",
+            f"disk: {self._disk()}, {self._place()}",
             f"devices: {self.devices}",
             *self.first.lines(),
             "nothing was written; without --dry_run the job runs",
         ]
+
+    def _place(self) -> str:
+        free = f"{_bytes(self.free)} free in {str(self.folder.resolve())!r}"
+        return f"to {self.store!r}; {free} for what is not yet there" if self.store else free
 
     def _time(self) -> str:
         if self.left == 0:

@@ -15,7 +15,7 @@ from nti_batch.data.samples import Reading
 from nti_batch.data.shards import input_shards
 from nti_batch.diffusion.rounding import Storage
 from nti_batch.diffusion.settings import InversionSettings
-from nti_batch.files import refuse_url, store_address
+from nti_batch.files import STORE_ADDRESSES, refuse_url, store_address
 from nti_batch.models.acceleration import Acceleration
 from nti_batch.models.source import Lora, ModelSource, Precision
 from nti_batch.plans.plan import Redo
@@ -241,7 +241,7 @@ class OutputFlags:
     """Output of a job."""
 
     dir: str = ""
-    """Folder or address in a store (s3://bucket/run); the same again resumes the run."""
+    """The run's folder, or s3://bucket/run in a store."""
 
     part_images: int = 64
     """Maximum number of records in one output tar."""
@@ -258,7 +258,7 @@ class OutputFlags:
     def __post_init__(self) -> None:
         """Raise a ValueError for a value out of range."""
         if store_address(self.dir) is None:
-            refuse_url("output.dir", self.dir)
+            refuse_url("output.dir", self.dir, STORE_ADDRESSES)
             if self.spool is not None:
                 raise ValueError(f"output.spool is {self.spool!r}, allowed: only with an --output.dir in a store")
         if self.part_images < 1:

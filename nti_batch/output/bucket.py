@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from nti_batch.data.answer import RefusedError, first_line
 from nti_batch.data.download import Download
-from nti_batch.data.object_stores import open_store, request_object, split_address
+from nti_batch.data.object_stores import check_process, open_store, request_object, split_address
 from nti_batch.data.transfer import READ_TIMEOUT
 from nti_batch.files import OutputError, atomic_open, translate_os_errors
 from nti_batch.phrases import without_credentials
@@ -43,12 +43,13 @@ class Bucket:
                 own environment variables and files.
 
         Raises:
-            ValueError: If the address holds credentials, obstore is not installed, or it cannot open the bucket.
+            ValueError: If the address holds credentials, '?' or '#', obstore is not installed, or it cannot open the
+                bucket.
         """
         self.address = address.rstrip("/")
-        if without_credentials(self.address) != self.address:
-            raise ValueError(f"{without_credentials(address)!r} goes on with credentials, '?' or '#': leave them out")
         bucket, folder = split_address(self.address)
+        if (shown := without_credentials(self.address)) != self.address:
+            raise ValueError(f"{shown!r} goes on with '?' or '#': leave that out")
         self._prefix = f"{folder}/" if folder else ""
         try:
             self._store = open_store(bucket, ANSWER_TIMEOUT)
@@ -191,6 +192,7 @@ def _translated(address: str, done: str) -> Iterator[None]:
     """
     from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 
+    check_process()
     try:
         yield
     except (PermissionDeniedError, UnauthenticatedError) as error:

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import Self
 
 from nti_batch.files import translate_os_errors
 from nti_batch.output.bucket import Bucket
@@ -42,11 +43,18 @@ class BucketCopy:
             spool: Local folder for copies of runs, and for what is finished and not committed.
 
         Raises:
-            ValueError: If the store cannot be used.
-            OutputError: If it does not answer.
+            ValueError: If the store or the local folder cannot be used.
+            OutputError: If the store does not answer.
         """
         self.address, self.spool = address, Path(spool) if spool else default_spool()
         self.bucket = Bucket(address)
+        try:
+            self.spool.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"{self.spool}, for copies of what is in the store, cannot be made: {error.strerror}; give a job "
+                "another --output.spool, or set XDG_CACHE_HOME"
+            ) from error
         self._listed: dict[str, dict[str, datetime]] | None = None
         """Names and times of puts by folder, once there is a snapshot."""
 
@@ -54,6 +62,10 @@ class BucketCopy:
         """Stems of the work units whose copies have been compared with the store."""
 
         self.root = self.place()
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, str]]:
+        """Look for the run again in another process."""
+        return type(self), (self.address, str(self.spool))
 
     def place(self) -> Path:
         """The folder of the copy: another run that has been created at this address has another one."""

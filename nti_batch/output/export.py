@@ -116,8 +116,8 @@ def export_run(run: InversionRun, folder: Path, only: Collection[tuple[str, str]
     settings = run.settings.inversion
     if settings.keeps_pivot:
         raise ValueError(
-            f"{run.files.address!r} was inverted with --model.method={settings.method}, whose embeddings do not rebuild "
-            "an image: export a run of another method, or read its pivot with `nti_batch.read_inversions`"
+            f"{run.files.address!r} was inverted with --model.method={settings.method}, whose embeddings do not "
+            "rebuild an image: export a run of another method, or read its pivot with `nti_batch.read_inversions`"
         )
     with lock_folder(folder, "export.lock", "--output"):
         parts = (_export_part(part, folder, only) for part in run.all_parts())

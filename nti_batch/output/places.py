@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from nti_batch.files import refuse_url, store_address
+from nti_batch.files import STORE_ADDRESSES, refuse_url, store_address
 from nti_batch.output.bucket_files import BucketFiles
 from nti_batch.output.run_files import FolderFiles, RunFiles
 
@@ -20,5 +20,5 @@ def run_files(out: Path | str, spool: str | None = None) -> RunFiles:
     """
     if address := store_address(out):
         return BucketFiles(address, spool)
-    refuse_url("the run", out)
+    refuse_url("the run", out, STORE_ADDRESSES)
     return FolderFiles(Path(out))

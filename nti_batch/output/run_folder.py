@@ -254,7 +254,8 @@ class OutputRun(Generic[AnyRecord, AnyRow, AnySettings]):
                 if left.exists() and not part.with_suffix(".jsonl").exists():
                     os.replace(left, rescued)
                     saved += self._commit_members(rescued, unit)
-                    rescued.unlink()
+                    # another job's commit meanwhile has removed it
+                    rescued.unlink(missing_ok=True)
             if number:
                 # the job that salvaged it died between the commit and the removal
                 self._part(unit, number - 1).with_suffix(".tar.salvage").unlink(missing_ok=True)

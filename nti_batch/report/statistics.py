@@ -224,6 +224,10 @@ def by_timestep(timesteps: Numbers, values: Numbers) -> Curve:
     return Curve(timesteps, low, median, high)
 
 
+MOST_COPIED = 16
+"""Parts that are copied from an object store for a sample, evenly over those of its images."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
     """Values from the `.json` members of a sample of inversions."""
@@ -253,15 +257,17 @@ def read_sample(rows: Iterable[Located[Any]], num_steps: int) -> Sample:
     names: dict[StoredPart[Any], set[str]] = {}
     for part, row in rows:
         names.setdefault(part, set()).add(member_name(row.key))
-    for part, members in names.items():
+    is_shared = any(part.files.is_shared for part in names)
+    for part in list(names)[:: -(-len(names) // MOST_COPIED) if is_shared else 1]:
         tar = part.read().tar
         assert tar is not None
         try:
-            for metadata in read_metadata(tar, members):
-                lists = [metadata[name] for name in ("timesteps", "losses", "inner_steps")]
-                # lists of another length are damage, too: no checksum is checked here
-                values.append(np.array(lists, dtype=np.float64).reshape(3, num_steps))
+            with part.files.tar(tar) as local:
+                for metadata in read_metadata(local, names[part]):
+                    lists = [metadata[name] for name in ("timesteps", "losses", "inner_steps")]
+                    # lists of another length are damage, too: no checksum is checked here
+                    values.append(np.array(lists, dtype=np.float64).reshape(3, num_steps))
         except DAMAGE as error:
-            errors.append(f"{tar} is damaged: {error!r}")
+            errors.append(part.files.shown(f"{tar} is damaged: {error!r}"))
     timesteps, losses, inner_steps = np.array(values).reshape(-1, 3, num_steps).transpose(1, 0, 2)
     return Sample(timesteps[:1].ravel(), losses, inner_steps, errors)

@@ -47,8 +47,8 @@ class Proxy:
     """Forwards requests to a server, and counts them by method.
 
     `rule` is asked for each request, with its method and path: None forwards it, a number is the status of the answer,
-    'lost' forwards it and closes the connection without an answer, and 'unconditional' forwards it without its
-    condition.
+    'cut' closes the connection, 'lost' does so after it has forwarded the request, and 'unconditional' forwards it
+    without its condition.
     """
 
     target: int
@@ -62,6 +62,9 @@ class Proxy:
         self.requests.append((method, path))
         body = handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
         what = self.rule(method, path)
+        if what == "cut":
+            handler.close_connection = True
+            return
         if isinstance(what, int):
             handler.send_response(what)
             handler.send_header("Content-Length", "0")
@@ -104,7 +107,11 @@ def proxy(target: int) -> Iterator[Proxy]:
         def log_message(self, format: str, *arguments: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, request: object, client_address: object) -> None:
+            """Say nothing: a worker that is killed leaves its connection."""
+
+    with Server(("127.0.0.1", 0), Handler) as server:
         made.port = server.server_port
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield made

@@ -5,12 +5,14 @@ import os
 import random
 import sys
 import time
+from collections import Counter
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 from helpers.forks import FORKS
 from helpers.jobs import arguments, expect_one_sentence
+from helpers.object_store import proxy, use_endpoint
 from helpers.tiny import captioned, write_shard
 
 from nti_batch import read_inversions
@@ -20,6 +22,9 @@ from nti_batch.output import claims
 from nti_batch.output.bucket import Bucket
 from nti_batch.output.edits import open_edits, read_edited_images
 from nti_batch.plans.missing_edits import EditPlan
+
+FAULTS = 0.1
+"""Share of the puts that are answered wrongly."""
 
 ON_CPU = "--trainer.accelerator=cpu"
 
@@ -38,6 +43,9 @@ def ids(out: str) -> list[tuple[str, str]]:
 def test_a_job_writes_to_a_store(tiny_model: Path, bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = f"{bucket}/some/run"
     job = arguments(tiny_model, shards(tmp_path, 3), Path("out"), f"--output.dir={out}", "--output.part_images=2")
+    assert main([*job, "--dry_run"]) == 0
+    assert f"to '{out}'; " in capsys.readouterr().out
+    assert Bucket(out).read("run.json") is None
     assert main([*job, "--data.limit=3"]) == 0
     assert len(ids(out)) == 3
     assert main(job) == 0
@@ -85,17 +93,19 @@ def test_a_bucket_that_is_not_there_is_an_error_in_words(
     expect_one_sentence(f"'{bucket}/nothing' is no run", capsys=capsys)
 
 
-def run_worker(argv: list[str], claim_seconds: float, environment: dict[str, str]) -> None:
-    """Run a job; claims count for that time."""
+def run_worker(argv: list[str], claim_seconds: float, hours: float, environment: dict[str, str]) -> None:
+    """Run a job; claims count for that time, and its clock is that many hours fast."""
     os.environ.update(environment)
+    clock = time.time
+    time.time = lambda: clock() + 3600 * hours
     claims.CLAIM_SECONDS, claims.RENEWED_EVERY, units.WAIT_SECONDS = claim_seconds, 0.5, 0.5
     sys.exit(main(argv))
 
 
-def start(argv: list[str], out: str, disk: Path, claim_seconds: float) -> BaseProcess:
+def start(argv: list[str], out: str, disk: Path, claim_seconds: float, hours: float = 0) -> BaseProcess:
     process = FORKS.Process(
         target=run_worker,
-        args=([*argv, f"--output.dir={out}", f"--output.spool={disk}"], claim_seconds, dict(os.environ)),
+        args=([*argv, f"--output.dir={out}", f"--output.spool={disk}"], claim_seconds, hours, dict(os.environ)),
     )
     process.start()
     return process
@@ -112,32 +122,54 @@ def test_jobs_that_are_started_at_once_share_the_work(tiny_model: Path, bucket: 
     assert main(["verify", out]) == 0
 
 
+def is_complete(out: str) -> bool:
+    """Whether all four work units are marked as complete."""
+    return sum(name.endswith(".complete") for name, _ in Bucket(out).list("inversions")) == 4
+
+
 @pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.long)])
 def test_workers_on_the_same_units_that_are_killed_commit_each_image_once(
     tiny_model: Path,
     bucket: str,
+    s3_port: int,
     tmp_path: Path,
     kills: int,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    """No claim counts, so that all workers do the same work."""
-    out, dice, images = f"{bucket}/run", random.Random(kills), 6 if kills < 50 else 4 * kills
+    """No claim counts, so that all workers do the same work. Clocks differ by hours, and puts are answered wrongly."""
+    out, dice, images = f"{bucket}/run", random.Random(kills), 6 if kills < 50 else 20 * kills
     job = arguments(tiny_model, shards(tmp_path, images), Path("out"), "--output.part_images=2")
     workers: list[BaseProcess] = []
-    for kill in range(kills):
-        while len(workers) < 1 + kill % (2 if kills < 50 else 4):
-            workers.append(start(job, out, tmp_path / f"disk-{len(workers)}", -1))
-        time.sleep(dice.uniform(2, 6))
-        workers[0].kill()
-        workers.pop(0).join()
-    for worker in workers:
-        worker.kill()
-        worker.join()
-    committed = len(ids(out)) if Bucket(out).read("run.json") else 0
+    with proxy(s3_port) as between:
+        answers = Counter[str | int]()
+
+        def often_wrongly(method: str, path: str) -> str | int | None:
+            if method != "PUT" or random.random() > FAULTS:
+                return None
+            answer: str | int = random.choice(("lost", "cut", 500, 503))
+            answers[answer] += 1
+            return answer
+
+        between.rule = often_wrongly
+        use_endpoint(monkeypatch, between.port)
+        early = 0
+        for kill in range(kills):
+            while len(workers) < 1 + kill % (2 if kills < 50 else 4):
+                hours = dice.uniform(-12, 12)
+                workers.append(start(job, out, tmp_path / f"disk-{len(workers)}", -1, hours))
+            time.sleep(dice.uniform(1, 5))
+            early += not is_complete(out)
+            workers[0].kill()
+            workers.pop(0).join()
+        for worker in workers:
+            worker.kill()
+            worker.join()
+    use_endpoint(monkeypatch, s3_port)
     monkeypatch.setattr(claims, "CLAIM_SECONDS", -1.0)
     assert main([*job, f"--output.dir={out}", f"--output.spool={tmp_path / 'disk-0'}"]) == 0
     assert len(set(ids(out))) == len(ids(out)) == 2 * images
     assert main(["verify", out, "--remove_uncommitted=-1"]) == 0
     with capsys.disabled():
-        print(f"\n{kills} kills, {len(ids(out))} images, {committed} of them committed before the last kill")
+        wrong = ", ".join(f"{number} {answer}" for answer, number in answers.items())
+        print(f"\n{kills} kills, {early} of them before the last commit, {len(ids(out))} images; puts: {wrong}")

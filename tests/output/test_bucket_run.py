@@ -86,6 +86,26 @@ def test_what_another_worker_has_committed_is_dropped(worker: Start, bucket: str
     assert sorted(stored.key for stored in read_inversions(f"{bucket}/run")) == ["a", "bb", "ccc"]
 
 
+def test_what_another_worker_commits_during_a_salvage_is_dropped(worker: Start, monkeypatch: pytest.MonkeyPatch):
+    one, other = worker("one"), worker("other")
+    one.claim(UNIT)
+    other.claim(UNIT)
+    compute(one, "a", "bb").close()
+    die(one)
+    first, put = iter([compute(other, "bb").commit]), Bucket.put
+
+    def put_later(bucket: Bucket, name: str, content: Any) -> None:
+        for commit in first if name.endswith(".tar") else ():
+            commit()
+        put(bucket, name, content)
+
+    monkeypatch.setattr(Bucket, "put", put_later)
+    again = worker("one")
+    assert sorted(row.key for row in again.claim(UNIT)) == ["a", "bb"]
+    assert committed(again) == {("a", 0): 1, ("bb", 0): 1}
+    assert spooled(again) == []
+
+
 def test_a_failed_image_that_two_workers_try_again_has_one_row_more(worker: Start):
     one, other = worker("one"), worker("other")
     one.claim(UNIT)
@@ -162,7 +182,7 @@ def test_a_worker_may_die_at_any_write(worker: Start, bucket: str, is_done: bool
     assert step > 3
 
 
-@pytest.mark.parametrize("answer", ["lost", 500])
+@pytest.mark.parametrize("answer", ["lost", "cut", 500, 503])
 def test_every_put_may_be_answered_wrongly_at_first(
     worker: Start, s3_port: int, answer: str | int, monkeypatch: pytest.MonkeyPatch
 ):
@@ -285,3 +305,11 @@ def test_the_claim_of_a_process_that_died_on_this_disk_does_not_count(worker: St
         again.claim(UNIT)
     die(one)
     again.claim(UNIT)
+
+
+def test_a_spool_that_cannot_be_made_is_named(bucket: str, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        ValueError, match=r"file/spool, for copies .* cannot be made: Not a directory; give a job another"
+    ):
+        OutputRun.create(INVERT, f"{bucket}/run", SETTINGS, SHARDS, spool=str(tmp_path / "file" / "spool"))
