@@ -220,7 +220,7 @@ def finish(job: Job) -> int:
     units = job.part.units(plan.units, 0, 1) if is_whole_job else job.data.units.mine()
     try:
         status = plan.status(plan.whole_run() if is_whole_run else units)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, OutputError) as error:
         logger.error("the outcome cannot be read: %s", error)
         return ERROR
     if is_whole_job:

@@ -159,7 +159,10 @@ class Plan(ABC, Generic[AnyRecord, AnyRow, AnySettings]):
             ValueError: If a manifest is damaged, or an unfinished shard cannot be read.
         """
         counts, shards = RowCounts(), list[ShardStatus]()
-        self.run.files.snapshot()
+        # one rank of many does not list a whole bucket
+        is_listed = not self.run.files.is_shared or len(units) >= len(self.units)
+        if is_listed:
+            self.run.files.snapshot()
         for shard, of_shard in groupby(units, key=lambda unit: unit.shard):
             committed: dict[WorkUnit, set[str]] = {}
             done, failed = counts.done, counts.failures.total()
@@ -172,7 +175,7 @@ class Plan(ABC, Generic[AnyRecord, AnyRow, AnySettings]):
                         committed[unit].add(row.id)
             done, failed = counts.done - done, counts.failures.total() - failed
             shards.append(ShardStatus(shard, done, failed, self.count_missing(committed)))
-        return counts.status(self.run.kind, shards, missing_parts(self.run, units))
+        return counts.status(self.run.kind, shards, missing_parts(self.run, units) if is_listed else ())
 
 
 AnyPlan = Plan[Any, Any, Any]

@@ -16,6 +16,7 @@ from nti_batch.cli import main
 from nti_batch.editing.masks import decode_runs
 from nti_batch.jobs.flags import SAMPLES
 from nti_batch.models.stable_diffusion import StableDiffusion
+from nti_batch.output.bucket import Bucket
 
 SCENES = SAMPLES / "scenes-000000.tar"
 
@@ -57,6 +58,17 @@ def test_an_image_stands_beside_its_vae_bound_and_its_reconstruction(workbench: 
     assert source.psnr == pytest.approx(recorded["psnr"], abs=1e-3)
     assert source.psnr_vae == pytest.approx(recorded["psnr_vae"], abs=1e-3)
     assert source.input.shape == source.vae.shape == source.reconstruction.shape
+
+
+def test_a_run_in_an_object_store_is_shown_as_its_folder_is(
+    workbench: Workbench, app_run: Path, demo_networks: StableDiffusion, bucket: str
+):
+    for path in (app_run / "run.json", *(app_run / "inversions").glob("*")):
+        Bucket(f"{bucket}/run").put(path.relative_to(app_run).as_posix(), path)
+    stored = Workbench(f"{bucket}/run", demo_networks)
+    assert stored.gallery.search("") == workbench.gallery.search("")
+    one, other = first_source(stored), first_source(workbench)
+    assert torch.equal(one.reconstruction, other.reconstruction) and one.psnr == other.psnr
 
 
 def test_an_image_whose_shard_is_gone_is_reconstructed(workbench: Workbench, monkeypatch: pytest.MonkeyPatch):

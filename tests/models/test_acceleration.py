@@ -147,13 +147,15 @@ def test_the_network_is_compiled_once_for_each_kind_of_call(networks: StableDiff
 
 @pytest.mark.long
 @pytest.mark.skipif(which("g++") is None, reason="inductor needs a C++ compiler on a processor")
-def test_inductor_compiles_the_network(tiny_xl_model: Path):
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_inductor_compiles_the_network(tiny_xl_model: Path, checkpointing: bool):
     # of the other tiny model, torch 2.13 computes wrong gradients on a processor, which `warm_up` refuses
-    networks = StableDiffusion.load(ModelSource(str(tiny_xl_model)))
-    predict = Acceleration(compile_backend="inductor").predictor(networks, lambda: 2)
+    networks, plain = (StableDiffusion.load(ModelSource(str(tiny_xl_model))) for _ in range(2))
+    acceleration = Acceleration(compile_backend="inductor", checkpointing=checkpointing)
+    predict = acceleration.predictor(networks, lambda: 2)
     for rows in (2, 1):
         call = inputs(networks, rows)
-        assert_same(both_calls(predict, *call), both_calls(networks.predict, *call), tolerance=1e-3)
+        assert_same(both_calls(predict, *call), both_calls(plain.predict, *call), tolerance=1e-3)
 
 
 @pytest.mark.parametrize(
