@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, dropwhile
 from pathlib import Path
 from uuid import uuid4
@@ -29,7 +29,7 @@ Claimed = tuple[WorkUnit, list[Row]]
 """A work unit with missing records, and its rows that count."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TakenUnits:
     """Work units that ranks of a job have taken, in a file that all of them append to.
 
@@ -42,6 +42,12 @@ class TakenUnits:
 
     job: str
     """Name of this start of a job, the same in all its ranks and in no other job."""
+
+    _lines: set[str] = field(default_factory=set, compare=False, repr=False)
+    """Lines that have been read."""
+
+    _end: int = field(default=0, compare=False, repr=False)
+    """Place in the file up to which they have been."""
 
     @classmethod
     def of_job(cls, run: AnyRun, trainer: Trainer) -> "TakenUnits | None":
@@ -77,8 +83,10 @@ class TakenUnits:
         """
         line = json.dumps({"job": self.job, "unit": unit.name})
         with translate_os_errors(self.file), exclusive(self.file) as file:
-            file.seek(0)
-            if line in file.read().splitlines():
+            file.seek(self._end)
+            self._lines.update(file.read().splitlines())
+            self._end = file.tell()
+            if line in self._lines:
                 return False
             # the newline comes first: a full disk may have cut the line before
             file.write(f"\n{line}")
