@@ -156,7 +156,7 @@ def _is_earlier_start(content: str) -> bool:
 def describe_owner(content: str) -> str:
     """What `whoami` gave, as a message shows it."""
     try:
-        return ", ".join(f"{name} {value}" for name, value in json.loads(content).items())
+        return ", ".join(f"{name} {value}" for name, value in json.loads(content).items() if name != "disk")
     except (ValueError, AttributeError):
         return "its lock file does not name it"
 

@@ -28,7 +28,7 @@ from nti_batch.models.source import Lora
 from nti_batch.models.supported import ModelDescription
 from nti_batch.models.weights import check_model
 from nti_batch.output.edits import EDIT
-from nti_batch.output.inversions import open_inversions, read_inversions
+from nti_batch.output.inversions import open_inversions, read_run
 from nti_batch.output.run_folder import OutputRun
 from nti_batch.output.serialization import StoredInversion
 from nti_batch.plans.missing_edits import EditPlan, check_pipes, read_edit_list
@@ -82,7 +82,8 @@ def build_edit_job(argv: Sequence[str], stop: StopSignals) -> Job:
     flags = parse_flags(COMMAND, argv)
     model: EditModelFlags = flags.model
     data: EditDataFlags = flags.data
-    inversions = open_inversions(data.inversions)
+    output: OutputFlags = flags.output
+    inversions = open_inversions(data.inversions, output.spool)
     source = model.source(inversions.settings.source)
     check_model(source, ModelDescription.of(source))
     check_fingerprint(source, inversions.settings.fingerprint)
@@ -99,7 +100,6 @@ def build_edit_job(argv: Sequence[str], stop: StopSignals) -> Job:
     )
     requests = read_edit_list(settings, inversions)
     check_pipes(requests or (), inversions, data.allow_pipe)
-    output: OutputFlags = flags.output
     run = OutputRun.create(EDIT, output.dir, settings, inversions.shards, flags.dry_run, output.spool)
     plan = EditPlan(run, inversions, requests, data.redone, data.reading)
     plan.check_redo()
@@ -173,5 +173,5 @@ def find_inversion(out: Path | str, key: str, shard: str | None) -> StoredInvers
         raise ValueError(f"{where} has the key {key!r} in the shards {shards}: choose one with --shard")
     if found[0].status == "failed":
         raise ValueError(f"the inversion of {key!r} has failed at stage {found[0].stage!r}: {found[0].error}")
-    (inversion,) = read_inversions(out, [(found[0].shard, key)])
+    (inversion,) = read_run(run, [(found[0].shard, key)])
     return inversion

@@ -261,6 +261,8 @@ class OutputFlags:
             refuse_url("output.dir", self.dir, STORE_ADDRESSES)
             if self.spool is not None:
                 raise ValueError(f"output.spool is {self.spool!r}, allowed: only with an --output.dir in a store")
+        if self.spool is not None:
+            refuse_url("output.spool", self.spool)
         if self.part_images < 1:
             raise ValueError(f"output.part_images is {self.part_images}, allowed: at least 1")
         if self.part_minutes < 0:

@@ -130,7 +130,7 @@ class RankUnits:
 
         Raises:
             UnitInUseError: If another job holds a unit, and jobs do not share them.
-            OutputError: If the output folder cannot be written.
+            OutputError: If the output folder cannot be written, or a file in it is damaged.
         """
         units = chain(self._own, self._others if self.taken else ())
         left = self._take(dropwhile(lambda unit: self._first not in (None, unit), units), stop_requested)
@@ -143,7 +143,7 @@ class RankUnits:
             _wait(WAIT_SECONDS, stop_requested)
             if stop_requested():
                 return
-            passed = yield from self._claim_free(filter(self.plan.is_waiting, passed))
+            passed = yield from self._claim_free(filter(self._is_waiting, passed))
 
     def _claim_free(self, units: Iterable[WorkUnit]) -> Generator[Claimed, None, list[WorkUnit]]:
         """Claim the units that no other job holds; return those that another one does."""
@@ -156,6 +156,8 @@ class RankUnits:
                     raise
                 logger.info("%s", error)
                 passed.append(unit)
+            except ValueError as error:
+                raise OutputError(str(error)) from error
             else:
                 yield unit, rows
         return passed
@@ -165,10 +167,16 @@ class RankUnits:
         for unit in units:
             if stop_requested():
                 return
-            if self.plan.is_waiting(unit):
+            if self._is_waiting(unit):
                 self._is_mine[unit] = self.taken is None or unit == self._first or self.taken.take(unit)
                 if self._is_mine[unit]:
                     yield unit
+
+    def _is_waiting(self, unit: WorkUnit) -> bool:
+        try:
+            return self.plan.is_waiting(unit)
+        except ValueError as error:
+            raise OutputError(str(error)) from error
 
     def mine(self) -> list[WorkUnit]:
         """The rank's own units that no other rank has taken, and those that it has taken from others."""

@@ -5,12 +5,13 @@ lost may have succeeded, so the same bytes are put again, and found there.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
+from uuid import uuid4
 
 from nti_batch.data.answer import RefusedError, first_line
 from nti_batch.data.download import Download
@@ -20,7 +21,13 @@ from nti_batch.files import OutputError, atomic_open, translate_os_errors
 from nti_batch.phrases import without_credentials
 
 ANSWER_TIMEOUT = timedelta(minutes=5)
-"""Limit for an answer to a put of a few MB, or of a small object."""
+"""Limit for an answer to a put of a piece, or of a small object."""
+
+PUT_PIECE = 1 << 24
+"""Bytes of a file that one request puts."""
+
+PUTS_AT_ONCE = 4
+"""Pieces of a file that are put at the same time; so many are in memory."""
 
 PIECE = 1 << 20
 """Bytes of a download that are written at a time."""
@@ -30,6 +37,20 @@ RETRY_DELAYS = (1.0, 5.0, 20.0)
 
 PROBE = "probe"
 _T = TypeVar("_T")
+
+
+class Version(NamedTuple):
+    """What tells an object from another one that was put in its place."""
+
+    second: int
+    """When it was put, by the clock of the store; answers to a listing may be more exact than others."""
+
+    size: int
+
+    @classmethod
+    def of(cls, meta: Mapping[str, Any]) -> Self:
+        """The version in the library's description of an object."""
+        return cls(int(meta["last_modified"].timestamp()), meta["size"])
 
 
 class Bucket:
@@ -43,13 +64,14 @@ class Bucket:
                 own environment variables and files.
 
         Raises:
-            ValueError: If the address holds credentials, '?' or '#', obstore is not installed, or it cannot open the
-                bucket.
+            ValueError: If the address cannot be one of a run, obstore is not installed, or it cannot open the bucket.
         """
         self.address = address.rstrip("/")
         bucket, folder = split_address(self.address)
         if (shown := without_credentials(self.address)) != self.address:
             raise ValueError(f"{shown!r} goes on with '?' or '#': leave that out")
+        if folder and {"", ".", ".."} & set(folder.split("/")):
+            raise ValueError(f"{address!r} has an empty part, '.' or '..': leave that out")
         self._prefix = f"{folder}/" if folder else ""
         try:
             self._store = open_store(bucket, ANSWER_TIMEOUT)
@@ -61,39 +83,64 @@ class Bucket:
 
         A put that is repeated may find its own bytes: False says no more than that the name is taken.
         """
+        return self._repeat(name, "written", partial(self._create, name, content))
+
+    def _create(self, name: str, content: bytes) -> bool:
         import obstore
         from obstore.exceptions import AlreadyExistsError, PreconditionError
 
-        def put() -> bool:
-            try:
-                obstore.put(self._store, self._prefix + name, content, mode="create")
-            except (AlreadyExistsError, PreconditionError):
-                return False
-            return True
+        try:
+            obstore.put(self._store, self._prefix + name, content, mode="create")
+        except (AlreadyExistsError, PreconditionError):
+            return False
+        return True
 
-        return self._repeat(name, "written", put)
-
-    def put(self, name: str, content: bytes | Path) -> None:
-        """Write an object, over another one of this name; of a large file, a few pieces at a time are in memory."""
+    def put(self, name: str, content: bytes) -> None:
+        """Write a small object, over another one of this name."""
         import obstore
 
         self._repeat(name, "written", lambda: obstore.put(self._store, self._prefix + name, content))
 
-    def read(self, name: str) -> bytes | None:
-        """Read a small object; None if there is none."""
-        found = self.read_timed(name)
-        return found and found[0]
+    def put_file(self, name: str, path: Path) -> None:
+        """Write a file as an object, over another one of this name.
 
-    def read_timed(self, name: str) -> tuple[bytes, datetime] | None:
-        """Read a small object and when it was put, by the clock of the store; None if there is none."""
+        Raises:
+            OSError: If the file cannot be read.
+        """
         import obstore
 
-        def get() -> tuple[bytes, datetime]:
-            found = obstore.get(self._store, self._prefix + name)
-            return found.bytes().to_bytes(), found.meta["last_modified"]
+        with open(path, "rb") as file:
 
+            def put() -> None:
+                file.seek(0)
+                obstore.put(self._store, self._prefix + name, file, chunk_size=PUT_PIECE, max_concurrency=PUTS_AT_ONCE)
+
+            self._repeat(name, "written", put)
+
+    def read(self, name: str) -> bytes | None:
+        """Read a small object; None if there is none."""
+        found = self.read_version(name)
+        return found and found[0]
+
+    def read_version(self, name: str) -> tuple[bytes, Version] | None:
+        """Read a small object and its version; None if there is none."""
+        import obstore
+
+        def get() -> tuple[bytes, Version]:
+            found = obstore.get(self._store, self._prefix + name)
+            return found.bytes().to_bytes(), Version.of(found.meta)
+
+        return self._if_there(name, get)
+
+    def version(self, name: str) -> Version | None:
+        """The version of an object; None if there is none."""
+        import obstore
+
+        return self._if_there(name, lambda: Version.of(obstore.head(self._store, self._prefix + name)))
+
+    def _if_there(self, name: str, operation: Callable[[], _T]) -> _T | None:
         try:
-            return self._repeat(name, "read", get)
+            return self._repeat(name, "read", operation)
         except FileNotFoundError:
             return None
 
@@ -113,31 +160,21 @@ class Bucket:
                 while piece := source.read(PIECE):
                     yield piece
             except RefusedError as error:
-                if self.put_time(name) is None:
+                if self.version(name) is None:
                     raise ValueError(f"{address} is missing") from error
                 raise OutputError(f"{address} cannot be read: {error}; run the same command again") from error
 
-    def put_time(self, name: str) -> datetime | None:
-        """When an object was put, by the clock of the store; None if there is none."""
-        import obstore
-
-        def head() -> datetime:
-            put: datetime = obstore.head(self._store, self._prefix + name)["last_modified"]
-            return put
-
-        try:
-            return self._repeat(name, "read", head)
-        except FileNotFoundError:
-            return None
-
-    def list(self, folder: str) -> Iterator[tuple[str, datetime]]:
-        """Names of the objects of a folder, without its name, and when each was put; one request gives a thousand."""
+    def list(self, folder: str) -> dict[str, Version]:
+        """Names of the objects of a folder, without its name, and their versions; one request gives a thousand."""
         import obstore
 
         prefix = f"{self._prefix}{folder}/"
-        with _translated(f"{self.address}/{folder}/", "listed"):
-            for found in obstore.list(self._store, prefix):
-                yield from ((each["path"].removeprefix(prefix), each["last_modified"]) for each in found)
+
+        def found() -> dict[str, Version]:
+            pages = obstore.list(self._store, prefix)
+            return {each["path"].removeprefix(prefix): Version.of(each) for page in pages for each in page}
+
+        return self._repeat(f"{folder}/", "listed", found)
 
     def remove(self, name: str) -> None:
         """Remove an object, if there is one."""
@@ -147,14 +184,20 @@ class Bucket:
             self._repeat(name, "removed", lambda: obstore.delete(self._store, self._prefix + name))
 
     def check_condition(self) -> None:
-        """Check that the store observes the condition of `put_if_absent`.
+        """Check that there is such a bucket, and that it observes the condition of `put_if_absent`.
 
         Raises:
-            ValueError: If it writes over an object all the same.
+            ValueError: If there is none, or it writes over an object all the same.
         """
-        name = f"{PROBE}-{time.time_ns():x}"
+        name = f"{PROBE}-{uuid4()}"
         try:
+            with _translated(f"{self.address}/{name}", "written"):
+                self._create(name, b"first")
+        except _NoBucketError as error:
+            raise ValueError(f"{error}: create it") from error
+        except OutputError:
             self.put_if_absent(name, b"first")
+        try:
             is_written = self.put_if_absent(name, b"second")
         finally:
             self.remove(name)
@@ -182,27 +225,31 @@ class _AccessError(OutputError):
     """Access is refused, which no repetition mends."""
 
 
+class _NoBucketError(OutputError):
+    """There is no such bucket to write to."""
+
+
 @contextmanager
 def _translated(address: str, done: str) -> Iterator[None]:
     """Turn errors of the store into one that names the object; a missing object stays a FileNotFoundError.
 
     Raises:
         OutputError: In place of the library's own errors.
-        ValueError: If there is no such bucket to write to.
     """
-    from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
+    from obstore.exceptions import BaseError, PermissionDeniedError
 
     check_process()
     try:
         yield
-    except (PermissionDeniedError, UnauthenticatedError) as error:
+    except PermissionDeniedError as error:
         raise _AccessError(
-            f"{address} cannot be {done}: {first_line(error)}; give credentials as the store's own tools take them"
+            f"{address} cannot be {done}: {first_line(error)}; give credentials as the store's own tools take them, "
+            "and set the clock, if it is wrong"
         ) from error
     except FileNotFoundError as error:
         if done != "written":
             raise
-        raise ValueError(f"{address} cannot be written, since there is no such bucket: create it") from error
+        raise _NoBucketError(f"{address} cannot be written, since there is no such bucket") from error
     except BaseError as error:
         raise OutputError(
             f"{address} cannot be {done}: {first_line(error)}; what is committed stays readable: run the same command "

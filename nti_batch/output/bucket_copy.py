@@ -11,13 +11,14 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import datetime
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
+from uuid import uuid4
 
 from nti_batch.files import translate_os_errors
-from nti_batch.output.bucket import Bucket
-from nti_batch.output.run_files import RUN_FILE
+from nti_batch.output.bucket import Bucket, Version
+from nti_batch.output.run_files import RUN_FILE, AnyManifest, shown_errors
 
 MAX_ENTRIES = 1 << 17
 """Most entries of a log, against a number that never ends."""
@@ -28,8 +29,8 @@ DOWNLOADS = 16
 
 def default_spool() -> Path:
     """Folder of the copies of all runs."""
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "nti_batch" / "runs"
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "nti_batch" / "runs"
 
 
 class BucketCopy:
@@ -46,17 +47,17 @@ class BucketCopy:
             ValueError: If the store or the local folder cannot be used.
             OutputError: If the store does not answer.
         """
-        self.address, self.spool = address, Path(spool) if spool else default_spool()
-        self.bucket = Bucket(address)
+        self.address, self.bucket = address, Bucket(address)
         try:
+            self.spool = Path(spool) if spool else default_spool()
             self.spool.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
             raise ValueError(
-                f"{self.spool}, for copies of what is in the store, cannot be made: {error.strerror}; give a job "
-                "another --output.spool, or set XDG_CACHE_HOME"
+                f"the local folder for copies of {address} cannot be made: {error}; give a job another --output.spool, "
+                "or set XDG_CACHE_HOME"
             ) from error
-        self._listed: dict[str, dict[str, datetime]] | None = None
-        """Names and times of puts by folder, once there is a snapshot."""
+        self._listed: dict[str, dict[str, Version]] | None = None
+        """Names and versions by folder, once there is a snapshot."""
 
         self._compared: set[str] = set()
         """Stems of the work units whose copies have been compared with the store."""
@@ -69,36 +70,40 @@ class BucketCopy:
 
     def place(self) -> Path:
         """The folder of the copy: another run that has been created at this address has another one."""
-        created = self.bucket.put_time(RUN_FILE)
-        checksum = hashlib.sha256(f"{self.address} {created and created.isoformat()}".encode()).hexdigest()
+        checksum = hashlib.sha256(f"{self.address} {self.bucket.version(RUN_FILE)}".encode()).hexdigest()
         return self.spool / f"{re.sub('[^A-Za-z0-9]+', '-', self.address)[-60:]}-{checksum[:16]}"
 
     def shown(self, text: str) -> str:
         """The text with addresses in place of the paths of copies."""
-        return text.replace(f".{os.getpid()}.tmp", "").replace(str(self.root), self.address)
+        return re.sub(r"\.[0-9a-f]{32}\.tmp", "", text).replace(str(self.root), self.address)
 
     def snapshot(self) -> None:
-        """List all files, and copy the manifests that are new."""
+        """From now on, list each folder once, and know its files from that."""
         self._listed = {}
 
     def path(self, name: str) -> Path:
         """Copy a small file."""
+        if name == RUN_FILE:
+            self.root = self.place()
         path = self.root / name
         self.copy(path)
         return path
 
     def copy(self, path: Path) -> bool:
         """Copy a small file, which other processes may copy at the same time; return whether there is one."""
-        found = self.bucket.read_timed(self.name(path))
+        found = self.bucket.read_version(self.name(path))
         with translate_os_errors(path):
             if found is None:
                 path.unlink(missing_ok=True)
                 return False
-            content, put = found
+            content, version = found
             path.parent.mkdir(parents=True, exist_ok=True)
-            beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-            beside.write_bytes(content)
-            os.utime(beside, (_second(put), _second(put)))
+            beside = _beside(path)
+            with open(beside, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.utime(beside, (version.second, version.second))
             os.replace(beside, path)
         return True
 
@@ -120,11 +125,11 @@ class BucketCopy:
         """Names of the files in a folder of the run."""
         return set(self._list(folder))
 
-    def _list(self, folder: str) -> dict[str, datetime]:
+    def _list(self, folder: str) -> dict[str, Version]:
         if self._listed is None:
-            return dict(self.bucket.list(folder))
+            return self.bucket.list(folder)
         if folder not in self._listed:
-            self._listed[folder] = dict(self.bucket.list(folder))
+            self._listed[folder] = self.bucket.list(folder)
         return self._listed[folder]
 
     def manifests(self, stem: str) -> list[Path]:
@@ -138,8 +143,8 @@ class BucketCopy:
         """Copy a manifest that was not copied before; return whether there is one."""
         if self._listed is None:
             return path.exists() or self.copy(path)
-        put = self._list(path.parent.name).get(path.name)
-        return put is not None and (_is_copied(path, put) or self.copy(path))
+        version = self._list(path.parent.name).get(path.name)
+        return version is not None and (_is_copied(path, version) or self.copy(path))
 
     def manifest(self, stem: str, number: int) -> Path:
         """Path of the copy of a manifest."""
@@ -151,36 +156,36 @@ class BucketCopy:
             return
         numbers = itertools.takewhile(lambda n: self.manifest(stem, n).exists(), itertools.count())
         copies = [self.manifest(stem, number) for number in numbers]
-        if copies and not _is_copied(copies[-1], self.bucket.put_time(self.name(copies[-1]))):
+        if copies and not _is_copied(copies[-1], self.bucket.version(self.name(copies[-1]))):
             for copy in copies:
                 copy.unlink(missing_ok=True)
         self._compared.add(stem)
 
     def all_manifests(self, folder: str) -> list[Path]:
         """Manifests of all work units: one request lists a thousand, and those that are new are copied."""
-        listed = {self.root / folder / name: put for name, put in self._list(folder).items() if name.endswith(".jsonl")}
+        listed = {self.root / folder / name: version for name, version in self._list(folder).items()}
+        manifests = [path for path in listed if path.suffix == ".jsonl"]
         with ThreadPoolExecutor(DOWNLOADS) as threads:
-            new = (path for path, put in listed.items() if not _is_copied(path, put))
-            list(threads.map(self.copy, new))
-        return list(listed)
+            list(threads.map(self.copy, (path for path in manifests if not _is_copied(path, listed[path]))))
+        return manifests
 
     @contextmanager
     def tar(self, path: Path) -> Iterator[Path]:
         """Copy a tar for a while."""
-        beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        beside = _beside(path)
         try:
-            self.bucket.download(self.name(path), beside)
-            yield beside
-        except ValueError as error:
-            raise ValueError(self.shown(str(error))) from error
+            with shown_errors(self.shown):
+                self.bucket.download(self.name(path), beside)
+                yield beside
         finally:
             beside.unlink(missing_ok=True)
 
-    def keep_tar(self, path: Path) -> None:
-        """Copy a tar that was not copied before."""
-        if not path.exists():
-            with self.tar(path) as tar, translate_os_errors(path):
-                os.replace(tar, path)
+    def keep_tar(self, manifest: AnyManifest) -> None:
+        """Copy a tar that was not copied before, and check it."""
+        assert manifest.tar is not None
+        if not manifest.tar.exists():
+            with self.tar(manifest.tar) as tar, translate_os_errors(tar):
+                os.replace(replace(manifest, tar=tar).check_tar(), manifest.tar)
 
 
 def shard_entry(number: int) -> str:
@@ -188,11 +193,14 @@ def shard_entry(number: int) -> str:
     return f"shards.{number:05d}.json"
 
 
-def _is_copied(path: Path, put: datetime | None) -> bool:
-    """Whether there is a copy of what the store got at that time; None stands for no object."""
-    return put is not None and path.exists() and path.stat().st_mtime == _second(put)
+def _beside(path: Path) -> Path:
+    """A file of its own for a copy that is being made."""
+    return path.with_name(f"{path.name}.{uuid4().hex}.tmp")
 
 
-def _second(put: datetime) -> int:
-    """The second of a time: answers to a listing may be more exact than others."""
-    return int(put.timestamp())
+def _is_copied(path: Path, version: Version | None) -> bool:
+    """Whether there is a copy of an object in this version; None stands for no object."""
+    if version is None or not path.exists():
+        return False
+    status = path.stat()
+    return (status.st_mtime, status.st_size) == version

@@ -10,15 +10,14 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 
-from nti_batch.files import check_writable, translate_os_errors
+from nti_batch.files import OutputError, check_writable, translate_os_errors
 from nti_batch.lock import UnitLock
 from nti_batch.output.bucket_copy import BucketCopy, shard_entry
 from nti_batch.output.claims import Claims
 from nti_batch.output.manifest import Manifest
-from nti_batch.output.run_files import RUN_FILE, AnyManifest
+from nti_batch.output.run_files import RUN_FILE, AnyManifest, shown_errors
 
 
 class BucketFiles(BucketCopy):
@@ -36,7 +35,8 @@ class BucketFiles(BucketCopy):
 
     def publish(self, path: Path) -> None:
         """Put a file under its name in the copy."""
-        self.bucket.put(self.name(path), path)
+        with translate_os_errors(path):
+            self.bucket.put_file(self.name(path), path)
 
     def put(self, name: str, text: str) -> None:
         """Write a small file, over another one."""
@@ -44,9 +44,9 @@ class BucketFiles(BucketCopy):
 
     def remove_older(self, address: str, hours: float) -> bool:
         """Remove an object if it is older than this, by the clock of the store."""
-        name = address.removeprefix(f"{self.address}/")
-        put = self.bucket.put_time(name)
-        is_old = put is not None and self._claims.now() - put > timedelta(hours=hours)
+        name, now = address.removeprefix(f"{self.address}/"), self._claims.now()
+        version = self.bucket.version(name)
+        is_old = version is not None and now - version.second > 3600 * hours
         if is_old:
             self.bucket.remove(name)
         return is_old
@@ -54,15 +54,14 @@ class BucketFiles(BucketCopy):
     @contextmanager
     def creating(self, folder: str) -> Iterator[None]:
         """Check that the store can hold a run, and make the folders of the copy."""
-        if self.bucket.put_time(RUN_FILE) is None:
-            self.bucket.check_condition()
+        self.bucket.check_condition()
         yield
         with translate_os_errors(self.root):
             (self.root / folder).mkdir(parents=True, exist_ok=True)
 
     def check_writable(self, folder: str) -> None:
         """Check that the copy can be written."""
-        check_writable(self.root)
+        check_writable(self.spool)
 
     def put_run(self, text: str, shards: Mapping[str, str], is_new: bool) -> bool:
         """Put `run.json`, or an entry with the shards that are new to it."""
@@ -88,12 +87,13 @@ class BucketFiles(BucketCopy):
                 return False
             if manifest.tar is not None and not is_put:
                 name = f"{stem}.{manifest.tar_sha256[:16]}.tar"
-                self.bucket.put(name, manifest.tar)
+                self.bucket.put_file(name, manifest.check_tar())
                 manifest, is_put = replace(manifest, tar=self.root / name), True
             path = self.manifest(stem, number)
             if self.bucket.put_if_absent(self.name(path), manifest.text().encode()):
                 break
-        self.copy(path)
+        with suppress(OutputError):  # it is committed, and copied when it is needed
+            self.copy(path)
         with translate_os_errors(part):
             part.unlink(missing_ok=True)
         return True
@@ -102,8 +102,14 @@ class BucketFiles(BucketCopy):
         """Read the manifests of a work unit that are new: their number, and the last generation of each record."""
         number, newest = self._newest.get(stem, (0, {}))
         paths, row_type = self.manifests(stem), type(manifest.rows[0])
+        if paths and self.bucket.version(self.name(paths[-1])) is None:
+            raise OutputError(
+                f"{self.shown(str(paths[-1]))} was removed while a job works on it: run the same command again"
+            )
         for path in paths[number:]:
-            for row in Manifest.read(path, row_type).rows:
+            with shown_errors(self.shown):
+                rows = Manifest.read(path, row_type).rows
+            for row in rows:
                 newest[row.id] = max(row.generation, newest.get(row.id, 0))
         self._newest[stem] = len(paths), newest
         return len(paths), newest
@@ -114,6 +120,7 @@ class BucketFiles(BucketCopy):
         with translate_os_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = UnitLock(path)
+        self._compared.discard(stem)
         try:
             self._claims.take(stem, self._disk())
         except BaseException:

@@ -9,7 +9,6 @@ import threading
 import time
 import uuid
 from contextlib import suppress
-from datetime import datetime, timedelta
 
 from nti_batch.files import OutputError
 from nti_batch.lock import UnitInUseError, describe_owner, whoami
@@ -35,8 +34,9 @@ class Claims:
         self._held: dict[str, bytes] = {}
         """Names and contents."""
 
-        self._clock: tuple[datetime, float] | None = None
-        """Time of a put by the clock of the store, and by that of this process."""
+        self._lock = threading.Lock()
+        self._clock: float | None = None
+        """Seconds by which the clock of the store is ahead of this process's."""
 
         self._end = threading.Event()
 
@@ -50,42 +50,50 @@ class Claims:
         Raises:
             UnitInUseError: If a process with another disk has put one lately.
         """
-        name = f"{stem}.claim"
-        put = self._bucket.put_time(name)
-        if put is not None and self.now() - put < timedelta(seconds=CLAIM_SECONDS):
-            owner = self._bucket.read(name) or b""
-            if f'"disk": "{disk}"'.encode() not in owner:
+        name, content = f"{stem}.claim", json.dumps({**whoami(), "disk": disk}).encode()
+        version = self._bucket.version(name)
+        if version is None:
+            is_free = self._bucket.put_if_absent(name, content) or self._bucket.read(name) == content
+        else:
+            is_free = self.now() - version.second >= CLAIM_SECONDS
+        if not is_free:
+            owner = (self._bucket.read(name) or b"").decode(errors="replace")
+            if f'"disk": "{disk}"' not in owner:
                 raise UnitInUseError(
-                    f"{self._bucket.address}/{stem} is in use by another job ({describe_owner(owner.decode())})"
+                    f"{self._bucket.address}/{stem} is in use by another job ({describe_owner(owner)})"
                 )
-        content = json.dumps({**whoami(), "disk": disk}).encode()
-        self._bucket.put(name, content)
-        if not self._held:
-            self._end = threading.Event()
-            threading.Thread(target=self._renew, args=(self._end,), name="claims", daemon=True).start()
-        self._held[name] = content
+        if version is not None or not is_free:
+            self._bucket.put(name, content)
+        with self._lock:
+            if not self._held:
+                self._end = threading.Event()
+                threading.Thread(target=self._renew, args=(self._end,), name="claims", daemon=True).start()
+            self._held[name] = content
 
     def drop(self, stem: str) -> None:
         """Remove a claim."""
-        del self._held[f"{stem}.claim"]
-        if not self._held:
-            self._end.set()
+        name = f"{stem}.claim"
+        with self._lock:
+            del self._held[name]
+            if not self._held:
+                self._end.set()
         with suppress(OutputError):
-            self._bucket.remove(f"{stem}.claim")
+            self._bucket.remove(name)
 
-    def now(self) -> datetime:
-        """The time of the store."""
+    def now(self) -> float:
+        """The time of the store, in seconds."""
         if self._clock is None:
             name = f"clock-{uuid.uuid4()}"
             self._bucket.put(name, b"")
-            now = self._bucket.put_time(name)
+            version = self._bucket.version(name)
             self._bucket.remove(name)
-            assert now is not None
-            self._clock = now, time.monotonic()
-        return self._clock[0] + timedelta(seconds=time.monotonic() - self._clock[1])
+            assert version is not None
+            self._clock = version.second - time.monotonic()
+        return self._clock + time.monotonic()
 
     def _renew(self, end: threading.Event) -> None:
         while not end.wait(RENEWED_EVERY):
             for name, content in list(self._held.items()):
-                with suppress(OutputError, ValueError):
-                    self._bucket.put(name, content)
+                if name in self._held:
+                    with suppress(OutputError):
+                        self._bucket.put(name, content)

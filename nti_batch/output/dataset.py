@@ -17,6 +17,7 @@ from nti_batch.data.shards import expand_shards, name_shards, public_address
 from nti_batch.data.tar import MemberPlace, locate_members
 from nti_batch.output.inversions import INVERT, open_inversions
 from nti_batch.output.manifest_rows import InversionRow, Metadata
+from nti_batch.output.run_files import shown_errors
 from nti_batch.output.serialization import StoredInversion, decode_inversion
 from nti_batch.output.stored_part import StoredPart
 from nti_batch.phrases import hide_credentials
@@ -168,13 +169,15 @@ class InversionDataset(Dataset[StoredInversion]):
 
     def inversion(self, index: int | _Id) -> StoredInversion:
         """Read an inversion without its input image; arguments and errors as for an item."""
-        tar, (payload, metadata) = self._place(index)
-        return decode_inversion(payload.read(tar), json.loads(metadata.read(tar)))
+        with shown_errors(self.run.files.shown):
+            tar, (payload, metadata) = self._place(index)
+            return decode_inversion(payload.read(tar), json.loads(metadata.read(tar)))
 
     def metadata(self, index: int | _Id) -> Metadata:
         """Read the `.json` of an inversion, without its tensors; arguments and errors as for an item."""
-        tar, (_, metadata) = self._place(index)
-        read: Metadata = json.loads(metadata.read(tar))
+        with shown_errors(self.run.files.shown):
+            tar, (_, metadata) = self._place(index)
+            read: Metadata = json.loads(metadata.read(tar))
         return read
 
     def _place(self, index: int | _Id) -> tuple[Path, _RecordPlace]:
@@ -228,7 +231,7 @@ def _locate_records(part: StoredPart[InversionRow]) -> tuple[Path, dict[_Id, _Re
     """
     manifest = part.read()
     assert manifest.tar is not None
-    part.files.keep_tar(manifest.tar)
+    part.files.keep_tar(manifest)
     places, done = locate_members(manifest.tar), [row for row in manifest.rows if row.status == "done"]
     try:
         return manifest.tar, {

@@ -28,13 +28,17 @@ INVERT: RunKind[Inversion, InversionRow, InversionRunSettings] = RunKind(
 InversionRun = OutputRun[Inversion, InversionRow, InversionRunSettings]
 
 
-def open_inversions(out: str | Path) -> InversionRun:
+def open_inversions(out: str | Path, spool: str | None = None) -> InversionRun:
     """Open a run of `nti-batch invert`.
 
+    Args:
+        out: Output folder, or address in an object store.
+        spool: Local folder for copies of what is in the store; None for that of the user.
+
     Raises:
-        ValueError: If the folder is no such run.
+        ValueError: If it is no such run.
     """
-    return OutputRun.open(INVERT, out)
+    return OutputRun.open(INVERT, out, spool)
 
 
 def read_inversions(out: str | Path, only: Collection[tuple[str, str]] | None = None) -> Iterator[StoredInversion]:
@@ -49,6 +53,11 @@ def read_inversions(out: str | Path, only: Collection[tuple[str, str]] | None = 
     """
     run = open_inversions(out)
     run.files.snapshot()
+    yield from read_run(run, only)
+
+
+def read_run(run: InversionRun, only: Collection[tuple[str, str]] | None = None) -> Iterator[StoredInversion]:
+    """Read the committed inversions of an open run, as `read_inversions` does."""
     for part in run.all_parts():
         yield from read_part(part, only)
 

@@ -5,7 +5,7 @@ import json
 from nti_batch.json_object import Json, JsonObject
 from nti_batch.output.format_version import check_format_version, format_versions
 from nti_batch.output.run_files import RUN_FILE as RUN_FILE
-from nti_batch.output.run_files import RunFiles
+from nti_batch.output.run_files import RunFiles, shown_errors
 from nti_batch.settings import flatten
 
 MAX_RUN_BYTES = 1 << 26
@@ -23,14 +23,15 @@ def read_run_file(files: RunFiles, command: str = "invert") -> JsonObject:
         ValueError: If the folder has no `run.json`, or it is damaged or of a newer version.
     """
     try:
-        content = JsonObject.read(files.path(RUN_FILE), MAX_RUN_BYTES)
+        with shown_errors(files.shown):
+            content = JsonObject.read(files.path(RUN_FILE), MAX_RUN_BYTES)
+            check_format_version(content)
+            return content
     except FileNotFoundError as error:
         raise ValueError(
             f"{files.address!r} is no run of `nti-batch {command}`: it has no {RUN_FILE!r}; give the --output.dir of "
             "one"
         ) from error
-    check_format_version(content)
-    return content
 
 
 def refuse_other_settings(address: str, known: dict[str, Json], asked: dict[str, Json]) -> None:

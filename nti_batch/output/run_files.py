@@ -1,7 +1,7 @@
 """The files of a run, wherever they are: what `OutputRun` needs of a folder or of an object store."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -39,7 +39,7 @@ class RunFiles(Protocol):
         """Remove a file if it is older than this; return whether it was."""
 
     def snapshot(self) -> None:
-        """Learn of all files that there are now. Without it, each is looked for when it is needed."""
+        """From now on, know the files from one listing. Without it, each is looked for when it is needed."""
 
     def path(self, name: str) -> Path:
         """Local path of a small file as it is now, which need not exist."""
@@ -108,14 +108,11 @@ class RunFiles(Protocol):
             path: Path beside its manifest.
         """
 
-    def keep_tar(self, path: Path) -> None:
-        """Have a tar on the local disk from now on.
-
-        Args:
-            path: Path beside its manifest, where it then is.
+    def keep_tar(self, manifest: AnyManifest) -> None:
+        """Have the tar of a manifest on the local disk from now on.
 
         Raises:
-            ValueError: If it is missing in an object store.
+            ValueError: If it is missing in an object store, or damaged there.
         """
 
     def claim(self, stem: str) -> None:
@@ -220,7 +217,7 @@ class FolderFiles:
         """The path itself."""
         yield path
 
-    def keep_tar(self, path: Path) -> None:
+    def keep_tar(self, manifest: AnyManifest) -> None:
         """Do nothing: it is there."""
 
     def claim(self, stem: str) -> None:
@@ -235,3 +232,19 @@ class FolderFiles:
 
     def _part(self, stem: str, number: int) -> Path:
         return self.root / f"{stem}.{number:05d}.tar"
+
+
+@contextmanager
+def shown_errors(shown: Callable[[str], str]) -> Iterator[None]:
+    """Let the errors about the files of a run name them as messages do.
+
+    Args:
+        shown: `RunFiles.shown`.
+
+    Raises:
+        ValueError: In place of one that names a local copy.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(shown(str(error))) from error

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Generic, Self
 
 from nti_batch.data.shards import Shards, stored_address
-from nti_batch.files import translate_os_errors
+from nti_batch.files import OutputError, translate_os_errors
 from nti_batch.json_object import JsonObject
 from nti_batch.output.complete_mark import MAX_MARK_BYTES, CompleteMark
 from nti_batch.output.manifest import Manifest
@@ -37,7 +37,7 @@ from nti_batch.output.origin import Origin
 from nti_batch.output.part import PartWriter, read_members
 from nti_batch.output.places import run_files
 from nti_batch.output.run_file import read_run_file, read_shards, refuse_other_settings, run_text
-from nti_batch.output.run_files import RUN_FILE, RunFiles
+from nti_batch.output.run_files import RUN_FILE, RunFiles, shown_errors
 from nti_batch.output.run_kind import AnyRecord, AnySettings, RunKind
 from nti_batch.output.stored_part import Located, StoredPart, stored_parts
 from nti_batch.records import WorkUnit
@@ -122,29 +122,30 @@ class OutputRun(Generic[AnyRecord, AnyRow, AnySettings]):
         return cls(kind, files, settings, {**known.shards, **shards}), known.shards
 
     @classmethod
-    def open(cls, kind: RunKind[AnyRecord, AnyRow, AnySettings], out: Path | str) -> Self:
+    def open(cls, kind: RunKind[AnyRecord, AnyRow, AnySettings], out: Path | str, spool: str | None = None) -> Self:
         """Read an existing run.
 
         Raises:
             ValueError: If the folder is no run of this kind, or `run.json` is damaged or of a newer version.
         """
-        return cls._read(kind, run_files(out))
+        return cls._read(kind, run_files(out, spool))
 
     @classmethod
     def _read(cls, kind: RunKind[AnyRecord, AnyRow, AnySettings], files: RunFiles) -> Self:
-        content = read_run_file(files, kind.command)
-        command = content.choice("command", ("invert", "edit"))
-        settings, shards = content.section("settings"), read_shards(files, content)
-        if command != kind.command:
-            other = f"{files.address!r} is a run of `nti-batch {command}`"
-            raise ValueError(f"{other}: give the --output.dir of `nti-batch {kind.command}`")
-        content.expect_all_read()
-        if not files.is_shared and not (files.root / kind.folder).exists():
-            raise ValueError(
-                f"{files.address!r} is no run of `nti-batch {kind.command}`: it has no folder {kind.folder!r}; "
-                "give the --output.dir of one"
-            )
-        return cls(kind, files, kind.read_settings(settings), shards)
+        with shown_errors(files.shown):
+            content = read_run_file(files, kind.command)
+            command = content.choice("command", ("invert", "edit"))
+            settings, shards = content.section("settings"), read_shards(files, content)
+            if command != kind.command:
+                other = f"{files.address!r} is a run of `nti-batch {command}`"
+                raise ValueError(f"{other}: give the --output.dir of `nti-batch {kind.command}`")
+            content.expect_all_read()
+            if not files.is_shared and not (files.root / kind.folder).exists():
+                raise ValueError(
+                    f"{files.address!r} is no run of `nti-batch {kind.command}`: it has no folder {kind.folder!r}; "
+                    "give the --output.dir of one"
+                )
+            return cls(kind, files, kind.read_settings(settings), shards)
 
     def _write(self, known: Shards | None) -> bool:
         """Write `run.json`, if shards are new to those that are known; return False if another start was first."""
@@ -198,8 +199,11 @@ class OutputRun(Generic[AnyRecord, AnyRow, AnySettings]):
         part = self.files.next_part(self._stem(unit))
 
         def commit(manifest: Manifest[AnyRow]) -> None:
-            if not self.files.commit(self._stem(unit), part, manifest):
-                self._commit_rest(unit, part, manifest)
+            try:
+                if not self.files.commit(self._stem(unit), part, manifest):
+                    self._commit_rest(unit, part, manifest)
+            except ValueError as error:  # a file of another job is damaged
+                raise OutputError(str(error)) from error
 
         return PartWriter(self.kind, self.settings, part, origin, self._generations.get(unit, {}), commit)
 
@@ -291,7 +295,8 @@ class OutputRun(Generic[AnyRecord, AnyRow, AnySettings]):
         """
         path = self.files.path(self._complete(unit))
         try:
-            return CompleteMark.from_json(JsonObject.read(path, MAX_MARK_BYTES))
+            with shown_errors(self.files.shown):
+                return CompleteMark.from_json(JsonObject.read(path, MAX_MARK_BYTES))
         except FileNotFoundError:
             return None
         except ValueError as error:

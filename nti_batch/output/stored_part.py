@@ -12,7 +12,7 @@ from typing import Generic
 
 from nti_batch.output.manifest import Manifest, read_generation
 from nti_batch.output.manifest_rows import AnyRow
-from nti_batch.output.run_files import RunFiles
+from nti_batch.output.run_files import RunFiles, shown_errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +35,8 @@ class StoredPart(Generic[AnyRow]):
         Raises:
             ValueError: If the manifest is damaged; the text names it.
         """
-        try:
+        with shown_errors(self.files.shown):
             manifest = Manifest.read(self.path, self.row_type)
-        except ValueError as error:
-            raise ValueError(self.files.shown(str(error))) from error
         if not self.newest:
             return manifest
         counting = [row for row in manifest.rows if row.generation == self.newest.get(row.id, row.generation)]
@@ -65,7 +63,9 @@ def stored_parts(files: RunFiles, manifests: Iterable[Path], row_type: type[AnyR
     paths, newest = list(manifests), dict[str, int]()
     for path in paths:
         if read_generation(path) > 0:
-            for row in Manifest.read(path, row_type).rows:
+            with shown_errors(files.shown):
+                rows = Manifest.read(path, row_type).rows
+            for row in rows:
                 if row.generation > 0:
                     newest[row.id] = max(row.generation, newest.get(row.id, 0))
     return [StoredPart(path, row_type, newest, files) for path in paths]

@@ -11,7 +11,7 @@ from nti_batch.data.samples import read_inputs
 from nti_batch.editing.reconstruct import reconstruct
 from nti_batch.models.stable_diffusion import StableDiffusion
 from nti_batch.output.edits import read_edited_images
-from nti_batch.output.inversions import read_inversions, read_part
+from nti_batch.output.inversions import read_part, read_run
 from nti_batch.output.manifest_rows import EditRow, Row
 from nti_batch.output.serialization import StoredInversion
 from nti_batch.output.stored_part import Located, StoredPart
@@ -130,7 +130,7 @@ def _edit_examples(
 
 def _read_sources(plan: EditPlan, ids: set[ImageId], notes: list[str]) -> dict[ImageId, StoredInversion]:
     try:
-        found = list(read_inversions(plan.inversions.files.address, ids))
+        found = list(read_run(plan.inversions, ids))
     except ValueError as error:
         notes.append(f"No source could be reconstructed: {error}")
         return {}

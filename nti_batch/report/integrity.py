@@ -1,9 +1,8 @@
 """Checks a run: manifests against parts, against the input or the requests, and against reconstructions."""
 
-import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from math import nan
 from pathlib import Path
@@ -14,72 +13,29 @@ from nti_batch.data.shard_reader import read_keys
 from nti_batch.data.shards import public_address
 from nti_batch.editing.reconstruct import reconstruct
 from nti_batch.models.load import load_model
-from nti_batch.output.inversions import read_inversions
+from nti_batch.output.inversions import read_run
 from nti_batch.output.manifest import Manifest
 from nti_batch.output.manifest_rows import Metadata, Row
+from nti_batch.output.missing_parts import missing_parts
 from nti_batch.output.part import read_members
 from nti_batch.output.serialization import decode_inversion
 from nti_batch.plans.missing_edits import EditPlan
 from nti_batch.plans.missing_images import ImagePlan
 from nti_batch.plans.plan import AnyPlan
 from nti_batch.records import WorkUnit
+from nti_batch.report.finding import AGAIN, Checked, Finding
 from nti_batch.report.preview import choose_rows
 from nti_batch.report.record_checks import check_inversion, check_png
+from nti_batch.report.unexpected_files import unexpected_files
 from nti_batch.scores.metrics import psnr
 
 RECONSTRUCTION_TOLERANCE = 0.05
 """In dB. A reconstruction on the same kind of device is far closer."""
 
-AGAIN = "run the job again with the same command"
 ELSEWHERE = "give the present place of the input with --data.shards or --data.images"
-STRANGE = "move it away, unless --data.shards has left its shard out"
-
-_FILE_NAME = re.compile(
-    r"(.+?)(?:\.\d{5,}\.(tar|jsonl)|\.[0-9a-f]{16}\.tar)?(?:\.(complete|lock|claim|salvage))?(\.tmp)?", re.DOTALL
-)
-"""A file of a work unit; a part has a number, and in an object store the beginning of its checksum."""
-
-UNNAMED = "run verify with --remove_uncommitted=HOURS"
 
 CheckRecord = Callable[[bytes, Metadata], Iterator[str]]
 """Yields what is wrong with a record, given its two members."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """Something wrong in a run."""
-
-    where: str
-    """A file, or an image as 'shard/key'."""
-
-    what: str
-    mend: str = ""
-    """What mends it."""
-
-
-@dataclass(slots=True)
-class Checked:
-    """What a check of a run has read, counted as it goes."""
-
-    units: int = 0
-    parts: int = 0
-    done: int = 0
-    failed: int = 0
-    inputs: int = 0
-    """Keys of the input, or requested edits, that were looked for."""
-
-    reconstructed: int = 0
-    tars: set[str] = field(default_factory=set)
-    """Names of the tars that manifests name."""
-
-    def line(self, plan: AnyPlan) -> str:
-        """The counts as text."""
-        looked_for = f"{self.inputs} images of the input" if isinstance(plan, ImagePlan) else "all requested edits"
-        again = f"{self.reconstructed} reconstructions" if self.reconstructed else "no reconstruction (--recompute N)"
-        return (
-            f"checked {self.units} work units: {self.parts} parts with {self.done} {plan.run.kind.record_noun} "
-            f"(checksums, shapes, finite numbers, settings), {self.failed} failed rows, {looked_for}; {again}"
-        )
 
 
 def verify_run(plan: ImagePlan | EditPlan, recompute: int, checked: Checked | None = None) -> Iterator[Finding]:
@@ -103,7 +59,11 @@ def verify_run(plan: ImagePlan | EditPlan, recompute: int, checked: Checked | No
 def _findings(plan: ImagePlan | EditPlan, recompute: int, checked: Checked) -> Iterator[Finding]:
     for _, of_shard in groupby(plan.units, key=lambda unit: unit.shard):
         yield from _check_shard(plan, list(of_shard), checked)
-    yield from unexpected_files(plan, checked.tars)
+    for name in missing_parts(plan.run, plan.units):
+        if name.endswith(".jsonl"):
+            mend = "restore it, or, while no job runs, remove all files of its work unit and run the job again"
+            yield Finding(f"{plan.run.folder_address}/{name}", "is missing, and a later one is there", mend)
+    yield from unexpected_files(plan, checked)
     if recompute and isinstance(plan, ImagePlan):
         yield from _compare_reconstructions(plan, recompute, checked)
 
@@ -111,7 +71,8 @@ def _findings(plan: ImagePlan | EditPlan, recompute: int, checked: Checked) -> I
 def _with_mend(findings: Iterable[Finding], plan: AnyPlan, units: Sequence[WorkUnit]) -> Iterator[Finding]:
     """Findings about the files of work units, which a job computes again once all of a unit are gone."""
     names = units[0].name if len(units) == 1 else f"{units[0].shard}.*of{units[0].count}"
-    mend = f"restore the file, or remove all files {plan.run.folder_address}/{names}.* and run the job again"
+    folder = plan.run.folder_address
+    mend = f"restore the file, or, while no job runs, remove all files {folder}/{names}.* and run the job again"
     return (replace(finding, mend=mend) for finding in findings)
 
 
@@ -144,6 +105,7 @@ def _check_manifest(plan: AnyPlan, unit: WorkUnit, path: Path, rows: list[Row], 
         yield Finding(str(path), str(error))
         return
     rows += manifest.rows
+    checked.manifests.add(path.name)
     checked.tars |= {manifest.tar.name} if manifest.tar else set()
     yield from _check_part(plan, manifest)
     for row in manifest.rows:
@@ -244,27 +206,6 @@ def _record_check(plan: AnyPlan) -> CheckRecord:
     return check_record
 
 
-def unexpected_files(plan: AnyPlan, tars: Collection[str]) -> Iterator[Finding]:
-    """Files that belong to no work unit, and files that a killed job has left behind.
-
-    Args:
-        plan: Work of the run.
-        tars: Names of the tars that manifests name.
-    """
-    names, folder = {unit.name for unit in plan.units}, plan.run.folder_address
-    present = plan.run.files.names(plan.run.kind.folder)
-    for name in sorted(present):
-        found = _FILE_NAME.fullmatch(name)
-        is_left = name.endswith(".tar") and name not in tars and name.replace(".tar", ".jsonl") not in present
-        if found is None or found[1] not in names:
-            yield Finding(f"{folder}/{name}", "belongs to no work unit of these shards", STRANGE)
-        elif is_left and plan.run.files.is_shared:
-            yield Finding(f"{folder}/{name}", "is named by no manifest: a worker puts one now, or died before", UNNAMED)
-        elif is_left or name.endswith((".salvage", ".tar.tmp")):
-            what = "is not committed: a job writes it, or was killed; run the job again"
-            yield Finding(f"{folder}/{name}", what, AGAIN)
-
-
 def _compare_reconstructions(plan: ImagePlan, count: int, checked: Checked) -> Iterator[Finding]:
     """Reconstruct some inversions and compare with their recorded PSNR."""
     settings = plan.run.settings
@@ -277,7 +218,7 @@ def _compare_reconstructions(plan: ImagePlan, count: int, checked: Checked) -> I
     )
     for shard, key in sorted(set(ids) - set(inputs)):
         yield Finding(f"{shard}/{key}", "is committed, and its input cannot be read", ELSEWHERE)
-    for stored in read_inversions(plan.run.files.address, inputs):
+    for stored in read_run(plan.run, inputs):
         checked.reconstructed += 1
         image = reconstruct(networks, [stored], guided=True).cpu()
         reached = psnr(image, inputs[stored.shard, stored.key].pixels[None] / 255).item()

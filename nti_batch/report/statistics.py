@@ -258,7 +258,8 @@ def read_sample(rows: Iterable[Located[Any]], num_steps: int) -> Sample:
     for part, row in rows:
         names.setdefault(part, set()).add(member_name(row.key))
     is_shared = any(part.files.is_shared for part in names)
-    for part in list(names)[:: -(-len(names) // MOST_COPIED) if is_shared else 1]:
+    step = ceil(len(names) / MOST_COPIED) if is_shared else 1
+    for part in list(names)[::step]:
         tar = part.read().tar
         assert tar is not None
         try:

@@ -64,7 +64,7 @@ def test_a_run_in_an_object_store_is_shown_as_its_folder_is(
     workbench: Workbench, app_run: Path, demo_networks: StableDiffusion, bucket: str
 ):
     for path in (app_run / "run.json", *(app_run / "inversions").glob("*")):
-        Bucket(f"{bucket}/run").put(path.relative_to(app_run).as_posix(), path)
+        Bucket(f"{bucket}/run").put_file(path.relative_to(app_run).as_posix(), path)
     stored = Workbench(f"{bucket}/run", demo_networks)
     assert stored.gallery.search("") == workbench.gallery.search("")
     one, other = first_source(stored), first_source(workbench)

@@ -73,6 +73,30 @@ def test_an_address_on_the_network_is_no_folder(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("command", "text"),
+    [
+        (
+            "invert --data.shards=demo --output.dir=s3://b/run --output.spool=s3://b/spool",
+            "output.spool is 's3://b/spool'",
+        ),
+        (
+            "verify run --remove_uncommitted=1",
+            "--remove_uncommitted is 1 for 'run', allowed: at least 0 hours, for a run",
+        ),
+        (
+            "verify s3://b/run --remove_uncommitted=-1",
+            "--remove_uncommitted is -1 for 's3://b/run', allowed: at least 0",
+        ),
+    ],
+)
+def test_what_is_for_object_stores_alone_is_refused_elsewhere(
+    command: str, text: str, capsys: pytest.CaptureFixture[str]
+):
+    assert main(command.split()) == 2
+    assert text in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["missing/x.png", ".", "x" * 253 + ".png", "x.txt", "x"])
 @pytest.mark.usefixtures("computes_nothing")
 def test_an_edit_that_cannot_be_written_is_not_computed(

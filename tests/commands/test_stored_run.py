@@ -24,7 +24,7 @@ def copy_run(address: str, folder: Path) -> str:
             folder.mkdir(exist_ok=True)
             (folder / name).write_bytes(content)
     for kind in ("inversions", "edits"):
-        for name, _ in store.list(kind):
+        for name in store.list(kind):
             (folder / kind).mkdir(exist_ok=True)
             store.download(f"{kind}/{name}", folder / kind / name)
     return str(folder)

@@ -50,10 +50,10 @@ def test_a_job_writes_to_a_store(tiny_model: Path, bucket: str, tmp_path: Path, 
     assert len(ids(out)) == 3
     assert main(job) == 0
     assert len(set(ids(out))) == len(ids(out)) == 6
-    before = set(dict(Bucket(out).list("inversions")))
+    before = set(Bucket(out).list("inversions"))
     assert not [name for name in before if name.endswith((".claim", ".lock", ".tmp"))]
     assert main(job) == 0
-    assert set(dict(Bucket(out).list("inversions"))) == before
+    assert set(Bucket(out).list("inversions")) == before
     capsys.readouterr()
     assert main(["status", out, "--json", "--exit_code"]) == 0
     assert json.loads(capsys.readouterr().out)["done"] == 6
@@ -61,11 +61,34 @@ def test_a_job_writes_to_a_store(tiny_model: Path, bucket: str, tmp_path: Path, 
     Bucket(out).put("inversions/a.0of2.0123456789abcdef.tar", b"of a worker that died")
     assert main(["verify", out, "--remove_uncommitted=1"]) == 1
     assert "0123456789abcdef.tar: is named by no manifest" in capsys.readouterr().out
-    assert main(["verify", out, "--remove_uncommitted=-1"]) == 0
+    time.sleep(1.1)  # a store tells times in seconds
+    assert main(["verify", out, "--remove_uncommitted=0"]) == 0
     name = next(name for name in before if name.endswith(".tar"))
     Bucket(out).put(f"inversions/{name}", b"other bytes")
     assert main(["verify", out]) == 1
     assert f"{out}/inversions/{name} is damaged" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damaged", ["complete", "jsonl"])
+def test_a_damaged_object_ends_a_job_in_one_sentence_and_no_tar_is_removed(
+    tiny_model: Path, bucket: str, tmp_path: Path, damaged: str, capsys: pytest.CaptureFixture[str]
+):
+    out = f"{bucket}/run"
+    job = arguments(tiny_model, shards(tmp_path, 2), Path("out"), f"--output.dir={out}", "--data.units_per_shard=1")
+    assert main([*job, "--data.limit=1"]) == 0
+    assert main(job) == 0
+    objects = set(Bucket(out).list("inversions"))
+    name = min(name for name in objects if name.endswith(damaged))
+    Bucket(out).put(f"inversions/{name}", b"damage")
+    for other in [each for each in objects if each.endswith(".complete") and each != name]:
+        Bucket(out).remove(f"inversions/{other}")
+    capsys.readouterr()
+    assert main(job) == 1
+    expect_one_sentence(f"{out}/inversions/{name}", "is damaged" if damaged == "jsonl" else "remove it", capsys=capsys)
+    tars = {name for name in objects if name.endswith(".tar")}
+    time.sleep(1.1)  # a store tells times in seconds
+    assert main(["verify", out, "--remove_uncommitted=0"]) == 1
+    assert tars <= set(Bucket(out).list("inversions"))
 
 
 def test_edits_of_a_run_in_a_store_are_written_to_a_store(tiny_model: Path, bucket: str, tmp_path: Path):
@@ -73,10 +96,10 @@ def test_edits_of_a_run_in_a_store_are_written_to_a_store(tiny_model: Path, buck
     assert main(job) == 0
     edit = ["edit", f"--data.inversions={bucket}/inversions", f"--output.dir={bucket}/edits", ON_CPU]
     assert main(edit) == 0
-    tars = {name for name, _ in Bucket(f"{bucket}/edits").list("edits") if name.endswith(".tar")}
+    tars = {name for name in Bucket(f"{bucket}/edits").list("edits") if name.endswith(".tar")}
     assert tars
     assert main(edit) == 0
-    assert {name for name, _ in Bucket(f"{bucket}/edits").list("edits") if name.endswith(".tar")} == tars
+    assert {name for name in Bucket(f"{bucket}/edits").list("edits") if name.endswith(".tar")} == tars
     assert main(["verify", f"{bucket}/edits"]) == 0
     run = open_edits(f"{bucket}/edits")
     units = EditPlan.of_run(run).units
@@ -124,7 +147,7 @@ def test_jobs_that_are_started_at_once_share_the_work(tiny_model: Path, bucket: 
 
 def is_complete(out: str) -> bool:
     """Whether all four work units are marked as complete."""
-    return sum(name.endswith(".complete") for name, _ in Bucket(out).list("inversions")) == 4
+    return sum(name.endswith(".complete") for name in Bucket(out).list("inversions")) == 4
 
 
 @pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.long)])
@@ -169,7 +192,7 @@ def test_workers_on_the_same_units_that_are_killed_commit_each_image_once(
     monkeypatch.setattr(claims, "CLAIM_SECONDS", -1.0)
     assert main([*job, f"--output.dir={out}", f"--output.spool={tmp_path / 'disk-0'}"]) == 0
     assert len(set(ids(out))) == len(ids(out)) == 2 * images
-    assert main(["verify", out, "--remove_uncommitted=-1"]) == 0
+    assert main(["verify", out, "--remove_uncommitted=0"]) == 0
     with capsys.disabled():
         wrong = ", ".join(f"{number} {answer}" for answer, number in answers.items())
         print(f"\n{kills} kills, {early} of them before the last commit, {len(ids(out))} images; puts: {wrong}")

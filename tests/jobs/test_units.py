@@ -16,6 +16,7 @@ from helpers.tiny import captioned, write_shard
 
 from nti_batch import read_inversions
 from nti_batch.cli import main
+from nti_batch.files import OutputError
 from nti_batch.jobs.ranks import JobPart
 from nti_batch.jobs.units import RankUnits, TakenUnits
 from nti_batch.lock import exclusive, is_locked
@@ -103,7 +104,7 @@ def test_an_error_of_the_first_unit_comes_where_no_rank_waits_for_another(tmp_pa
 
     units = rank_units(tmp_path, 0, 2, Damaged())
     units.take_first(never)
-    with pytest.raises(ValueError, match="the mark is damaged"):
+    with pytest.raises(OutputError, match="the mark is damaged"):
         next(claims(units))
 
 

@@ -16,16 +16,16 @@ from nti_batch.output.bucket import Bucket
 def test_an_object_is_put_read_listed_and_removed(bucket: str, tmp_path: Path):
     store = Bucket(f"{bucket}/run")
     assert store.read("a/x[0] ü%.json") is None
-    assert store.put_time("a/x[0] ü%.json") is None
+    assert store.version("a/x[0] ü%.json") is None
     assert store.put_if_absent("a/x[0] ü%.json", b"one")
     assert not store.put_if_absent("a/x[0] ü%.json", b"two")
     assert store.read("a/x[0] ü%.json") == b"one"
     store.put("a/x[0] ü%.json", b"three")
     (tmp_path / "big").write_bytes(bytes(6 << 20))
-    store.put("b/big.tar", tmp_path / "big")
+    store.put_file("b/big.tar", tmp_path / "big")
     store.download("b/big.tar", tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == bytes(6 << 20)
-    assert list(dict(store.list("a"))) == ["x[0] ü%.json"]
+    assert list(store.list("a")) == ["x[0] ü%.json"]
     assert Bucket(f"{bucket}/other").read("a/x[0] ü%.json") is None
     store.remove("a/x[0] ü%.json")
     store.remove("a/x[0] ü%.json")
@@ -76,6 +76,24 @@ def test_a_store_that_never_answers_is_named(bucket: str, monkeypatch: pytest.Mo
         Bucket(bucket).read("name")
 
 
+@pytest.mark.parametrize("name", ["a/../run", "a//run", "./run"])
+def test_an_address_that_no_object_can_have_is_refused(name: str):
+    with pytest.raises(ValueError, match=f"'s3://bucket/{name}' has an empty part, '.' or '..'"):
+        Bucket(f"s3://bucket/{name}")
+
+
+def test_a_bucket_that_is_missing_for_a_moment_is_asked_again(
+    bucket: str, s3_port: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(module, "RETRY_DELAYS", (0.0,))
+    with proxy(s3_port) as between:
+        use_endpoint(monkeypatch, between.port)
+        answers = iter([404])
+        between.rule = lambda method, path: next(answers, None)
+        Bucket(bucket).put("name", b"own")
+        assert Bucket(bucket).read("name") == b"own"
+
+
 def test_a_store_that_ignores_the_condition_is_refused(bucket: str, s3_port: int, monkeypatch: pytest.MonkeyPatch):
     Bucket(bucket).check_condition()
     with proxy(s3_port) as between:
@@ -86,8 +104,8 @@ def test_a_store_that_ignores_the_condition_is_refused(bucket: str, s3_port: int
 
 
 def test_a_bucket_that_does_not_exist_is_named(bucket: str):
-    with pytest.raises(ValueError, match="s3://nowhere/run/name cannot be written, since there is no such bucket"):
-        Bucket("s3://nowhere/run").put("name", b"")
+    with pytest.raises(ValueError, match=r"s3://nowhere/run/probe-\S+ cannot be written, since there .*: create it"):
+        Bucket("s3://nowhere/run").check_condition()
 
 
 @pytest.mark.parametrize(("scheme", "extra"), [("s3", "s3"), ("gs", "gcs"), ("az", "azure")])

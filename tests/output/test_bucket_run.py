@@ -2,9 +2,11 @@
 
 import dataclasses
 import itertools
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,11 @@ from helpers.object_store import proxy, use_endpoint
 
 from nti_batch import read_inversions
 from nti_batch.data.shards import Shards
+from nti_batch.files import OutputError
 from nti_batch.lock import UnitInUseError, UnitLock
 from nti_batch.output import claims
 from nti_batch.output.bucket import Bucket
+from nti_batch.output.bucket_files import BucketFiles
 from nti_batch.output.complete_mark import CompleteMark
 from nti_batch.output.inversions import INVERT, InversionRun, open_inversions
 from nti_batch.output.manifest import Manifest
@@ -92,14 +96,14 @@ def test_what_another_worker_commits_during_a_salvage_is_dropped(worker: Start, 
     other.claim(UNIT)
     compute(one, "a", "bb").close()
     die(one)
-    first, put = iter([compute(other, "bb").commit]), Bucket.put
+    first, put = iter([compute(other, "bb").commit]), Bucket.put_file
 
-    def put_later(bucket: Bucket, name: str, content: Any) -> None:
-        for commit in first if name.endswith(".tar") else ():
+    def put_later(bucket: Bucket, name: str, path: Path) -> None:
+        for commit in first:
             commit()
-        put(bucket, name, content)
+        put(bucket, name, path)
 
-    monkeypatch.setattr(Bucket, "put", put_later)
+    monkeypatch.setattr(Bucket, "put_file", put_later)
     again = worker("one")
     assert sorted(row.key for row in again.claim(UNIT)) == ["a", "bb"]
     assert committed(again) == {("a", 0): 1, ("bb", 0): 1}
@@ -139,7 +143,7 @@ def die_at(patch: pytest.MonkeyPatch, step: int, is_done: bool) -> None:
 
         return called
 
-    for name in ("put", "put_if_absent", "remove"):
+    for name in ("put", "put_file", "put_if_absent", "remove"):
         patch.setattr(Bucket, name, dying(getattr(Bucket, name)))
 
 
@@ -209,7 +213,7 @@ def test_a_run_is_continued_in_a_folder_and_again_in_a_store(worker: Start, buck
     worker("one", shards={"more": "/in/more.tar"})
     folder, store = tmp_path / "folder", Bucket(f"{bucket}/run")
     (folder / "inversions").mkdir(parents=True)
-    for name, _ in store.list("inversions"):
+    for name in store.list("inversions"):
         store.download(f"inversions/{name}", folder / "inversions" / name)
     for name in ("run.json", "shards.00000.json"):
         store.download(name, folder / name)
@@ -224,7 +228,7 @@ def test_a_run_is_continued_in_a_folder_and_again_in_a_store(worker: Start, buck
     back = Bucket(f"{bucket}/back")
     for path in folder.rglob("*.*"):
         if path.suffix != ".lock":
-            back.put(path.relative_to(folder).as_posix(), path)
+            back.put_file(path.relative_to(folder).as_posix(), path)
     again = worker("two", "back")
     assert {row.key for row in again.claim(UNIT)} == {"a", "bad", "bb"}
     compute(again, "ccc").commit()
@@ -248,7 +252,7 @@ def test_a_new_run_at_an_old_address_does_not_see_the_copy_of_the_old_one(
 ):
     finish(run := worker("one"))
     store = Bucket(f"{bucket}/run")
-    for name in ("run.json", *(f"inversions/{name}" for name, _ in store.list("inversions"))):
+    for name in ("run.json", *(f"inversions/{name}" for name in store.list("inversions"))):
         store.remove(name)
     time.sleep(1.1)  # a store tells times in seconds
     again = worker("one")
@@ -256,12 +260,69 @@ def test_a_new_run_at_an_old_address_does_not_see_the_copy_of_the_old_one(
     assert again.claim(UNIT) == []
 
 
+def test_two_starts_at_a_new_address_have_one_copy(worker: Start, bucket: str, tmp_path: Path):
+    early = BucketFiles(f"{bucket}/run", str(tmp_path / "one"))
+    first = worker("one")
+    assert early.path("run.json").exists() and early.root == first.files.root
+
+
+def test_a_run_that_is_copied_to_a_store_which_ignores_the_condition_is_refused(
+    worker: Start, bucket: str, s3_port: int, monkeypatch: pytest.MonkeyPatch
+):
+    worker("one")
+    with proxy(s3_port) as between:
+        use_endpoint(monkeypatch, between.port)
+        between.rule = lambda method, path: "unconditional"
+        with pytest.raises(ValueError, match="ignores the condition"):
+            worker("other")
+
+
+def test_a_commit_behind_manifests_that_were_removed_is_refused(worker: Start, bucket: str):
+    run = worker("one")
+    run.claim(UNIT)
+    compute(run, "a").commit()
+    part = compute(run, "bb")
+    for name in Bucket(f"{bucket}/run").list("inversions"):
+        Bucket(f"{bucket}/run").remove(f"inversions/{name}")
+    with pytest.raises(
+        OutputError, match=rf"^{bucket}/run/inversions/.*00000.jsonl was removed while a job works"
+    ):
+        part.commit()
+    die(run)
+    finish(again := worker("one"))
+    assert committed(again) == {("a", 0): 1, ("bb", 0): 1, ("ccc", 0): 1}
+
+
+def test_a_copy_that_a_power_cut_has_emptied_is_made_again(worker: Start, bucket: str):
+    finish(run := worker("one"))
+    (copy,) = run.manifests(UNIT)
+    put = copy.stat().st_mtime
+    copy.write_bytes(b"")
+    os.utime(copy, (put, put))
+    assert committed(worker("one")) == {("a", 0): 1, ("bb", 0): 1, ("ccc", 0): 1}
+
+
+def test_one_of_many_starts_claims_a_unit(worker: Start, bucket: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(claims, "CLAIM_SECONDS", 300.0)
+    runs = [worker(f"disk-{number}") for number in range(8)]
+
+    def claim(run: InversionRun) -> bool:
+        try:
+            run.claim(UNIT)
+        except UnitInUseError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as threads:
+        assert sum(threads.map(claim, runs)) == 1
+
+
 @pytest.mark.parametrize("is_replaced", [False, True])
 def test_what_somebody_has_removed_from_a_store_is_computed_again(worker: Start, bucket: str, is_replaced: bool):
     """`nti-batch verify` says that a work unit without files is computed again; the copies of its manifests remain."""
     finish(run := worker("one"))
     store = Bucket(f"{bucket}/run")
-    for name, _ in list(store.list("inversions")):
+    for name in list(store.list("inversions")):
         store.remove(f"inversions/{name}")
     die(run)
     if is_replaced:
@@ -309,7 +370,5 @@ def test_the_claim_of_a_process_that_died_on_this_disk_does_not_count(worker: St
 
 def test_a_spool_that_cannot_be_made_is_named(bucket: str, tmp_path: Path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(
-        ValueError, match=r"file/spool, for copies .* cannot be made: Not a directory; give a job another"
-    ):
+    with pytest.raises(ValueError, match=r"copies of s3://.*/run cannot be made: .*'/.*file/spool'; give a job"):
         OutputRun.create(INVERT, f"{bucket}/run", SETTINGS, SHARDS, spool=str(tmp_path / "file" / "spool"))
