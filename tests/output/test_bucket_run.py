@@ -284,9 +284,7 @@ def test_a_commit_behind_manifests_that_were_removed_is_refused(worker: Start, b
     part = compute(run, "bb")
     for name in Bucket(f"{bucket}/run").list("inversions"):
         Bucket(f"{bucket}/run").remove(f"inversions/{name}")
-    with pytest.raises(
-        OutputError, match=rf"^{bucket}/run/inversions/.*00000.jsonl was removed while a job works"
-    ):
+    with pytest.raises(OutputError, match=rf"^{bucket}/run/inversions/.*00000.jsonl was removed while a job works"):
         part.commit()
     die(run)
     finish(again := worker("one"))
