@@ -29,7 +29,7 @@ def test_without_gradio_the_command_to_install_it_is_named(
     [
         (["none"], "'none' is no run of `nti-batch invert`"),
         (["--port=70000"], "--port is 70000, allowed: 0 to 65535"),
-        (["s3://bucket/run"], "run is 's3://bucket/run', allowed: a local path"),
+        (["https://bucket/run"], "the run is 'https://bucket/run', allowed: an address in an object store"),
         (["--model.name=none"], "none"),
     ],
 )
