@@ -144,7 +144,7 @@ def test_no_message_about_an_address_shows_its_credentials(tmp_path: Path):
         lambda: name_shards([secret, secret.replace("/d/", "/e/")]),
         lambda: locate_images(secret),
     ):
-        with pytest.raises(ValueError, match="shard|'s3://host/a.tar'") as caught:
+        with pytest.raises(ValueError, match=r"shard|'s3://host/a.tar'") as caught:
             failing()
         assert "PW" not in str(caught.value)
 
