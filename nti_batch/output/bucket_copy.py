@@ -113,13 +113,8 @@ class BucketCopy:
 
     def added_shards(self) -> list[Path]:
         """Entries with the shards that were added."""
-        entries: list[Path] = []
-        for number in range(MAX_ENTRIES):
-            path = self.path(shard_entry(number))
-            if not path.exists():
-                break
-            entries.append(path)
-        return entries
+        paths = (self.root / shard_entry(number) for number in range(MAX_ENTRIES))
+        return list(itertools.takewhile(self.copy, paths))
 
     def names(self, folder: str) -> set[str]:
         """Names of the files in a folder of the run."""

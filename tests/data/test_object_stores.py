@@ -1,6 +1,5 @@
 """Shards in an S3 bucket, which moto's server on loopback stands for."""
 
-import logging
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -15,21 +14,16 @@ from nti_batch.data.shard_reader import ShardReader, read_keys
 from nti_batch.data.shards import expand_shards
 
 boto3 = pytest.importorskip("boto3")
-server = pytest.importorskip("moto.server")
+pytest.importorskip("moto.server")
 pytest.importorskip("obstore")
 
 SECRET = "SECRET-OF-THE-STORE"
 OBJECTS = ("a/10.tar", "a/9.tar", "a/notes.txt", "a/b/2.tgz", "a b[1].tar", "odd/x#y.tar")
 
 
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    logging.getLogger("werkzeug").setLevel("ERROR")
-    moto = server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    moto.start()
-    host, port = moto.get_host_and_port()
-    yield f"http://{host}:{port}"
-    moto.stop()
+@pytest.fixture
+def endpoint(s3_port: int) -> str:
+    return f"http://127.0.0.1:{s3_port}"
 
 
 @pytest.fixture

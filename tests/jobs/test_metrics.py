@@ -1,10 +1,9 @@
 """`--metrics.port`: a job serves its numbers as OpenMetrics, and sends them to Lightning's loggers."""
 
-import builtins
 import csv
 import os
 import socket
-from collections.abc import Callable
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -152,21 +151,10 @@ def test_a_wrong_address_is_refused(
 def test_without_prometheus_client_the_extra_is_named(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(builtins, "__import__", without_prometheus(builtins.__import__))
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
     shard = write_shard(tmp_path / "s.tar", captioned(1))
     assert main(arguments(tiny_model, shard, tmp_path / "out", f"--metrics.port={free_ports()}")) == 2
     expect_one_sentence("pip install 'nti-batch[metrics]'", capsys=capsys)
-
-
-def without_prometheus(load: Callable[..., Any]) -> Callable[..., Any]:
-    """An import that finds no prometheus_client."""
-
-    def find(name: str, *rest: Any) -> Any:
-        if name.partition(".")[0] == "prometheus_client":
-            raise ImportError(name)
-        return load(name, *rest)
-
-    return find
 
 
 def test_metrics_are_served_on_this_machine_alone(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

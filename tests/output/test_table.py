@@ -1,8 +1,8 @@
 """`nti-batch export --format parquet`: a line for each image or edit."""
 
-import builtins
 import json
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -195,17 +195,6 @@ def test_a_text_that_no_file_can_hold_is_escaped(tmp_path: Path):
     assert read(tmp_path / "rows.parquet")["bad"]["error"] == r"half a pair: \ud83d"
 
 
-def without_pyarrow(load: Callable[..., Any]) -> Callable[..., Any]:
-    """An import that finds no pyarrow."""
-
-    def find(name: str, *rest: Any) -> Any:
-        if name.partition(".")[0] == "pyarrow":
-            raise ImportError(name)
-        return load(name, *rest)
-
-    return find
-
-
 @pytest.mark.parametrize("format", ["parquet", "hub"])
 def test_without_pyarrow_the_extra_is_named(
     run: InversionRun,
@@ -214,7 +203,7 @@ def test_without_pyarrow_the_extra_is_named(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    monkeypatch.setattr(builtins, "__import__", without_pyarrow(builtins.__import__))
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert main(["export", str(run.out), "--format", format, "--output", str(tmp_path / "x")]) == 2
     expect_one_sentence("pip install 'nti-batch[parquet]'", capsys=capsys)
     assert not (tmp_path / "x").exists()
