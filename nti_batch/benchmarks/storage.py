@@ -1,7 +1,7 @@
 """Bytes, replay and speed of each form of storage: `python -m nti_batch.benchmarks.storage --scenes SHARDS`.
 
 The first table is of inversions by the embedded model, replayed from packed tensors. The second is of arrays in the
-shapes of Stable Diffusion 1.x, 2.x and XL. They repeat an inversion of the embedded model along the embedding's width:
+shapes of each family of Stable Diffusion. They repeat an inversion of the embedded model along the embedding's width:
 each repetition has its own order and signs, so that changes keep their sizes and timesteps and no block is a copy.
 """
 
@@ -27,7 +27,7 @@ from nti_batch.records import CaptionedImage
 from nti_batch.scores.metrics import psnr
 
 COMPARED = ('Adam from ""', "Adam from the prompt, one threshold", "Polyak from the prompt, one threshold")
-SHAPES = {"SD 1.x": (768, 64), "SD 2.x": (1024, 64), "SD XL": (2048, 128)}
+SHAPES = {"1.x": (768, 64), "2.1 base": (1024, 64), "2.1": (1024, 96), "XL": (2048, 128)}
 """Width of the embedding, height and width of the latents."""
 
 NUM_STEPS = 50
