@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from sys import float_info
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from nti_batch.files import read_bounded
 
@@ -27,7 +27,7 @@ class JsonObject:
         """
         self.file, self._prefix = file, f"{key}." if key else ""
         if not isinstance(values, dict):
-            raise ValueError(f"{file}: {key or 'the content'} is {_short(values)}, allowed: a JSON object")
+            raise ValueError(f"{file}: {key or 'the content'} is {shown(values)}, allowed: a JSON object")
         self._values: Mapping[str, object] = values
         self._unread = dict.fromkeys(values)
 
@@ -124,7 +124,7 @@ class JsonObject:
 
     def reject(self, key: str, allowed: str) -> NoReturn:
         """Raise a ValueError about the value at a key."""
-        raise ValueError(f"{self.file}: {self._prefix}{key} is {_short(self._values[key])}, allowed: {allowed}")
+        raise ValueError(f"{self.file}: {self._prefix}{key} is {shown(self._values[key])}, allowed: {allowed}")
 
     def _get(self, key: str) -> object:
         if key not in self._values:
@@ -133,10 +133,23 @@ class JsonObject:
         return self._values[key]
 
 
-def _short(value: object) -> str:
-    """A value as a message shows it: a damaged file may hold a megabyte."""
+def shown(value: object) -> str:
+    """A value as a message shows it: a file may hold a megabyte."""
     try:
-        shown = repr(value)
+        text = repr(value)
     except RecursionError:
-        shown = "a deeply nested value"
-    return shown if len(shown) <= 80 else f"{shown[:77]}..."
+        text = "a deeply nested value"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def without_repeated_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """An object from its keys and values, as the `object_pairs_hook` of `json.loads`.
+
+    Raises:
+        ValueError: If a key occurs twice: JSON would drop the first value.
+    """
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        repeated = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        raise ValueError(f"the key {repeated!r} occurs more than once")
+    return values

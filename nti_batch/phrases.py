@@ -30,6 +30,23 @@ def hide_credentials(text: str) -> str:
     return _BEHIND_SCHEME.sub(lambda url: without_credentials(url[0]), text)
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text is Unicode: JSON can spell half a surrogate pair, and a shell pass bytes that are no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def check_text(name: str, text: str) -> None:
+    """Raise a ValueError, with the name of what has the text, if it is empty or no Unicode."""
+    if not text.strip():
+        raise ValueError(f"{name} is empty: give a text, or leave it out")
+    if not is_unicode(text):
+        raise ValueError(f"{name} is {text!r}, allowed: texts in Unicode")
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """End of a message about an unknown name, such as "; did you mean '--model.num_steps'?"; empty if none is near.
 

@@ -31,6 +31,7 @@ from nti_batch.output.edits import EDIT
 from nti_batch.output.inversions import open_inversions, read_run
 from nti_batch.output.run_folder import OutputRun
 from nti_batch.output.serialization import StoredInversion
+from nti_batch.phrases import check_text
 from nti_batch.plans.missing_edits import EditPlan, check_pipes, read_edit_list
 from nti_batch.report.preview import draw_preview
 from nti_batch.settings import EditRunSettings
@@ -132,6 +133,8 @@ def edit_one(
     """
     started = time.monotonic()
     silence_warnings()
+    if prompt is not None:
+        check_text("--prompt", prompt)
     check_new_file("--output", output)
     file_format = _image_format(output)
     image = edit_image(find_inversion(inversions, key, shard), prompt, edit)

@@ -5,6 +5,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from nti_batch.json_object import without_repeated_keys
+
 Cells = Mapping[str, object]
 
 
@@ -13,14 +15,21 @@ Line = tuple[int, Cells | ValueError]
 
 
 def csv_lines(path: Path) -> Iterator[Line]:
-    """Yield the lines of a CSV; an empty cell is None."""
+    """Yield the lines of a CSV; an empty cell is None.
+
+    Raises:
+        csv.Error: If the file is no CSV, or two of its columns have one name.
+    """
     with open(path, encoding="utf-8-sig", newline="") as file:
         rows = csv.DictReader(file, strict=True)
+        names = rows.fieldnames or ()
+        if repeated := [name for i, name in enumerate(names) if name in names[:i]]:
+            raise csv.Error(f"the column {repeated[0]!r} occurs more than once")
         for row in rows:
             if None in row or None in row.values():
                 yield (
                     rows.line_num,
-                    ValueError(f"the line does not have the {len(rows.fieldnames or ())} columns of the first"),
+                    ValueError(f"the line does not have the {len(names)} columns of the first"),
                 )
             else:
                 yield rows.line_num, {name: cell or None for name, cell in row.items()}
@@ -33,9 +42,12 @@ def json_lines(path: Path) -> Iterator[Line]:
             if not line.strip():
                 continue
             try:
-                cells = json.loads(line)
-            except (ValueError, RecursionError) as error:
+                cells = json.loads(line, object_pairs_hook=without_repeated_keys)
+            except (json.JSONDecodeError, RecursionError) as error:
                 yield number, ValueError(f"this is no JSON: {error}")
+                continue
+            except ValueError as error:
+                yield number, error
                 continue
             is_object = isinstance(cells, dict)
             yield number, cells if is_object else ValueError(f"this is no JSON object: {line.strip()[:40]}")

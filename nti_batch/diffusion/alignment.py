@@ -66,9 +66,13 @@ class TokenizedPrompt:
             ValueError: If they do not occur.
         """
         positions = [position for place in self._places(phrase) for span in self.spans[place] for position in span]
-        if not positions:
-            raise ValueError(f"{phrase!r} is not in what the text encoder reads of the prompt {self.prompt!r}")
-        return positions
+        if positions:
+            return positions
+        if self.has(phrase):
+            raise ValueError(
+                f"{phrase!r} is behind what the text encoder reads of the prompt {self.prompt!r}: shorten the prompt"
+            )
+        raise ValueError(f"{phrase!r} does not occur in the prompt {self.prompt!r}, allowed: its words")
 
     def has(self, phrase: str) -> bool:
         """Whether a word, or several in a row, occur, whether or not the text encoder reads them."""

@@ -57,25 +57,26 @@ class EditControl:
         """Find the words in the prompts.
 
         Raises:
-            ValueError: If a word is not in its prompt, or the prompts cannot be aligned.
+            ValueError: If a word is not in its prompt, or the prompts cannot be aligned; the text names the setting.
         """
         self_steps, self_layers, feature_steps = settings.self_attention
-        by_word = settings.cross_replace_by_word if settings.attention == "prompt-to-prompt" else {DEFAULT_WORD: 0.0}
+        is_prompt_to_prompt = settings.attention == "prompt-to-prompt"
+        by_word = settings.cross_replace_by_word if is_prompt_to_prompt else {DEFAULT_WORD: 0.0}
         return cls(
             alignment=align(source, edit, settings.kind),
-            weights=_by_word(edit, 1.0, settings.equalizer),
-            cross_replace_steps=_ranges_by_word(edit, by_word),
+            weights=_by_word("equalizer", edit, 1.0, settings.equalizer if is_prompt_to_prompt else {}),
+            cross_replace_steps=_ranges_by_word("cross_replace_steps", edit, by_word),
             attention=settings.attention,
             self_replace_steps=_start_and_end(self_steps),
             self_replace_layers=self_layers,
             feature_steps=_start_and_end(feature_steps),
-            blend_words=_pair_of_words(source, edit, settings.blend_words),
+            blend_words=_pair_of_words("blend_words", source, edit, settings.blend_words),
             blend_threshold=settings.blend_threshold,
             blend_start=settings.blend_start if settings.blend_words else 1.0,
-            subtract_words=_pair_of_words(source, edit, settings.subtract_words),
+            subtract_words=_pair_of_words("subtract_words", source, edit, settings.subtract_words),
             subtract_threshold=settings.subtract_threshold,
             foreground_words=_pair_of_words(
-                source, edit, settings.masactrl_words if settings.attention == "masactrl" else None
+                "masactrl_words", source, edit, settings.masactrl_words if settings.attention == "masactrl" else None
             ),
             foreground_threshold=settings.masactrl_threshold,
         )
@@ -88,31 +89,38 @@ class EditControl:
         return replace(cls.of(empty, empty, nothing), alignment=torch.eye(length))
 
 
-def _pair_of_words(source: TokenizedPrompt, edit: TokenizedPrompt, pair: tuple[Words, Words] | None) -> Tensor:
+def _pair_of_words(
+    name: str, source: TokenizedPrompt, edit: TokenizedPrompt, pair: tuple[Words, Words] | None
+) -> Tensor:
     """1 for the words of both prompts, 0 for other tokens, [2, tokens]."""
     words = zip((source, edit), pair or ("", ""), strict=True)
-    return torch.stack([_by_word(prompt, 0.0, dict.fromkeys(_each(of_prompt), 1.0)) for prompt, of_prompt in words])
+    return torch.stack(
+        [_by_word(name, prompt, 0.0, dict.fromkeys(_each(of_prompt), 1.0)) for prompt, of_prompt in words]
+    )
 
 
 def _each(words: Words) -> Iterable[str]:
     return filter(None, [words] if isinstance(words, str) else words)
 
 
-def _ranges_by_word(prompt: TokenizedPrompt, ranges: Mapping[str, StepRange]) -> Tensor:
+def _ranges_by_word(name: str, prompt: TokenizedPrompt, ranges: Mapping[str, StepRange]) -> Tensor:
     """Start and end of each token's range, [2, tokens] float64."""
     by_word = {word: _start_and_end(steps) for word, steps in ranges.items()}
     defaults = by_word.pop(DEFAULT_WORD)
     bounds = [(defaults[i], {word: r[i] for word, r in by_word.items()}) for i in (0, 1)]
-    return torch.stack([_by_word(prompt, *bound, torch.float64) for bound in bounds])
+    return torch.stack([_by_word(name, prompt, *bound, torch.float64) for bound in bounds])
 
 
 def _by_word(
-    prompt: TokenizedPrompt, default: float, values: Mapping[str, float], dtype: torch.dtype = torch.float32
+    name: str, prompt: TokenizedPrompt, default: float, values: Mapping[str, float], dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """A value for each token, [tokens]."""
+    """A value of the setting of a name for each token, [tokens]."""
     tokens = torch.full((prompt.length,), default, dtype=dtype)
     for word, value in values.items():
-        tokens[prompt.find(word)] = value
+        try:
+            tokens[prompt.find(word)] = value
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
     return tokens
 
 

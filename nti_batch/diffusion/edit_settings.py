@@ -3,15 +3,18 @@
 `prompt_to_prompt` and `self_attention` explain the names.
 """
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from nti_batch.diffusion.alignment import Kind
+from nti_batch.phrases import is_unicode
 
 DEFAULT_WORD = "default_"
 """Key of `cross_replace_steps` for all words that have no entry of their own, as in the code of prompt-to-prompt."""
+
+FLOAT32_MAX = (2 - 2**-23) * 2.0**127
+"""Largest number of a tensor."""
 
 MAX_DILATION = 64
 """Largest `dilate_mask`, as large as the latents of Stable Diffusion."""
@@ -146,22 +149,32 @@ class EditSettings:
         if not isinstance(self.masactrl_layers, tuple):
             yield f"masactrl_layers is {self.masactrl_layers}, allowed: [start, end] with 0 <= start <= end <= 1"
         for name in _PAIRS:
-            if not _is_pair(value := getattr(self, name)):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, tuple) and len(value) == 2):
                 yield f"{name} is {_with_lists(value)!r}, allowed: two words, or two lists of words"
         if self.subtract_words and not self.blend_words:
             yield f"subtract_words is {_with_lists(self.subtract_words)}, allowed: null, or together with blend_words"
-        if self.guidance_scale is not None and not 1 <= self.guidance_scale < math.inf:
+        for name, words in self._words():
+            yield from _text_errors(name, words)
+        if self.guidance_scale is not None and not 1 <= self.guidance_scale <= FLOAT32_MAX:
             yield f"guidance_scale is {self.guidance_scale}, allowed: at least 1, or null for the inversion's"
         if self.proximal not in (None, *get_args(Proximal)):
             yield f"proximal is {self.proximal!r}, allowed: {' or '.join(map(repr, get_args(Proximal)))}, or null"
         if not 0 <= self.dilate_mask <= MAX_DILATION:
             yield f"dilate_mask is {self.dilate_mask}, allowed: 0 to {MAX_DILATION}"
         for word, weight in self.equalizer.items():
-            if not math.isfinite(weight):
+            if not abs(weight) <= FLOAT32_MAX:
                 yield f"equalizer[{word!r}] is {weight}, allowed: finite numbers"
         for name, choices in (("kind", get_args(Kind)), ("attention", get_args(AttentionMethod))):
             if getattr(self, name) not in choices:
                 yield f"{name} is {getattr(self, name)!r}, allowed: {' or '.join(map(repr, choices))}"
+
+    def _words(self) -> Iterator[tuple[str, Iterable[object]]]:
+        """Each setting that has words, and its words."""
+        yield "equalizer", self.equalizer
+        yield "cross_replace_steps", self.cross_replace_by_word
+        for name in _PAIRS:
+            yield name, _each_word(getattr(self, name) or ())
 
     @property
     def cross_replace_by_word(self) -> Mapping[str, StepRange]:
@@ -229,12 +242,17 @@ def _range_errors(name: str, steps: StepRange) -> Iterator[str]:
         yield f"{name} is {list(steps)}, allowed: [start, end] with 0 <= start <= end <= 1"
 
 
-def _is_pair(value: object) -> bool:
-    """Whether a value is None, or two words or tuples of words."""
-    if not isinstance(value, tuple):
-        return value is None
-    words = [word for side in value for word in (side if isinstance(side, tuple) else (side,))]
-    return len(value) == 2 and all(isinstance(word, str) for word in words)
+def _each_word(pair: Iterable[Any]) -> list[object]:
+    """The words of both sides of a pair."""
+    return [word for side in pair for word in (side if isinstance(side, tuple) else (side,))]
+
+
+def _text_errors(name: str, words: Iterable[object]) -> Iterator[str]:
+    for word in words:
+        if not isinstance(word, str):
+            yield f"{name} has the word {word!r}, allowed: texts; in YAML put numbers and words such as yes in quotes"
+        elif not is_unicode(word):
+            yield f"{name} has the word {word!r}, allowed: texts in Unicode"
 
 
 def with_tuples(value: Any) -> Any:

@@ -5,12 +5,15 @@ A cell of a CSV writes words with numbers as `word=1.5;other word=2`, two words 
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from nti_batch.data.tables import Cells
-from nti_batch.diffusion.edit_settings import StepRange, Words
+from nti_batch.diffusion.alignment import Kind
+from nti_batch.diffusion.edit_settings import AttentionMethod, Proximal, StepRange, Words
+from nti_batch.json_object import shown, without_repeated_keys
+from nti_batch.phrases import is_unicode
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +32,25 @@ class Column:
         """
         try:
             return self.reader(value)
-        except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{name} is {value!r}, allowed: {self.allowed}") from error
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+            raise ValueError(f"{name} is {shown(value)}, allowed: {self.allowed}") from error
 
 
 def _text(value: str) -> str:
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str) or not value.strip() or not is_unicode(value):
         raise ValueError
     return value
+
+
+def _choice(choices: Sequence[str]) -> Column:
+    """A column of one of some words."""
+
+    def read(value: str) -> str:
+        if value not in choices:
+            raise ValueError
+        return value
+
+    return Column(read, " or ".join(map(repr, choices)))
 
 
 def _number(value: str | float) -> float:
@@ -52,15 +66,25 @@ def _whole_number(value: str | int) -> int:
     return number
 
 
+def _read_json(value: Any) -> Any:
+    """The value of a cell that is written as in JSON; other values as they are."""
+    if isinstance(value, str) and value.startswith(("{", "[")):
+        return json.loads(value, object_pairs_hook=without_repeated_keys)
+    return value
+
+
+def _pairs(value: str | Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Words, each with what a cell says of it."""
+    pairs = [part.rpartition("=")[::2] for part in value.split(";")] if isinstance(value, str) else value.items()
+    return [(_text(word.strip()), said) for word, said in pairs]
+
+
 def _numbers(value: str | Mapping[str, str | float]) -> dict[str, float]:
-    if isinstance(value, str):
-        value = {word: number for word, _, number in (part.rpartition("=") for part in value.split(";"))}
-    return {_text(word.strip()): _number(number) for word, number in value.items()}
+    return without_repeated_keys([(word, _number(number)) for word, number in _pairs(_read_json(value))])
 
 
 def _steps(value: str | float | list[str | float]) -> StepRange:
-    if isinstance(value, str) and value.startswith("["):
-        return _steps(json.loads(value))
+    value = _read_json(value)
     parts = value.split(";") if isinstance(value, str) and ";" in value else value
     if isinstance(parts, list):
         start, end = map(_number, parts)
@@ -69,12 +93,9 @@ def _steps(value: str | float | list[str | float]) -> StepRange:
 
 
 def _steps_by_word(value: str | float | list[str | float] | Mapping[str, Any]) -> StepRange | dict[str, StepRange]:
-    if isinstance(value, str) and value.startswith("{"):
-        value = json.loads(value)
-    elif isinstance(value, str) and "=" in value:
-        value = {word: steps for word, _, steps in (part.rpartition("=") for part in value.split(";"))}
-    if isinstance(value, Mapping):
-        return {_text(word.strip()): _steps(steps) for word, steps in value.items()}
+    value = _read_json(value)
+    if isinstance(value, Mapping) or (isinstance(value, str) and "=" in value):
+        return without_repeated_keys([(word, _steps(steps)) for word, steps in _pairs(value)])
     return _steps(value)
 
 
@@ -86,24 +107,28 @@ def _range(value: str | list[str | float]) -> tuple[float, float]:
 
 
 def _pair(value: str | list[str | list[str]]) -> tuple[Words, Words]:
-    if isinstance(value, str):
-        value = json.loads(value) if value.startswith("[") else list(value.split(";"))
+    value = _read_json(value)
+    value = list(value.split(";")) if isinstance(value, str) else value
+    if not isinstance(value, list):
+        raise ValueError
     first, second = map(_words, value)
     return first, second
 
 
 def _words(value: str | list[str]) -> Words:
+    if not isinstance(value, str | list):
+        raise ValueError
     return value.strip() if isinstance(value, str) else tuple(_text(word.strip()) for word in value)
 
 
 def _whole_numbers(value: str | list[int]) -> tuple[int, ...]:
-    numbers = json.loads(value) if isinstance(value, str) else value
+    numbers = _read_json(value)
     if not isinstance(numbers, list) or not all(type(n) is int for n in numbers):
         raise ValueError
     return tuple(numbers)
 
 
-_TEXT = Column(_text, "a text that is not empty")
+_TEXT = Column(_text, "a text in Unicode that is not empty")
 
 
 _WHOLE_NUMBERS = Column(_whole_numbers, "a list of whole numbers")
@@ -128,8 +153,8 @@ _WORDS = (
 )
 
 SETTINGS_COLUMNS = {
-    "attention": _TEXT,
-    "kind": _TEXT,
+    "attention": _choice(get_args(AttentionMethod)),
+    "kind": _choice(get_args(Kind)),
     "cross_replace_steps": Column(
         _steps_by_word, f'{_STEPS}, or {{"default_": 0.4, "word": 1}} or default_=0.4;word=1'
     ),
@@ -148,7 +173,7 @@ SETTINGS_COLUMNS = {
     "subtract_threshold": Column(_number, "a number"),
     "guidance_scale": Column(_number, "a number"),
     "skip_steps": Column(_number, "a number"),
-    "proximal": _TEXT,
+    "proximal": _choice(get_args(Proximal)),
     "quantile": Column(_number, "a number"),
     "recon_lr": Column(_number, "a number"),
     "recon_start": Column(_number, "a number"),

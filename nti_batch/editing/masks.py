@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nti_batch.records import Fit, Mask
+from nti_batch.settings import MAX_SIDE
 
 
 def mask_pixels(mask: Mask, height: int, width: int, fit: Fit = "crop") -> Tensor:
@@ -42,6 +43,12 @@ def _cut(length: int, pieces: int, scale: Fraction) -> list[slice]:
     return [slice(math.floor(first), math.ceil(last)) for first, last in pairwise(edges)]
 
 
+def check_grid(height: int, width: int) -> None:
+    """Raise a ValueError unless a mask may have this height and width."""
+    if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
+        raise ValueError(f"the mask's grid has height {height} and width {width}, allowed: 1 to {MAX_SIDE}")
+
+
 def check_pairs(runs: Sequence[int]) -> None:
     """Raise a ValueError unless the numbers are pairs of a start and a length."""
     if len(runs) % 2:
@@ -54,8 +61,7 @@ def check_mask(mask: Mask) -> None:
     Raises:
         ValueError: If not.
     """
-    if mask.height < 1 or mask.width < 1:
-        raise ValueError(f"the mask's grid has height {mask.height} and width {mask.width}, allowed: at least 1")
+    check_grid(mask.height, mask.width)
     check_pairs(mask.runs)
     pixels = mask.height * mask.width
     for start, length in _pairs(mask):

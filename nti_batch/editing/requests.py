@@ -20,7 +20,7 @@ from pathlib import Path
 from nti_batch.data.tables import Cells, csv_lines, json_lines
 from nti_batch.diffusion.edit_settings import EditSettings
 from nti_batch.editing.columns import REQUEST_COLUMNS, SETTINGS_COLUMNS, read_cells
-from nti_batch.editing.masks import check_pairs
+from nti_batch.editing.masks import check_grid, check_pairs
 from nti_batch.json_object import Json
 from nti_batch.output.manifest_rows import member_name
 from nti_batch.output.serialization import StoredInversion
@@ -116,9 +116,11 @@ def _request(cells: Cells, shards: list[str], defaults: EditSettings, counts: Co
     shard = given.get("shard", shards[0] if len(shards) == 1 else None)
     if shard not in shards:
         problem = f"shard {shard!r} is unknown" if shard else "the shard of the image is missing"
-        raise ValueError(f"{problem}; the inversions are of {len(shards)} shards, such as {shards[0]!r}")
+        known = and_more(list(map(repr, shards)), MAX_REPORTED)
+        raise ValueError(f"{problem}; the inversions have the shards {known}")
     if ("mask" in given) != ("mask_size" in given):
-        raise ValueError("mask and mask_size belong together, and one is missing")
+        missing = "mask_size" if "mask" in given else "mask"
+        raise ValueError(f"mask and mask_size belong together, and {missing} is missing")
     image = (shard, given["key"])
     counts[image] += 1
     return EditRequest(
@@ -133,7 +135,8 @@ def _request(cells: Cells, shards: list[str], defaults: EditSettings, counts: Co
 
 
 def _mask(runs: tuple[int, ...], size: tuple[int, ...]) -> Mask:
-    if len(size) != 2 or min(size) < 1:
-        raise ValueError(f"mask_size is {list(size)}, allowed: [height, width], both at least 1")
+    if len(size) != 2:
+        raise ValueError(f"mask_size is {list(size)}, allowed: [height, width]")
+    check_grid(*size)
     check_pairs(runs)
     return Mask(runs, *size)

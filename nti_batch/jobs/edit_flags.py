@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from nti_batch.jobs.configs import CONFIGS
 from nti_batch.jobs.flags import SharedDataFlags
 from nti_batch.models.source import Lora, ModelSource
+from nti_batch.phrases import check_text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +58,8 @@ class EditDataFlags(SharedDataFlags):
         SharedDataFlags.__post_init__(self)
         if self.edits is not None and self.edit_prompt is not None:
             raise ValueError("data.edits and data.edit_prompt are both given: leave one out")
+        if self.edit_prompt is not None:
+            check_text("data.edit_prompt", self.edit_prompt)
 
     @property
     def edit_list(self) -> str | None:

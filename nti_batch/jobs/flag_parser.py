@@ -18,6 +18,28 @@ _NO_FLAG = re.compile(r"unrecognized arguments: [^-]")
 _NO_FILE_OF_A_SECTION = re.compile(r'Parser key "(\w+)": Unable to load config')
 """jsonargparse's messages about unknown flags and keys."""
 
+_WRONG_TYPE = re.compile(
+    r'Parser key "(?P<flag>[\w.]+)":\s+(?:Expected|Does not validate against any of the Union subtypes)\s+'
+    r"(?P<types>.*?)(?:\s+Errors:.*Given value:|\. Got value:)\s+(?P<value>.*)",
+    re.DOTALL,
+)
+_TYPE = re.compile(
+    r"Literal\[(?P<choices>.*?)\]|<class '(?:[\w.]+\.)?(?P<name>\w+)'>|(?P<other>tuple|list|Mapping|dict)\b"
+)
+"""jsonargparse's message about a value of another type, and a type in it."""
+
+_ALLOWED = {
+    "float": "a number",
+    "int": "a whole number",
+    "bool": "true or false",
+    "str": "a text",
+    "NoneType": "null",
+    "tuple": "a list such as [a, b]",
+    "list": "a list such as [a, b]",
+    "Mapping": "names with values, such as {word: 2}",
+    "dict": "names with values, such as {word: 2}",
+}
+
 LISTS = ("--data.redo", "--model.loras")
 """Flags of groups that take several words."""
 
@@ -31,8 +53,19 @@ class FlagParser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Report an error."""
+        message = _in_words(message)
         hint = _hint(message, self._option_string_actions)
         super().error(message if message.endswith(hint) else f"{message}{hint}", ex)
+
+
+def _in_words(message: str) -> str:
+    """A message about a value of another type, without Python's names of types; other messages as they are."""
+    found = _WRONG_TYPE.search(message)
+    if found is None:
+        return message
+    types = _TYPE.finditer(found["types"])
+    allowed = [t["choices"].replace(", ", " or ") if t["choices"] else _ALLOWED[t["name"] or t["other"]] for t in types]
+    return f"--{found['flag']} is {found['value'].strip()}, allowed: {' or '.join(dict.fromkeys(allowed))}"
 
 
 def _hint(message: str, known: Iterable[str]) -> str:

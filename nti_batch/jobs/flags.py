@@ -18,6 +18,7 @@ from nti_batch.diffusion.settings import InversionSettings
 from nti_batch.files import STORE_ADDRESSES, refuse_url, store_address
 from nti_batch.models.acceleration import Acceleration
 from nti_batch.models.source import Lora, ModelSource, Precision
+from nti_batch.phrases import check_text
 from nti_batch.plans.plan import Redo
 from nti_batch.records import Fit
 from nti_batch.settings import MAX_STEPS
@@ -210,8 +211,8 @@ class InvertDataFlags(SharedDataFlags):
     def __post_init__(self) -> None:
         """Raise a ValueError for a value out of range."""
         SharedDataFlags.__post_init__(self)
-        if self.default_caption is not None and not self.default_caption.strip():
-            raise ValueError("data.default_caption is empty: give a text, or leave it out")
+        if self.default_caption is not None:
+            check_text("data.default_caption", self.default_caption)
         if self.max_image_memory < MIN_IMAGE_MEMORY:
             raise ValueError(f"data.max_image_memory is {self.max_image_memory}, allowed: at least {MIN_IMAGE_MEMORY}")
 

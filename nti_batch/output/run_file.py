@@ -42,7 +42,7 @@ def refuse_other_settings(address: str, known: dict[str, Json], asked: dict[str,
     """
     there, now = flatten(known), flatten(asked)
     differences = [
-        f"{flag}: {json.dumps(there.get(flag))} there, {json.dumps(now.get(flag))} now"
+        f"{flag}: {_value(there, flag)} there, {_value(now, flag)} now"
         for flag in there | now
         if there.get(flag) != now.get(flag)
     ]
@@ -51,6 +51,11 @@ def refuse_other_settings(address: str, known: dict[str, Json], asked: dict[str,
             f"{address!r} holds a run with other settings ({'; '.join(differences)}): "
             "ask for the same settings, or give another --output.dir"
         )
+
+
+def _value(settings: dict[str, Json], flag: str) -> str:
+    """The value of a flag; a setting that came later is left out where it has its default."""
+    return json.dumps(settings[flag]) if flag in settings else "the default"
 
 
 def read_shards(files: RunFiles, content: JsonObject) -> dict[str, str]:

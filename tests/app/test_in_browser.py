@@ -112,7 +112,7 @@ def test_open_edit_save_a_line_and_run_the_job_on_it(app_run: Path, chromium: An
         shown = visitor.image("edit")
         page.get_by_label("Equalizer").fill("<b>zebra</b>=2")
         page.locator("#edit").click()
-        assert "'<b>zebra</b>' is not in what the text encoder reads" in visitor.message()
+        assert "'<b>zebra</b>' does not occur in the prompt" in visitor.message()
         assert visitor.errors == []
         elsewhere = [url for url in visitor.requests if not url.startswith((address, "data:", "blob:"))]
         assert elsewhere == []

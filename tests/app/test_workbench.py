@@ -145,8 +145,8 @@ def test_a_map_is_of_its_word_alone(made: tuple[Workbench, Source, Edit]):
     [
         (EditForm("  "), "the prompt is empty"),
         (EditForm("a" * 10_001), "the prompt has 10,001 characters, allowed: 10,000"),
-        (EditForm("a red circle", equalizer="zebra=2"), "'zebra' is not in what the text encoder reads"),
-        (EditForm("a red circle", source_blend_words="zebra"), "'zebra' is not in what the text encoder reads"),
+        (EditForm("a red circle", equalizer="zebra=2"), "'zebra' does not occur in the prompt"),
+        (EditForm("a red circle", source_blend_words="zebra"), "'zebra' does not occur in the prompt"),
         (EditForm("a red circle", kind="replace"), "to replace words, an edit needs as many as its source"),
     ],
 )
@@ -162,7 +162,7 @@ def test_mistakes_are_named_before_anything_is_computed(
 
 def test_a_word_that_is_not_in_its_prompt_has_no_map(made: tuple[Workbench, Source, Edit]):
     workbench, _, shown = made
-    with pytest.raises(ValueError, match="'zebra' is not in"):
+    with pytest.raises(ValueError, match="'zebra' does not occur in"):
         workbench.map_of(shown.attention, 0, "zebra")
 
 

@@ -66,8 +66,13 @@ def test_wrong_ranges_of_steps_are_refused(steps: Any, words: str):
         ({"pnp_attention_steps": 1.1}, "pnp_attention_steps is 1.1, allowed: 0 to 1"),
         ({"blend_words": "cat"}, "blend_words is 'cat', allowed: two words, or two lists of words"),
         ({"blend_words": ("a", "b", "c")}, "blend_words is ['a', 'b', 'c'], allowed: two words"),
-        ({"blend_words": ("a", ("b", 3))}, "blend_words is ['a', ['b', 3]], allowed: two words"),
+        ({"blend_words": ("a", ("b", 3))}, "blend_words has the word 3, allowed: texts"),
         ({"masactrl_words": ("a",)}, "masactrl_words is ['a'], allowed: two words"),
+        ({"equalizer": {1: 2.0}}, "equalizer has the word 1, allowed: texts; in YAML put numbers"),
+        ({"equalizer": {"a": 1e39}}, "equalizer['a'] is 1e+39, allowed: finite numbers"),
+        ({"guidance_scale": 1e39}, "guidance_scale is 1e+39, allowed: at least 1"),
+        ({"cross_replace_steps": {"default_": 0.5, True: 1}}, "cross_replace_steps has the word True, allowed: texts"),
+        ({"blend_words": ("a", "\ud800")}, "blend_words has the word '\\ud800', allowed: texts in Unicode"),
         ({"subtract_words": ("a", "b")}, "subtract_words is ['a', 'b'], allowed: null, or together with blend_words"),
     ],
 )
@@ -149,5 +154,6 @@ def test_the_command_line_takes_several_words():
     ],
 )
 def test_a_word_that_is_not_in_its_prompt_is_refused(settings: dict[str, Any]):
-    with pytest.raises(ValueError, match="'dog' is not in what the text encoder reads of the prompt"):
+    name = list(settings)[-1]
+    with pytest.raises(ValueError, match=f"^{name}: 'dog' does not occur in the prompt"):
         EditControl.of(tokenized("a tiger"), tokenized("a cat"), EditSettings(**settings))

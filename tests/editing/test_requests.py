@@ -130,15 +130,31 @@ def test_csv_and_jsonl_give_equal_requests(tmp_path: Path):
         ("key,attention\n000,masa\n", "e.csv:2: attention is 'masa', allowed: 'prompt-to-prompt' or"),
         ("key,subtract_words\n000,a;b\n", "e.csv:2: subtract_words is ['a', 'b'], allowed: null, or together with"),
         ("key,equalizer\n000,blue\n", "e.csv:2: equalizer is 'blue', allowed: words with a number each"),
-        ("key,proximal\n000,l2\n", "e.csv:2: proximal is 'l2', allowed: 'l0' or 'l1', or null"),
+        ("key,proximal\n000,l2\n", "e.csv:2: proximal is 'l2', allowed: 'l0' or 'l1'"),
         ("key,guidance_scale\n000,0.5\n", "e.csv:2: guidance_scale is 0.5, allowed: at least 1"),
         ("key,dilate_mask\n000,1.5\n", "e.csv:2: dilate_mask is '1.5', allowed: a whole number"),
+        ("key,equalizer\n000,a=1;a=2\n", "e.csv:2: equalizer is 'a=1;a=2', allowed: words with a number each"),
+        (f"key,guidance_scale\n000,{'[' * 10**5}\n", "e.csv:2: guidance_scale is '[[[[[[[[[["),
+        (f"key,mask\n000,{'[' * 10**5}\n", "e.csv:2: mask is '[[[[[[[[[["),
+        ("key,name,key\n000,a,001\n", "cannot be read: the column 'key' occurs more than once"),
     ],
 )
 def test_an_invalid_line_of_a_csv_is_refused_with_its_number(tmp_path: Path, text: str, reason: str):
     (tmp_path / "e.csv").write_text(text)
     with pytest.raises(ValueError, match=re.escape(reason)):
         read_requests(tmp_path / "e.csv", ["s"], EditSettings())
+
+
+def test_a_number_that_no_float_can_hold_is_refused_with_its_line(tmp_path: Path):
+    (tmp_path / "e.jsonl").write_text('{"key": "a"}\n{"key": "b", "guidance_scale": 1' + "0" * 400 + "}")
+    with pytest.raises(ValueError, match=r"e\.jsonl:2: guidance_scale is 10+\.\.\., allowed: a number"):
+        read_requests(tmp_path / "e.jsonl", ["s"], EditSettings())
+
+
+def test_a_cell_of_a_csv_may_be_written_as_in_json(tmp_path: Path):
+    (tmp_path / "e.csv").write_text('key,equalizer\na,"{""blue"": 2, ""a;b"": 3}"\n')
+    (request,) = read_requests(tmp_path / "e.csv", ["s"], EditSettings())
+    assert request.settings.equalizer == {"blue": 2.0, "a;b": 3.0}
 
 
 def test_a_unicode_line_separator_does_not_end_a_line_of_jsonl(tmp_path: Path):

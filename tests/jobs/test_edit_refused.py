@@ -26,11 +26,11 @@ def test_edits_that_do_not_fit_their_image_fail_with_a_reason_and_the_others_are
         ),
         "word": (
             {"key": "000", "edit_prompt": "a blue circle", "equalizer": {"square": 2}},
-            "'square' is not in what the text encoder reads of the prompt 'a blue circle'",
+            "'square' does not occur in the prompt 'a blue circle'",
         ),
         "blend": (
             {"key": "000", "edit_prompt": "a blue circle", "blend_words": ["dog", "circle"]},
-            "'dog' is not in what the text encoder reads of the prompt 'a small red circle, number 0'",
+            "'dog' does not occur in the prompt 'a small red circle, number 0'",
         ),
         "counts": (
             {"key": "000", "edit_prompt": "a blue circle", "kind": "replace"},
@@ -84,14 +84,22 @@ WRONG = {
     '{"key": "000"': "e.jsonl:2: this is no JSON",
     "[1]": "e.jsonl:2: this is no JSON object: [1]",
     '{"edit_prompt": "x"}': "e.jsonl:2: the key of the image is missing",
-    '{"key": "000", "shard": "c"}': "e.jsonl:2: shard 'c' is unknown; the inversions are of 2 shards, such as 'a'",
+    '{"key": "000", "shard": "c"}': "e.jsonl:2: shard 'c' is unknown; the inversions have the shards 'a'; 'b'",
     '{"key": "000", "shard": "a", "promt": "x"}': "e.jsonl:2: there is no column 'promt', allowed: shard, key, name",
     '{"key": "000", "shard": "a", "cross_replace_steps": "much"}': "e.jsonl:2: "
     "cross_replace_steps is 'much', allowed: a number",
     '{"key": "000", "shard": "a", "cross_replace_steps": 2}': "e.jsonl:2: cross_replace_steps is 2.0, allowed: 0 to 1",
     '{"key": "000", "shard": "a", "kind": "swap"}': "e.jsonl:2: kind is 'swap', allowed: 'replace' or 'refine'",
     '{"key": "000", "shard": "a", "blend_words": ["red"]}': "e.jsonl:2: blend_words is ['red'], allowed: a word",
-    '{"key": "000", "shard": "a", "mask": [0, 1]}': "e.jsonl:2: mask and mask_size belong together",
+    '{"key": "000", "shard": "a", "mask": [0, 1]}': "e.jsonl:2: mask and mask_size belong together, and mask_size is",
+    '{"key": "000", "shard": "a", "mask": [0, 1], "mask_size": [1000000000, 1000000000]}': "e.jsonl:2: "
+    "the mask's grid has height 1000000000 and width 1000000000, allowed: 1 to 16384",
+    '{"key": "000", "shard": "a", "edit_prompt": "a \\ud800"}': "e.jsonl:2: edit_prompt is 'a \\ud800', allowed:",
+    '{"key": "000", "shard": "a", "edit_prompt": " "}': "e.jsonl:2: edit_prompt is ' ', allowed: a text in Unicode",
+    '{"key": "000", "shard": "a", "equalizer": {"red": 1e300}}': "e.jsonl:2: equalizer['red'] is 1e+300, allowed",
+    '{"key": "000", "shard": "a", "blend_words": {"red": "blue", "a": "b"}}': "e.jsonl:2: blend_words is {'red'",
+    '{"key": "000", "shard": "a", "attention": 5}': "e.jsonl:2: attention is 5, allowed: 'prompt-to-prompt' or",
+    '{"key": "000", "shard": "a", "key": "001"}': "e.jsonl:2: the key 'key' occurs more than once",
     '{"key": "000", "shard": "a", "name": "0"}': "e.jsonl:2: edit '0' of '000' is there already",
 }
 
@@ -122,6 +130,12 @@ def test_an_invalid_line_of_jsonl_is_refused_with_its_number_before_a_model_is_l
         (["--model.name=/no/such/model"], "model '/no/such/model' is not a folder"),
         (["--edit.cross_replace_steps=2"], "cross_replace_steps is 2"),
         (["--data.part=2/2"], "data.part is '2/2'"),
+        (["--data.edit_prompt= "], "data.edit_prompt is empty: give a text, or leave it out"),
+        (["--data.edit_prompt=a \udcff"], "data.edit_prompt is 'a \\udcff', allowed: texts in Unicode"),
+        (["--edit.proximal=l2"], "--edit.proximal is l2, allowed: 'l0' or 'l1' or null"),
+        (["--edit.skip_steps=nan"], "--edit.skip_steps is nan, allowed: a number"),
+        (["--edit.blend_words=cup"], "--edit.blend_words is cup, allowed: a list such as [a, b] or null"),
+        (["--edit.equalizer={1: 2}"], "equalizer has the word 1, allowed: texts; in YAML put numbers"),
     ],
 )
 def test_an_invalid_setting_is_refused_in_one_line(
@@ -142,6 +156,8 @@ def test_an_invalid_setting_is_refused_in_one_line(
         (["--key=001", "--shard=b"], "shard 'b' of"),
         (["--key=001", "--prompt=a dog", "--edit.kind=replace"], "to replace words"),
         (["--key=001", "--edit.cross_replace_steps=2"], "cross_replace_steps is 2.0, allowed: 0 to 1"),
+        (["--key=001", "--prompt="], "--prompt is empty: give a text, or leave it out"),
+        (["--key=001", "--prompt=a \udcff"], "--prompt is 'a \\udcff', allowed: texts in Unicode"),
     ],
 )
 def test_an_invalid_single_edit_is_refused_in_one_line(
