@@ -273,6 +273,9 @@ class EditedImage:
     original: Original | None = None
     """The input image of the inversion; None if that did not record it."""
 
+    prompt_truncated: bool = False
+    """Whether the prompt of the edit has more tokens than the text encoder reads, so that its end has no effect."""
+
     def metrics(self) -> dict[str, float]:
         """PSNR of the unedited part in dB, if it is known."""
         return {} if self.psnr_unedited is None else {"psnr_unedited": self.psnr_unedited}

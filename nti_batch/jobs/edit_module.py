@@ -33,6 +33,9 @@ class _ValidRequest:
     outside: Tensor | None
     """Pixels outside the mask, without padding, bool [height, width]; None without a mask or the input image."""
 
+    prompt_truncated: bool
+    """Whether the text encoder reads only the beginning of the edit's prompt."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Group:
@@ -147,7 +150,7 @@ class EditModule(JobModule):
             source = image.original.original
             shown = without_padding(image.original.pixels, source)
             outside = ~mask_pixels(request.mask, shown.shape[1], shown.shape[2], source.fit)
-        return _ValidRequest(request, edit, outside)
+        return _ValidRequest(request, edit, outside, self.networks.truncates(request.edit_prompt or ""))
 
     def _edit_waiting(self) -> None:
         """Edit the batch that waits; after a request to stop, leave it to a later job."""
@@ -197,4 +200,5 @@ def _outcome(image: ImageEdits, valid: _ValidRequest, result: Tensor, seconds: f
         mse_unedited=scores[2],
         seconds=seconds,
         original=image.stored.original,
+        prompt_truncated=valid.prompt_truncated,
     )

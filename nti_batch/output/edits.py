@@ -44,6 +44,8 @@ def encode_edit(edit: EditedImage, settings: EditRunSettings) -> tuple[bytes, Me
         "psnr_unedited": edit.psnr_unedited,
         "ssim_unedited": edit.ssim_unedited,
         "mse_unedited": edit.mse_unedited,
+        # came later than the rest
+        **({"prompt_truncated": True} if edit.prompt_truncated else {}),
         **original_to_json(edit.original),
         "seconds": edit.seconds,
         "settings": settings.to_json(),

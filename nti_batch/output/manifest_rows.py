@@ -30,6 +30,9 @@ class Column(NamedTuple):
     most: float = 1e15
     """Limits of a number."""
 
+    only_true: bool = False
+    """Whether a row has the key only if its value is true: a key that came later, which older rows lack."""
+
 
 MAX_GENERATION = 1 << 30
 LAST_SECOND = 253_402_300_799
@@ -114,7 +117,8 @@ class Row(ABC):
 
     def to_json(self) -> dict[str, Json]:
         """The row as the manifest holds it."""
-        return {key: getattr(self, column.field) for key, column in self.columns.items()}
+        values = {key: getattr(self, column.field) for key, column in self.columns.items()}
+        return {key: value for key, value in values.items() if value or not self.columns[key].only_true}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
@@ -123,16 +127,20 @@ class Row(ABC):
         Raises:
             ValueError: If a key is missing or unknown, or a value has the wrong type.
         """
-        if values.keys() != cls.columns.keys():
+        if not cls._required() <= values.keys() <= cls.columns.keys():
             raise ValueError(f"a row has the keys {sorted(values)}, not {sorted(cls.columns)}")
-        for key, (_, types, least, most) in cls.columns.items():
-            value = values[key]
-            kind = type(value)
-            if kind not in types:
+        for key, value in values.items():
+            column, kind = cls.columns[key], type(value)
+            if kind not in column.types:
                 raise ValueError(f"{key} of a row is {value!r}")
-            if kind in _NUMBERS and not least <= value <= most:  # nan, too
-                raise ValueError(f"{key} of a row is {value}, allowed: {least:g} to {most:g}")
-        return cls(**{column.field: values[key] for key, column in cls.columns.items()})
+            if kind in _NUMBERS and not column.least <= value <= column.most:  # nan, too
+                raise ValueError(f"{key} of a row is {value}, allowed: {column.least:g} to {column.most:g}")
+        return cls(**{cls.columns[key].field: value for key, value in values.items()})
+
+    @classmethod
+    def _required(cls) -> set[str]:
+        """Keys that every row has."""
+        return {key for key, column in cls.columns.items() if not column.only_true}
 
     @classmethod
     def of_metadata(cls, metadata: Metadata, json_sha256: str) -> Self:
@@ -147,7 +155,8 @@ class Row(ABC):
         """
         outcome = {"status": "done", "stage": "", "error": "", "json_sha256": json_sha256}
         try:
-            values = {key: outcome[key] if key in outcome else cls._value(key, metadata) for key in cls.columns}
+            keys = cls._required() | (cls.columns.keys() & metadata.keys())
+            values = {key: outcome[key] if key in outcome else cls._value(key, metadata) for key in keys}
             return cls.from_json(values)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"the .json of {metadata.get('key')!r} is damaged: {error}") from error
@@ -238,6 +247,7 @@ class EditRow(Row):
         "psnr_unedited": Column("psnr_unedited", _OPTIONAL_NUMBER),
         "ssim_unedited": Column("ssim_unedited", _OPTIONAL_NUMBER),
         "mse_unedited": Column("mse_unedited", _OPTIONAL_NUMBER),
+        "prompt_truncated": Column("prompt_truncated", (bool,), only_true=True),
     }
 
     name: str
@@ -254,11 +264,18 @@ class EditRow(Row):
 
     ssim_unedited: float | None = None
     mse_unedited: float | None = None
+    prompt_truncated: bool = False
+    """Whether the text encoder reads only the beginning of the edit's prompt."""
 
     @property
     def id(self) -> str:
         """Stem of the edit's members, unique within its shard."""
         return member_name(self.key, self.name)
+
+    @property
+    def has_truncated_prompt(self) -> bool:
+        """Whether the text encoder reads only the beginning of the edit's prompt."""
+        return self.prompt_truncated
 
     def metrics(self) -> dict[str, float]:
         """Scores of the unedited part."""

@@ -168,7 +168,8 @@ def _scalar(value: Json) -> Json:
 
 def _cells(row: Row) -> Cells:
     finished = datetime.fromtimestamp(row.finished, UTC)
-    return {"id": f"{quote(row.shard, safe='')}/{row.id}", **row.to_json(), "finished": finished}
+    values = {key: getattr(row, column.field) for key, column in row.columns.items()}
+    return {"id": f"{quote(row.shard, safe='')}/{row.id}", **values, "finished": finished}
 
 
 def _caption(tar: Path, place: MemberPlace, row: Row) -> str:

@@ -52,6 +52,17 @@ def test_a_job_without_edits_reconstructs_every_inversion_to_its_recorded_psnr(
         assert preview.size[0] > 4 * 128
 
 
+def test_a_prompt_of_which_the_text_encoder_reads_only_the_beginning_is_in_the_row_and_counted(
+    inverted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out, request = tmp_path / "out", {"shard": "a", "key": "000"}
+    long, short = ({**request, "name": name, "edit_prompt": "a cat " * n} for name, n in (("long", 50), ("short", 1)))
+    assert main(edit(inverted, out, edits_flag(tmp_path / "e.jsonl", long, short))) == 0
+    assert "prompts that were truncated to the length that the text encoder reads: 1" in capsys.readouterr().out
+    assert {name: row.prompt_truncated for (_, _, name), row in rows(out).items()} == {"long": True, "short": False}
+    assert main(["verify", str(out)]) == 0
+
+
 def test_edits_do_not_depend_on_their_batch_and_the_prompt_of_the_source_changes_nothing(
     inverted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
