@@ -63,9 +63,15 @@ def _in_words(message: str) -> str:
     found = _WRONG_TYPE.search(message)
     if found is None:
         return message
-    types = _TYPE.finditer(found["types"])
-    allowed = [t["choices"].replace(", ", " or ") if t["choices"] else _ALLOWED[t["name"] or t["other"]] for t in types]
-    return f"--{found['flag']} is {found['value'].strip()}, allowed: {' or '.join(dict.fromkeys(allowed))}"
+    allowed = dict.fromkeys(map(_type_in_words, _TYPE.finditer(found["types"])))
+    return f"--{found['flag']} is {found['value'].strip()}, allowed: {' or '.join(allowed)}" if allowed else message
+
+
+def _type_in_words(found: re.Match[str]) -> str:
+    if choices := found["choices"]:
+        return choices.replace(", ", " or ")
+    name = found["name"] or found["other"]
+    return _ALLOWED.get(name, name)
 
 
 def _hint(message: str, known: Iterable[str]) -> str:
