@@ -51,7 +51,7 @@ def test_the_default_leaves_run_json_as_it_was(runs: Path):
 def test_another_fit_does_not_continue_a_run(runs: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]):
     job = arguments(tiny_model, runs / "a.tar", runs / "crop")
     assert main([*job, "--data.fit=pad"]) == 2
-    assert 'data.fit: null there, "pad" now' in capsys.readouterr().err
+    assert 'data.fit: the default there, "pad" now' in capsys.readouterr().err
     assert main([*job, "--data.fit=crop"]) == 0
     assert main([*job, "--data.fit=squeeze"]) == 2
     assert "data.fit" in capsys.readouterr().err
