@@ -3,14 +3,14 @@
 `prompt_to_prompt` and `self_attention` explain the names.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from nti_batch.diffusion.alignment import TokenizedPrompt, align
-from nti_batch.diffusion.edit_settings import DEFAULT_WORD, AttentionMethod, EditSettings, StepRange, Words
+from nti_batch.diffusion.edit_settings import DEFAULT_WORD, AttentionMethod, EditSettings, StepRange, Words, each_word
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,12 +95,11 @@ def _pair_of_words(
     """1 for the words of both prompts, 0 for other tokens, [2, tokens]."""
     words = zip((source, edit), pair or ("", ""), strict=True)
     return torch.stack(
-        [_by_word(name, prompt, 0.0, dict.fromkeys(_each(of_prompt), 1.0)) for prompt, of_prompt in words]
+        [
+            _by_word(name, prompt, 0.0, dict.fromkeys(filter(None, each_word(of_prompt)), 1.0))
+            for prompt, of_prompt in words
+        ]
     )
-
-
-def _each(words: Words) -> Iterable[str]:
-    return filter(None, [words] if isinstance(words, str) else words)
 
 
 def _ranges_by_word(name: str, prompt: TokenizedPrompt, ranges: Mapping[str, StepRange]) -> Tensor:

@@ -7,14 +7,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, Literal, get_args
 
+import torch
+
 from nti_batch.diffusion.alignment import Kind
 from nti_batch.phrases import is_unicode
 
 DEFAULT_WORD = "default_"
 """Key of `cross_replace_steps` for all words that have no entry of their own, as in the code of prompt-to-prompt."""
 
-FLOAT32_MAX = (2 - 2**-23) * 2.0**127
-"""Largest number of a tensor."""
+FLOAT32_MAX = torch.finfo(torch.float32).max
 
 MAX_DILATION = 64
 """Largest `dilate_mask`, as large as the latents of Stable Diffusion."""
@@ -174,7 +175,7 @@ class EditSettings:
         yield "equalizer", self.equalizer
         yield "cross_replace_steps", self.cross_replace_by_word
         for name in _PAIRS:
-            yield name, _each_word(getattr(self, name) or ())
+            yield name, [word for side in getattr(self, name) or () for word in each_word(side)]
 
     @property
     def cross_replace_by_word(self) -> Mapping[str, StepRange]:
@@ -242,9 +243,9 @@ def _range_errors(name: str, steps: StepRange) -> Iterator[str]:
         yield f"{name} is {list(steps)}, allowed: [start, end] with 0 <= start <= end <= 1"
 
 
-def _each_word(pair: Iterable[Any]) -> list[object]:
-    """The words of both sides of a pair."""
-    return [word for side in pair for word in (side if isinstance(side, tuple) else (side,))]
+def each_word(words: Words) -> tuple[str, ...]:
+    """The words of one side of a pair."""
+    return words if isinstance(words, tuple) else (words,)
 
 
 def _text_errors(name: str, words: Iterable[object]) -> Iterator[str]:

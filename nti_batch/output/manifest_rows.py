@@ -8,6 +8,7 @@ import urllib.parse
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 from nti_batch.json_object import Json
@@ -115,10 +116,13 @@ class Row(ABC):
     def metrics(self) -> dict[str, float]:
         """Scores of the record by name."""
 
+    def values(self) -> dict[str, Json]:
+        """The values of all columns."""
+        return {key: getattr(self, column.field) for key, column in self.columns.items()}
+
     def to_json(self) -> dict[str, Json]:
         """The row as the manifest holds it."""
-        values = {key: getattr(self, column.field) for key, column in self.columns.items()}
-        return {key: value for key, value in values.items() if value or not self.columns[key].only_true}
+        return {key: value for key, value in self.values().items() if value or not self.columns[key].only_true}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
@@ -138,6 +142,7 @@ class Row(ABC):
         return cls(**{cls.columns[key].field: value for key, value in values.items()})
 
     @classmethod
+    @cache
     def _required(cls) -> set[str]:
         """Keys that every row has."""
         return {key for key, column in cls.columns.items() if not column.only_true}

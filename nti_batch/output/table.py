@@ -168,8 +168,7 @@ def _scalar(value: Json) -> Json:
 
 def _cells(row: Row) -> Cells:
     finished = datetime.fromtimestamp(row.finished, UTC)
-    values = {key: getattr(row, column.field) for key, column in row.columns.items()}
-    return {"id": f"{quote(row.shard, safe='')}/{row.id}", **values, "finished": finished}
+    return {"id": f"{quote(row.shard, safe='')}/{row.id}", **row.values(), "finished": finished}
 
 
 def _caption(tar: Path, place: MemberPlace, row: Row) -> str:
