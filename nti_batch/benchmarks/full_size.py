@@ -144,7 +144,9 @@ def random_text_encoders(device: torch.device, family: Family = "1.x") -> list[t
 def write_checkpoint(folder: Path, family: Family, device: torch.device, seed: int = 0) -> None:
     """Write a diffusers checkpoint of a family with random weights: the UNet in bfloat16, the rest in float32."""
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     torch.manual_seed(seed)
     random_unet("bfloat16", device, family).save_pretrained(folder / "unet")
     random_vae(device, family).save_pretrained(folder / "vae")

@@ -85,8 +85,8 @@ def calls(bench: FullSize, acceleration: Acceleration, batch_size: int) -> Itera
 
 
 def job_images(bench: FullSize, method: Method) -> int:
-    """Images of a job: with many updates one batch, with few as many as keep every call full."""
-    return bench.batch_size if method == "default" else 3 * bench.batch_size - 1
+    """Images of a job: with many updates two batches, with few as many as keep every call full."""
+    return 2 * bench.batch_size if method == "default" else 3 * bench.batch_size - 1
 
 
 def job(bench: FullSize, acceleration: Acceleration, method: Method) -> Iterator[Row]:
@@ -118,6 +118,8 @@ def job(bench: FullSize, acceleration: Acceleration, method: Method) -> Iterator
             "device_idle_share": figures.device_idle,
             "images": figures.images,
             "seconds": figures.seconds,
+            "start_s": figures.start_seconds,
+            "end_s": figures.end_seconds,
             "compiling_s": figures.warm_up_seconds,
             "forward_passes": figures.forwards,
             "backward_passes": figures.backwards,

@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import wraps
@@ -10,11 +10,11 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from torch import Tensor
 
-from nti_batch.benchmarks.timing import UNetClock, synchronize
+from nti_batch.benchmarks.timing import synchronize
 from nti_batch.benchmarks.update_counts import fixed_updates
 from nti_batch.diffusion.clock import DeviceClock
-from nti_batch.diffusion.guidance import Predictor
 from nti_batch.jobs.invert_module import InversionModule
 from nti_batch.jobs.run import Job, predict
 from nti_batch.jobs.signals import StopSignals
@@ -48,8 +48,14 @@ class JobFigures:
     seconds: float
     """Time from the first read to the last commit, without compiling."""
 
+    start_seconds: float
+    """Part of it before the first image is encoded."""
+
+    end_seconds: float
+    """Part of it after the last image is decoded."""
+
     device_idle: float
-    """Share of the time in which the device has nothing to do."""
+    """Share of the time between the two in which the device has nothing to do."""
 
     device_seconds: dict[str, float]
     """Time of the device for an image, by what it does."""
@@ -68,6 +74,15 @@ class JobFigures:
     """Peak memory of a GPU; None without one."""
 
 
+@dataclass(slots=True)
+class Moments:
+    """When a job does what, on the clock of `time.perf_counter`, and how long it compiles."""
+
+    first_encoding: float | None = None
+    warm_up_seconds: float = 0.0
+    last_decoding: float = 0.0
+
+
 def run_job(build: Build, arguments: Sequence[str], networks: StableDiffusion, counts: Sequence[int]) -> JobFigures:
     """Run the job in this process.
 
@@ -83,35 +98,37 @@ def run_job(build: Build, arguments: Sequence[str], networks: StableDiffusion, c
     device = networks.device
     clocks = {name: DeviceClock(device) for name in DEVICE}
     host = {name: DeviceClock() for name in HOST}
-    timing = _timed(DEVICE, clocks), _timed(HOST, host)
-    with timing[0], timing[1], fixed_updates(counts), _unet_clock() as unet, _unfrozen(), StopSignals() as stop:
+    with _timed(DEVICE, clocks), _timed(HOST, host), fixed_updates(counts), _unfrozen(), StopSignals() as stop:
         job = build(arguments, stop)
         module = job.module
         assert isinstance(module, InversionModule)
         module.networks = networks
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        start = time.perf_counter()
-        is_done = predict(job)
-        synchronize(device)
-        warm_up = module.warm_up_seconds or 0.0
-        seconds = time.perf_counter() - start - warm_up
+        with _moments(clocks.values()) as moments:
+            start = time.perf_counter()
+            is_done = predict(job)
+            end = time.perf_counter()
     tally = job.writer.tally
     if not is_done or not tally.done or tally.failed:
         raise RuntimeError(f"{tally.done} images are done and {tally.failed} failed; the lines above name the reason")
     images = tally.done
-    busy = {"UNet": unet[0].seconds - warm_up, **{name: clock.seconds for name, clock in clocks.items()}}
-    work = module.pool.work
+    busy = {name: clock.seconds for name, clock in {"UNet": module.pool.clock, **clocks}.items()}
+    work, seconds = module.pool.work, end - start - moments.warm_up_seconds
+    assert moments.first_encoding is not None
+    start_seconds, end_seconds = moments.first_encoding - start, end - moments.last_decoding
     return JobFigures(
         images=images,
         images_per_hour=3600 * images / seconds,
         seconds=seconds,
-        device_idle=1 - sum(busy.values()) / seconds,
+        start_seconds=start_seconds,
+        end_seconds=end_seconds,
+        device_idle=1 - sum(busy.values()) / (seconds - start_seconds - end_seconds),
         device_seconds={name: value / images for name, value in busy.items()},
         host_seconds={name: clock.seconds / images for name, clock in host.items()},
         forwards=work.forwards / images,
         backwards=work.backwards / images,
-        warm_up_seconds=warm_up,
+        warm_up_seconds=moments.warm_up_seconds,
         peak_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
     )
 
@@ -126,17 +143,34 @@ def _unfrozen() -> Iterator[None]:
 
 
 @contextmanager
-def _unet_clock() -> Iterator[list[UNetClock]]:
-    """Give the clock of the pool's network, once there is a pool."""
-    clocks: list[UNetClock] = []
-    original = InversionModule.predictor
+def _moments(clocks: Collection[DeviceClock]) -> Iterator[Moments]:
+    """Note the moments of a job, and take what it does while it compiles and captures off the clocks of the device."""
+    moments = Moments()
+    encode, warm_up, end = InversionModule._encode, InversionModule._warm_up, InversionModule.on_predict_epoch_end
 
-    def predictor(module: InversionModule) -> Predictor:
-        clocks.append(UNetClock(original(module), module.networks.device))
-        return clocks[-1]
+    def noted_encode(module: InversionModule) -> None:
+        moments.first_encoding = moments.first_encoding or time.perf_counter()
+        encode(module)
 
-    with patch.object(InversionModule, "predictor", predictor):
-        yield clocks
+    def noted_warm_up(module: InversionModule, latents: Tensor, prompt: Tensor) -> None:
+        before = [clock.seconds for clock in clocks]
+        start = time.perf_counter()
+        warm_up(module, latents, prompt)
+        for clock, seconds in zip(clocks, before, strict=True):
+            clock.finished_seconds -= clock.seconds - seconds
+        moments.warm_up_seconds = time.perf_counter() - start
+
+    def noted_end(module: InversionModule) -> None:
+        end(module)
+        synchronize(module.networks.device)
+        moments.last_decoding = time.perf_counter()
+
+    with (
+        patch.object(InversionModule, "_encode", noted_encode),
+        patch.object(InversionModule, "_warm_up", noted_warm_up),
+        patch.object(InversionModule, "on_predict_epoch_end", noted_end),
+    ):
+        yield moments
 
 
 @contextmanager

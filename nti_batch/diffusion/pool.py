@@ -105,6 +105,11 @@ class InversionPool(Generic[K]):
         """Number of images in flight that keeps every call full."""
         return (1 + self.most_calls) * self.batch_size - 1
 
+    @property
+    def has_full_call(self) -> bool:
+        """Whether a call of `batch_size` images can start."""
+        return len(self._next_call()) == self.batch_size
+
     def progress(self, key: K) -> float:
         """Share of the steps of an image in flight that are taken, from 0 to 1."""
         return self._states[key].progress

@@ -163,6 +163,9 @@ class InversionModule(JobModule):
         while (len(self.pool) >= self.pool.capacity or (is_last and len(self.pool))) and not self.stop.requested:
             self._advance()
             self._admit()
+        # while the pool fills, the device does not wait for the images that are still to come
+        if self.pool.has_full_call and not self.stop.requested:
+            self._advance()
         if isinstance(batch, Pause):
             self.on_predict_epoch_end()
         return len(self.pool)

@@ -3,6 +3,7 @@
 The first two need calls of one shape.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -147,7 +148,9 @@ class CapturedPredictor:
     ) -> Callable[..., Tensor]:
         samples = latents.clone(), timesteps.clone(), embeddings.clone().requires_grad_(needs_gradient)
         try:
-            with torch.set_grad_enabled(needs_gradient):
+            with torch.set_grad_enabled(needs_gradient), warnings.catch_warnings():
+                # torch 2.11 keeps the graph of its warm-up, on another stream, until it captures, and warns of itself
+                warnings.filterwarnings("ignore", "The AccumulateGrad node's stream", UserWarning)
                 captured: Any = torch.cuda.make_graphed_callables(lambda *inputs: self.predict(*inputs), samples)
         except RuntimeError as error:
             # the end of a capture that did not fit the memory may fail, too, and hide the reason

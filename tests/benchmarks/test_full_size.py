@@ -163,7 +163,8 @@ def test_every_figure_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[s
         for method in ("fast", "default"):
             job = table[f"job, {way}, updates of {method}"]
             assert job["images_an_hour"] > 0 and 0 < job["device_idle_share"] < 1
-            assert job["images"] == (5 if method == "fast" else 2)
+            assert job["images"] == (5 if method == "fast" else 4)
+            assert 0 < job["start_s"] + job["end_s"] < job["seconds"]
             where = table[f"job, {way}, updates of {method}, of an image"]
             assert {"UNet_ms", "VAE_ms", "text_ms", "decoding_ms", "packing_ms", "writing_ms"} <= where.keys()
             assert all(value > 0 for name, value in where.items() if name.endswith("_ms"))
