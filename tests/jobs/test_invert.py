@@ -16,6 +16,8 @@ from PIL import Image
 from nti_batch import read_inversions
 from nti_batch.cli import main
 from nti_batch.data.images import decode_image
+from nti_batch.diffusion.null_text import InvertedImage
+from nti_batch.diffusion.pool import InversionPool
 from nti_batch.editing.reconstruct import reconstruct
 from nti_batch.jobs.parser import REFUSED
 from nti_batch.jobs.signals import STOP_SIGNALS
@@ -48,6 +50,20 @@ def test_the_job_inverts_every_image_and_a_second_run_changes_nothing(
     before = files(out)
     assert main(arguments(tiny_model, shards, out)) == 0
     assert files(out) == before
+
+
+def test_the_first_call_starts_once_it_is_full_while_the_pool_still_fills(
+    tiny_model: Path, shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    in_flight, advance = [], InversionPool.advance
+
+    def noted(pool: InversionPool[tuple[str, str]]) -> list[tuple[tuple[str, str], InvertedImage]]:
+        in_flight.append(len(pool))
+        return advance(pool)
+
+    monkeypatch.setattr(InversionPool, "advance", noted)
+    assert main(arguments(tiny_model, shards, tmp_path / "out", "--model.batch_size=4")) == 0
+    assert in_flight[0] == 4 and max(in_flight) == 7
 
 
 def test_a_reconstruction_from_the_file_reaches_the_recorded_psnr(tiny_model: Path, shards: str, tmp_path: Path):
