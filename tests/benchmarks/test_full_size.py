@@ -133,6 +133,17 @@ def test_a_job_takes_the_given_number_of_updates(counts: list[int], tiny_model: 
     assert InversionSettings().threshold_at(1, 3) > 0
 
 
+def test_a_timestep_with_all_updates_has_the_passes_that_the_table_computes_with(tiny_model: Path, tmp_path: Path):
+    shard, updates = write_shard(tmp_path / "s.tar", captioned(1)), full_size_parts.MAX_UPDATES
+    flags = [f"--model.name={tiny_model}", f"--data.shards={shard}", "--model.num_steps=3", "--trainer.accelerator=cpu"]
+    assert updates == InversionSettings().num_inner_steps
+    with fixed_updates([updates] * 3):
+        assert main(["invert", *flags, f"--output.dir={tmp_path / 'out'}", "--model.batch_size=2"]) == 0
+    (row,) = rows(tmp_path / "out").values()
+    assert row.forwards == 3 * (full_size_parts.FORWARD_PASSES + updates)
+    assert row.backwards == 3 * updates
+
+
 def test_the_reference_loop_takes_the_given_number_of_updates_and_at_least_one(tiny_model: Path, tmp_path: Path):
     networks = StableDiffusion.load(ModelSource(str(tiny_model)))
     images = load_images({"s": str(write_shard(tmp_path / "s.tar", captioned(2)))}, "txt", (16, 16), 2)
