@@ -107,7 +107,7 @@ class FullSize:
         return StableDiffusion.load(self.source, self.precision)
 
     def networks(self, is_compiled: bool) -> StableDiffusion:
-        """The networks on the device, from which a job takes them away at its end."""
+        """The networks on the device."""
         return (self.compiled_networks if is_compiled else self.eager_networks).to(self.device)
 
     @cached_property

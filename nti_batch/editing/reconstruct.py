@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from nti_batch.diffusion.batch_size import in_batches
 from nti_batch.diffusion.ddim import ddim_sample
 from nti_batch.models.stable_diffusion import StableDiffusion
 from nti_batch.output.serialization import StoredInversion
@@ -24,7 +25,7 @@ def reconstruct(networks: StableDiffusion, stored: list[StoredInversion], guided
     """
     ends = [s.pivot[-1] for s in stored if s.pivot is not None]
     if guided and ends:
-        return networks.decode_latents(torch.stack(ends).to(networks.device))
+        return _decoded(networks, torch.stack(ends).to(networks.device))
     prompts = networks.embed_prompts([s.prompt for s in stored])
     null = torch.stack([s.null_embeddings for s in stored], 1).to(networks.device)
     if not guided:
@@ -37,4 +38,8 @@ def reconstruct(networks: StableDiffusion, stored: list[StoredInversion], guided
         list(null),
         stored[0].settings.inversion.guidance_scale,
     )
-    return networks.decode_latents(latents)
+    return _decoded(networks, latents)
+
+
+def _decoded(networks: StableDiffusion, latents: Tensor) -> Tensor:
+    return in_batches(networks.decode_latents, latents, len(latents))

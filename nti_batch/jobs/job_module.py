@@ -1,6 +1,7 @@
 """What the LightningModules of both jobs have in common: clocks of their stages, and queues."""
 
 import time
+from typing import Self
 
 from lightning.pytorch import LightningModule
 
@@ -23,6 +24,10 @@ class JobModule(LightningModule):
         """Time that the first calls took, in which the UNet is compiled; None before them."""
 
         self._started: float | None = None
+
+    def cpu(self) -> Self:
+        """Stay on the device: the Trainer calls this at the end, and the preview needs the networks there."""
+        return self
 
     def start_clocks(self, **clocks: DeviceClock) -> None:
         """Start the time of the prediction, with clocks that others run."""

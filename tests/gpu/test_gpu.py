@@ -194,6 +194,19 @@ def test_the_writer_gets_records_on_the_host(tmp_path: Path, monkeypatch: pytest
     assert {each.null_embeddings.device.type for each in inversions} == {"cpu"}
 
 
+def test_the_preview_is_drawn_on_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    decode, devices = StableDiffusion.decode_latents, set()
+
+    def noted(networks: StableDiffusion, latents: torch.Tensor) -> torch.Tensor:
+        devices.add(latents.device.type)
+        return decode(networks, latents)
+
+    monkeypatch.setattr(StableDiffusion, "decode_latents", noted)
+    inverted(tmp_path / "out")
+    assert (tmp_path / "out" / "preview.png").exists()
+    assert devices == {"cuda"}
+
+
 def test_a_backward_pass_after_another_call_is_refused(networks: StableDiffusion):
     predict = Acceleration(cuda_graphs=True).predictor(networks, lambda: 2)
     inputs = call_inputs(networks, 2)

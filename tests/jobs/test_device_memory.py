@@ -13,7 +13,9 @@ from nti_batch.cli import main
 from nti_batch.diffusion import null_text
 from nti_batch.diffusion.pool import InversionPool
 from nti_batch.jobs.invert_module import InversionModule
+from nti_batch.jobs.job_module import JobModule
 from nti_batch.jobs.writer import RecordWriter
+from nti_batch.models.source import ModelSource
 from nti_batch.models.stable_diffusion import StableDiffusion
 from nti_batch.records import Inversion, Outcome
 
@@ -48,6 +50,31 @@ def test_where_the_vae_does_not_fit_beside_a_call_it_runs_without(
     assert len(rows(tmp_path / "out")) == 9
     assert refused[-1] == 1, "one image was tried before the calls were dropped"
     assert "two calls do not fit the device's memory: continuing with one at a time" in capsys.readouterr().err
+
+
+def test_the_preview_is_drawn_where_the_vae_takes_one_image(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    own, refused = StableDiffusion.decode_latents, []
+
+    def limited(networks: StableDiffusion, latents: Tensor) -> Tensor:
+        if len(latents) > 1:
+            refused.append(len(latents))
+            raise torch.OutOfMemoryError("no memory")
+        return own(networks, latents)
+
+    monkeypatch.setattr(StableDiffusion, "decode_latents", limited)
+    shard = write_shard(tmp_path / "a.tar", captioned(4))
+    assert main(arguments(tiny_model, shard, tmp_path / "out", "--model.batch_size=1")) == 0
+    assert 4 in refused, "the preview asked for all images at once"
+    assert (tmp_path / "out" / "preview.png").exists()
+
+
+def test_the_networks_stay_on_the_device_for_the_preview(tiny_model: Path):
+    """The Trainer moves its module to the host at the end."""
+    module = JobModule()
+    module.networks = StableDiffusion.load(ModelSource(str(tiny_model))).to("meta")
+    assert module.cpu().networks.device.type == "meta"
 
 
 def test_an_image_that_the_vae_never_fits_ends_the_job(
