@@ -14,7 +14,7 @@ stages:
     of a camera image, and at guidance scale 7.5 a rounding error grows 40,000 times in 50 steps.
 
 The training is seeded, and the same command goes on with a training that was ended. It takes five minutes on a GPU, and
-up to three hours on two cores. `python -m nti_batch.demo.evaluate` measures the result.
+an hour and forty minutes on two cores. `python -m nti_batch.demo.evaluate` measures the result.
 """
 
 import argparse
