@@ -205,7 +205,7 @@ def test_a_part_that_fails_or_finds_no_time_ends_none_of_the_others(
     assert "eager, batch size 2: error OutOfMemoryError: 2 images" in lines
     assert any(line.startswith("eager, forward and backward: batch size 1, ms an image ") for line in lines)
     (skipped,) = [line for line in lines if line.startswith("job, eager, updates of default: ")]
-    assert skipped.endswith("skipped it takes about 55 s, and 9 s are left; a larger --minutes measures it")
+    assert skipped.endswith("skipped it takes about 60 s, and 9 s are left; a larger --minutes measures it")
 
 
 @pytest.mark.parametrize(
