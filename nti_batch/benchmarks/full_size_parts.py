@@ -23,9 +23,9 @@ NUM_STEPS = 50
 REFERENCE_STEPS = 5
 """Timesteps of the reference loop that are measured: all would take a minute for an image."""
 
-FORWARD_PASSES, MAX_UPDATES = 3, 10
+FORWARD_PASSES, MAX_UPDATES = 3, InversionSettings().num_inner_steps
 """Passes of a timestep with all updates: one of DDIM inversion, one with the prompt, one after the last update, and
-beside them ten with a backward pass."""
+beside them one with a backward pass for each update."""
 
 EAGER = Acceleration()
 CAPTURED = Acceleration(cuda_graphs=True)
@@ -185,8 +185,7 @@ def comparison(bench: FullSize) -> Iterator[Row]:
                 {"times": figures.images_per_hour / rate},
             )
         if {(way, kind) for kind in KINDS} <= bench.timings.keys():
-            working = figures.seconds - figures.start_seconds - figures.end_seconds
-            outside = working / figures.images - figures.device_seconds["UNet"]
+            outside = figures.working_seconds / figures.images - figures.device_seconds["UNet"]
             forward, both = (bench.timings[way, kind].seconds / bench.batch_size for kind in KINDS)
             of_timestep = FORWARD_PASSES * forward + MAX_UPDATES * both
             values: Values = {"images_an_hour": 3600 / (NUM_STEPS * of_timestep + outside)}

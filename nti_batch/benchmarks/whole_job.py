@@ -54,9 +54,6 @@ class JobFigures:
     end_seconds: float
     """Part of it after the last image is decoded."""
 
-    device_idle: float
-    """Share of the time between the two in which the device has nothing to do."""
-
     device_seconds: dict[str, float]
     """Time of the device for an image, by what it does."""
 
@@ -72,6 +69,16 @@ class JobFigures:
 
     peak_bytes: int | None
     """Peak memory of a GPU; None without one."""
+
+    @property
+    def working_seconds(self) -> float:
+        """Time between start and end."""
+        return self.seconds - self.start_seconds - self.end_seconds
+
+    @property
+    def device_idle(self) -> float:
+        """Share of the time between start and end in which the device has nothing to do."""
+        return 1 - self.images * sum(self.device_seconds.values()) / self.working_seconds
 
 
 @dataclass(slots=True)
@@ -116,14 +123,12 @@ def run_job(build: Build, arguments: Sequence[str], networks: StableDiffusion, c
     busy = {name: clock.seconds for name, clock in {"UNet": module.pool.clock, **clocks}.items()}
     work, seconds = module.pool.work, end - start - moments.warm_up_seconds
     assert moments.first_encoding is not None
-    start_seconds, end_seconds = moments.first_encoding - start, end - moments.last_decoding
     return JobFigures(
         images=images,
         images_per_hour=3600 * images / seconds,
         seconds=seconds,
-        start_seconds=start_seconds,
-        end_seconds=end_seconds,
-        device_idle=1 - sum(busy.values()) / (seconds - start_seconds - end_seconds),
+        start_seconds=moments.first_encoding - start,
+        end_seconds=end - moments.last_decoding,
         device_seconds={name: value / images for name, value in busy.items()},
         host_seconds={name: clock.seconds / images for name, clock in host.items()},
         forwards=work.forwards / images,
